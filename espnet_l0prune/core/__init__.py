@@ -1,0 +1,1 @@
+"""Gates, costs, schedules and losses: torch only, nothing of ESPnet."""

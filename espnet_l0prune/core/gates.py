@@ -1,0 +1,107 @@
+"""Hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312).
+
+With noise u ~ U(0, 1), the stretched and clamped concrete variable is
+
+    t = sigmoid((log u - log(1 - u) + log_alpha) / BETA)
+    z = clamp(t (RIGHT - LEFT) + LEFT, 0, 1)
+
+so that P(z > 0) = sigmoid(log_alpha - BETA log(-LEFT / RIGHT)). Without noise,
+z = clamp(sigmoid(log_alpha) (RIGHT - LEFT) + LEFT, 0, 1).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+LEFT, RIGHT, BETA = -0.1, 1.1, 2 / 3
+SHIFT = -BETA * math.log(-LEFT / RIGHT)  # P(z > 0) = sigmoid(log_alpha + SHIFT)
+DECIDED = 100.0  # |log_alpha| of a gate fixed to 0 or 1, in any float type
+# From here on the noise-free gate is exactly 1, so that a new network is dense.
+LEAST_OPEN = 1 / (1 + math.exp(-(math.log((1 - LEFT) / (RIGHT - 1)) + SHIFT)))
+
+
+class LogAlpha(nn.Parameter):
+    """The parameter of a gate: optimizers tell it from a weight by this type."""
+
+
+class HardConcrete(nn.Module):
+    """A vector of gates that multiplies groups of features.
+
+    Args:
+        size: number of gates n
+        dim: the dimension of the input that is gated
+        width: neighbouring features that share a gate; None: one gate for them all
+        open_probability: P(z > 0) at the start, in [LEAST_OPEN, 1)
+
+    Attributes:
+        log_alpha: (n,), kept in float32 or wider
+        sampling: draw the gates in training mode; noise-free otherwise
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dim: int = -1,
+        width: int | None = 1,
+        open_probability: float = 0.99,
+    ):
+        super().__init__()
+        if not LEAST_OPEN <= open_probability < 1:
+            raise ValueError(
+                f"open_probability is {open_probability}; expected a number in "
+                f"[{LEAST_OPEN:.3f}, 1), so that training starts from a dense network"
+            )
+        self.dim, self.width, self.open_probability = dim, width, open_probability
+        self.log_alpha = LogAlpha(torch.empty(size))
+        self.sampling = False
+        self.espnet_initialization_fn()
+
+    def espnet_initialization_fn(self) -> None:
+        """Open all gates; ESPnet calls it too, after `init:` went over the model."""
+        p = self.open_probability
+        nn.init.constant_(self.log_alpha, math.log(p / (1 - p)) - SHIFT)
+
+    def probability(self) -> Tensor:
+        """P(z > 0) of each gate, (n,) in float64."""
+        return torch.sigmoid(self.log_alpha.double() + SHIFT)
+
+    def values(self) -> Tensor:
+        """The noise-free gates, (n,) in [0, 1]."""
+        return _stretch(torch.sigmoid(self.log_alpha))
+
+    def sample(self) -> Tensor:
+        """Gates drawn with fresh noise, (n,) in [0, 1]."""
+        u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+        return _stretch(torch.sigmoid((torch.logit(u) + self.log_alpha) / BETA))
+
+    def is_open(self) -> Tensor:
+        """Which gates the network has open when it is evaluated, (n,) bool."""
+        return self.values() > 0
+
+    def is_decided(self) -> bool:
+        """Whether every gate has been fixed to 0 or 1."""
+        return bool((self.log_alpha.abs() == DECIDED).all())
+
+    @torch.no_grad()
+    def decide_(self, keep: Tensor) -> None:
+        """Fix the gates to 1 where `keep` (n,) is true, to 0 elsewhere."""
+        self.log_alpha.copy_(torch.where(keep, DECIDED, -DECIDED))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate `x`: (..., n * width, ...) with the gated features at `dim`."""
+        z = self.sample() if self.sampling and self.training else self.values()
+        if self.width is not None:
+            if self.width > 1:
+                z = z.repeat_interleave(self.width)
+            shape = [1] * x.dim()
+            shape[self.dim] = -1
+            z = z.view(shape)
+        return x * z.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.log_alpha.numel()}, dim={self.dim}, width={self.width}"
+
+
+def _stretch(t: Tensor) -> Tensor:
+    return (t * (RIGHT - LEFT) + LEFT).clamp(0, 1)

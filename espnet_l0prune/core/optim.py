@@ -1,0 +1,73 @@
+"""AdamW with rates of their own for weights, gates and multipliers."""
+
+from collections.abc import Iterable
+
+import torch
+
+from espnet_l0prune.core.gates import LogAlpha
+
+
+class L0AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) for a network with hard-concrete gates.
+
+    Parameters of type LogAlpha form a group of their own, without weight decay, at
+    the constant rate `gate_lr`: schedulers of the learning rate do not touch it. That
+    group also carries what pruning must resume from, as plain numbers: `update` (the
+    updates made) and the multipliers `lambda1` and `lambda2`.
+
+    Args:
+        params: parameters or parameter groups of the model
+        lr: learning rate of the weights; the one a scheduler scales
+        gate_lr: step size of the log_alphas
+        multiplier_lr: step size of the multipliers' gradient ascent
+        betas, eps, weight_decay: as in AdamW
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        gate_lr: float = 0.02,
+        multiplier_lr: float = 1.0,
+        betas: tuple[float, float] | list[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        self._gate_group = {
+            "gate_lr": gate_lr,
+            "multiplier_lr": multiplier_lr,
+            "update": 0,
+            "lambda1": 0.0,
+            "lambda2": 0.0,
+            "weight_decay": 0.0,
+        }
+        super().__init__(
+            params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay
+        )
+
+    def add_param_group(self, group: dict) -> None:
+        """Add a group; its gates, if any, go into a group of their own."""
+        params = group["params"]
+        params = [params] if isinstance(params, torch.Tensor) else list(params)
+        gates = [p for p in params if isinstance(p, LogAlpha)]
+        weights = [p for p in params if not isinstance(p, LogAlpha)]
+        if weights or not gates:
+            super().add_param_group({**group, "params": weights})
+        if gates:
+            super().add_param_group({**group, **self._gate_group, "params": gates})
+
+    @property
+    def pruning(self) -> dict:
+        """The group of the gates, with `update`, `lambda1` and `lambda2`."""
+        return next(g for g in self.param_groups if "update" in g)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = group.get("gate_lr", group["lr"])
+        try:
+            return super().step(closure)
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate

@@ -1,0 +1,1 @@
+"""What ESPnet sees: the only code that imports it."""

@@ -1,0 +1,175 @@
+"""The unpruned model, run beside the student on what the student's encoder gets."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from espnet2.asr.espnet_model import ESPnetASRModel
+from torch import Tensor, nn
+
+
+@dataclass
+class Trace:
+    """What one forward of an encoder and a decoder took and gave."""
+
+    encoder_args: tuple = ()
+    encoder_kwargs: dict = field(default_factory=dict)
+    blocks: list[Tensor] = field(default_factory=list)  # (batch, time, size) each
+    encoder_out: Tensor | None = None  # (batch, time, size)
+    encoder_lengths: Tensor | None = None  # (batch,)
+    decoder_args: tuple = ()
+    decoder_out: Tensor | None = None  # logits, (batch, tokens, vocabulary)
+
+
+def _first(output):
+    return _first(output[0]) if isinstance(output, tuple) else output
+
+
+@contextmanager
+def record(model: ESPnetASRModel) -> Iterator[Trace]:
+    """Watch the model's encoder, its blocks and its decoder, without touching them."""
+    trace = Trace()
+
+    def on_encoder(_, args, kwargs, output):
+        trace.encoder_args, trace.encoder_kwargs = args, kwargs
+        trace.encoder_out, trace.encoder_lengths = _first(output), output[1]
+
+    def on_decoder(_, args, output):
+        trace.decoder_args, trace.decoder_out = args, output[0]
+
+    hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
+    for block in model.encoder.encoders:
+        hook = block.register_forward_hook(lambda _, __, out: trace.blocks.append(_first(out)))
+        hooks.append(hook)
+    if model.decoder is not None:
+        hooks.append(model.decoder.register_forward_hook(on_decoder))
+    try:
+        yield trace
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Teacher:
+    """A trained model that only gives targets.
+
+    It is no nn.Module, so it is in no checkpoint, no optimizer and no `.train()`.
+
+    Args:
+        config_file, model_file: of the teacher's experiment
+        student: the model that will learn from it; the teacher goes to its device
+
+    Raises:
+        ValueError: files that are missing or damaged, or a teacher that does not fit
+    """
+
+    def __init__(self, config_file: str, model_file: str, student: ESPnetASRModel):
+        parameter = next(student.parameters())
+        with torch.random.fork_rng():
+            self.model = load_model(config_file, model_file)
+        self._check(student, config_file)
+        self.model.to(device=parameter.device, dtype=parameter.dtype)
+        self.model.eval().requires_grad_(False)
+        logging.info(f"Teacher: {model_file}")
+
+    def _check(self, student: ESPnetASRModel, config_file: str) -> None:
+        teacher = self.model
+
+        def differ(what: str, theirs, ours) -> ValueError:
+            return ValueError(
+                f"the teacher {config_file} has {what} {theirs}, the student {ours}; "
+                "expected the same. Choose the teacher that the student was made from, "
+                "or mend the student's configuration."
+            )
+
+        if teacher.token_list != student.token_list:
+            sizes = len(teacher.token_list), len(student.token_list)
+            if sizes[0] != sizes[1]:
+                raise differ("a token list of length", *sizes)
+            pair = next(
+                (t, s)
+                for t, s in zip(teacher.token_list, student.token_list, strict=True)
+                if t != s
+            )
+            raise differ("another token list: first different token", *map(repr, pair))
+        for what, read in (
+            ("an encoder output of size", lambda m: m.encoder.output_size()),
+            ("encoder blocks:", lambda m: len(m.encoder.encoders)),
+            ("an attention decoder:", lambda m: m.decoder is not None),
+            ("a CTC head:", lambda m: m.ctc is not None),
+        ):
+            if read(teacher) != read(student):
+                raise differ(what, read(teacher), read(student))
+
+    @torch.no_grad()
+    def follow(self, student: Trace) -> Trace:
+        """Run on the student's encoder input and decoder input."""
+        kwargs = dict(student.encoder_kwargs)
+        if "ctc" in kwargs:
+            kwargs["ctc"] = self.model.ctc
+        with record(self.model) as trace:
+            self.model.encoder(*student.encoder_args, **kwargs)
+            if student.decoder_args:
+                self.model.decoder(trace.encoder_out, *student.decoder_args[1:])
+        return trace
+
+
+def read_config(config_file: str | Path) -> argparse.Namespace:
+    """Read an experiment's config.yaml; `yaml.safe_load`, so no code runs.
+
+    Raises:
+        ValueError: no such file, or not an experiment's configuration
+    """
+    try:
+        config = yaml.safe_load(Path(config_file).read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as e:
+        raise ValueError(
+            f"{config_file} cannot be read ({e}); expected the config.yaml that "
+            "training wrote into the experiment's folder"
+        ) from e
+    if not isinstance(config, dict) or "token_list" not in config:
+        raise ValueError(
+            f"{config_file} is no configuration of an ESPnet ASR experiment: it has no "
+            "token_list; expected the config.yaml that training wrote"
+        )
+    return argparse.Namespace(**config)
+
+
+def load_weights(model: nn.Module, model_file: str | Path) -> None:
+    """Load a checkpoint of plain tensors, every key of it and no other.
+
+    Raises:
+        ValueError: a file that is missing, damaged or no plain tensors; keys or shapes
+            that do not fit
+    """
+    try:
+        state = torch.load(model_file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+    except Exception as e:  # torch.load raises almost anything for a damaged file
+        raise ValueError(
+            f"{model_file} cannot be loaded: {str(e).splitlines()[0]} Expected a "
+            "complete checkpoint of plain tensors, as ESPnet's training saves it; "
+            "if it is truncated, take an earlier epoch or train on with --resume"
+        ) from e
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(
+            f"{model_file} does not fit its configuration: {e}. Expected the "
+            "config.yaml of the same experiment."
+        ) from e
+
+
+def load_model(config_file: str | Path, model_file: str | Path) -> ESPnetASRModel:
+    """Build an experiment's model and load its weights, strictly."""
+    from espnet2.tasks.asr import ASRTask
+
+    model = ASRTask.build_model(read_config(config_file))
+    load_weights(model, model_file)
+    return model
