@@ -20,6 +20,7 @@ class L0AdamW(torch.optim.AdamW):
         lr: learning rate of the weights; the one a scheduler scales
         gate_lr: step size of the log_alphas
         multiplier_lr: step size of the multipliers' gradient ascent
+        lambda1, lambda2: the multipliers at the start
         betas, eps, weight_decay: as in AdamW
     """
 
@@ -29,6 +30,8 @@ class L0AdamW(torch.optim.AdamW):
         lr: float = 1e-3,
         gate_lr: float = 0.02,
         multiplier_lr: float = 1.0,
+        lambda1: float = 0.0,
+        lambda2: float = 0.0,
         betas: tuple[float, float] | list[float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -37,8 +40,8 @@ class L0AdamW(torch.optim.AdamW):
             "gate_lr": gate_lr,
             "multiplier_lr": multiplier_lr,
             "update": 0,
-            "lambda1": 0.0,
-            "lambda2": 0.0,
+            "lambda1": lambda1,
+            "lambda2": lambda2,
             "weight_decay": 0.0,
         }
         super().__init__(

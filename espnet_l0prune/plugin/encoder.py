@@ -36,6 +36,7 @@ class L0ConformerEncoder(ConformerEncoder):
     ):
         _check_options(conformer_conf)
         super().__init__(input_size, **conformer_conf)
+        self.input_size = input_size
         if structure:
             self._cut_to_(structure)
         self._attach_(units, open_probability)

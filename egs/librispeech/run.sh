@@ -1,0 +1,222 @@
+#!/usr/bin/env bash
+# From a corpus to a pruned, packed recognizer. Needs only what pip installs:
+# ESPnet, and espnet_l0prune. `./run.sh --help` lists the options.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# --- options: `--name value` sets the variable of that name -------------------------
+stage=1               # first stage to run
+stop_stage=10         # last stage to run
+corpus=mini           # mini, or the root of a corpus in LibriSpeech's layout
+train_sets=           # splits to train on, e.g. "train-clean-100"
+valid_sets=           # splits to validate on, e.g. "dev-clean"
+test_sets=            # splits to test on, e.g. "test-clean test-other"
+max_bad=0.05          # share of unreadable FLAC files to skip; more is an error
+token_type=char       # char or bpe
+nbpe=300              # size of the BPE model
+datadir=              # default: data/NAME, where NAME is mini or the corpus folder's
+expdir=               # default: exp/NAME
+dense_exp=            # a trained experiment to prune, instead of stage 4
+train_config=         # defaults: conf/{train,prune,finetune}_mini.yaml for mini,
+prune_config=         #           conf/{train,prune,finetune}_small.yaml otherwise
+finetune_config=
+decode_config=conf/decode.yaml
+dense_model=valid.acc.ave.pth      # the teacher, in the dense experiment
+finetuned_model=valid.acc.ave.pth  # the model to pack
+seed=0                # of the mini corpus and of all trainings
+ngpu=0                # GPUs to train on
+train_args=           # more options for every espnet2.bin.asr_train
+dry_run=false         # true: print what would run
+# -------------------------------------------------------------------------------------
+
+die() { echo "run.sh: $*" >&2; exit 1; }
+
+usage() {
+    echo "usage: run.sh [--name value ...]"
+    sed -n '/^# --- options/,/^# -----*$/p' run.sh | sed '/^# --/d; s/^\([a-z_]*\)=/  --\1 /'
+    echo "stages: 1 data, 2 tokens, 3 statistics, 4 dense training, 5 pruning,"
+    echo "        6 cutting, 7 fine-tuning, 8 pack, 9 decode, 10 score"
+}
+
+options=$(sed -n '/^# --- options/,/^# -----*$/s/^\([a-z_]*\)=.*/\1/p' run.sh)
+while [ $# -gt 0 ]; do
+    name=${1#--}
+    if [ "$1" = --help ]; then usage; exit 0; fi
+    if [ "$name" = "$1" ] || ! grep -qx -- "$name" <<<"$options"; then
+        die "unknown option $1; ./run.sh --help lists the options"
+    fi
+    [ $# -gt 1 ] || die "$1 needs a value"
+    printf -v "$name" %s "$2"
+    shift 2
+done
+for number in "$stage" "$stop_stage"; do
+    [[ $number =~ ^([1-9]|10)$ ]] || die "stages are 1 to 10, not '$number'"
+done
+
+if [ -z "${VIRTUAL_ENV:-}" ] && [ -x ../../.venv/bin/python3 ]; then
+    PATH=$(cd ../../.venv/bin && pwd):$PATH
+fi
+export PYTHONWARNINGS=ignore PYTHONUNBUFFERED=1 NLTK_DATA=/nonexistent
+
+if [ "$corpus" = mini ]; then
+    size=mini name=mini
+    : "${train_sets:=train-mini}" "${valid_sets:=dev-mini}" "${test_sets:=test-mini}"
+else
+    size=small name=$(basename "$corpus")
+    [ -n "$train_sets" ] && [ -n "$valid_sets" ] && [ -n "$test_sets" ] ||
+        die "--corpus $corpus needs --train_sets, --valid_sets and --test_sets"
+fi
+: "${datadir:=data/$name}" "${expdir:=exp/$name}"
+: "${train_config:=conf/train_$size.yaml}" "${prune_config:=conf/prune_$size.yaml}"
+: "${finetune_config:=conf/finetune_$size.yaml}"
+for config in "$train_config" "$prune_config" "$finetune_config" "$decode_config"; do
+    [ -f "$config" ] || die "no such configuration: $config"
+done
+
+# `step STAGE DONE "OUTPUTS" COMMAND ...` runs a stage of the range asked for, unless
+# the file DONE says that the same command, with the same configurations and the same
+# stages before it, has finished, and all OUTPUTS are there.
+key=
+step() {
+    local number=$1 done=$2 outputs=$3 output complete=true configs=() word
+    shift 3
+    for word in "$@"; do
+        if [[ $word == conf/* || $word == *.yaml ]] && [ -f "$word" ] &&
+            [[ $word != "$expdir"/* ]]; then configs+=("$word"); fi
+    done
+    key=$({ echo "$key" "$@"; cat "${configs[@]:-/dev/null}"; } | sha256sum | cut -c1-16)
+    if [ "$number" -lt "$stage" ] || [ "$number" -gt "$stop_stage" ]; then return; fi
+    for output in $outputs; do [ -e "$output" ] || complete=false; done
+    if $complete && [ "$(cat "$done" 2>/dev/null)" = "$key" ]; then
+        echo "stage $number: already done ($done)"
+        return
+    fi
+    echo "stage $number: $(date +%T) $1"
+    if $dry_run; then echo "  $*"; return; fi
+    mkdir -p "$(dirname "$done")"
+    rm -f "$done"
+    "$@"
+    for output in $outputs; do
+        [ -e "$output" ] || die "stage $number ended without writing $output"
+    done
+    echo "$key" >"$done"
+}
+
+# --- the stages' commands ------------------------------------------------------------
+
+data() {
+    local root=$corpus
+    if [ "$corpus" = mini ]; then
+        root=downloads/mini-$seed
+        [ -d "$root" ] || python3 local/mini_corpus.py "$root" --seed "$seed"
+    fi
+    # shellcheck disable=SC2086 # the sets are lists
+    python3 local/data.py --corpus "$root" --datadir "$datadir" --max_bad "$max_bad" \
+        --train_sets $train_sets --valid_sets $valid_sets --test_sets $test_sets
+}
+
+tokens() {
+    python3 local/tokens.py --text "$datadir/train/text" --out "$tokendir" \
+        --token_type "$token_type" --nbpe "$nbpe"
+}
+
+# `train OUT CONFIG ...` shows the start of each epoch with ESPnet's estimate of the
+# time left; the whole log is OUT/train.log.
+train() {
+    local out=$1 config=$2
+    shift 2
+    # a checkpoint of other settings is neither resumed nor lost
+    if [ -e "$out/checkpoint.pth" ] && [ "$(cat "$out/.key" 2>/dev/null)" != "$key" ]; then
+        die "$out was trained with other settings. Choose another --expdir, or remove" \
+            "$out; to train it on with the new settings: echo $key >$out/.key"
+    fi
+    mkdir -p "$out"
+    echo "$key" >"$out/.key"
+    # shellcheck disable=SC2086 # train_args is a list
+    if ! python3 -m espnet2.bin.asr_train --config "$config" --output_dir "$out" \
+        --use_preprocessor true --token_type "$token_type" \
+        --token_list "$tokendir/tokens.txt" "${bpe[@]}" --ngpu "$ngpu" --seed "$seed" \
+        --train_data_path_and_name_and_type "$datadir/train/wav.scp,speech,sound" \
+        --train_data_path_and_name_and_type "$datadir/train/text,text,text" \
+        --valid_data_path_and_name_and_type "$datadir/valid/wav.scp,speech,sound" \
+        --valid_data_path_and_name_and_type "$datadir/valid/text,text,text" \
+        "$@" $train_args 2>&1 | tee -a "$out/train.log" | show_progress; then
+        grep -v '^\s*$' "$out/train.log" | tail -n 5 >&2
+        die "training failed; the whole log is $(pwd)/$out/train.log"
+    fi
+}
+
+show_progress() {
+    sed -un -e 's/.*INFO: \([0-9]*\/[0-9]*\)epoch started\(.*\)/  epoch \1\2/p' \
+        -e 's/.*INFO: Pruning enters/  pruning enters/p'
+}
+
+statistics() {
+    train "$stats" "$train_config" --collect_stats true --batch_type unsorted \
+        --batch_size 16 --train_shape_file "$datadir/train/wav.scp" \
+        --valid_shape_file "$datadir/valid/wav.scp"
+}
+
+fit() {
+    local out=$1 config=$2
+    shift 2
+    train "$out" "$config" --resume true \
+        --normalize global_mvn --normalize_conf "stats_file=$stats/train/feats_stats.npz" \
+        --train_shape_file "$stats/train/speech_shape" \
+        --train_shape_file "$stats/train/text_shape" \
+        --valid_shape_file "$stats/valid/speech_shape" \
+        --valid_shape_file "$stats/valid/text_shape" "$@"
+}
+
+pack() {
+    python3 -m espnet2.bin.pack asr --asr_train_config "$finetuned/config.yaml" \
+        --asr_model_file "$finetuned/$finetuned_model" --option "$cut/structure.yaml" \
+        --option "$stats/train/feats_stats.npz" "${pack_bpe[@]}" --outpath "$zip" \
+        >"$expdir/pack.log"
+    echo "  $zip"
+}
+
+tokendir=$datadir/tokens_$token_type
+bpe=() pack_bpe=()
+if [ "$token_type" = bpe ]; then
+    tokendir+=$nbpe
+    bpe=(--bpemodel "$tokendir/bpe.model")
+    pack_bpe=(--option "$tokendir/bpe.model")
+fi
+stats=$expdir/asr_stats dense=${dense_exp:-$expdir/asr_dense}
+pruned=$expdir/asr_pruned cut=$expdir/asr_cut finetuned=$expdir/asr_finetuned
+zip=$expdir/asr_pruned.zip
+teacher=(--model_conf "teacher_config=$dense/config.yaml"
+    --model_conf "teacher_model_file=$dense/$dense_model")
+
+# What the functions read beside their arguments goes into the key here.
+key="$corpus $train_sets / $valid_sets / $test_sets $token_type $nbpe $seed $train_args"
+
+step 1 "$datadir/.done" "$datadir/train/text $datadir/valid/text" data
+step 2 "$tokendir/.done" "$tokendir/tokens.txt" tokens
+step 3 "$stats/.done" "$stats/train/feats_stats.npz $stats/valid/speech_shape" \
+    statistics "$train_config"
+if [ -z "$dense_exp" ]; then
+    step 4 "$dense/.done" "$dense/$dense_model" fit "$dense" "$train_config"
+fi
+step 5 "$pruned/.done" "$pruned/latest.pth" \
+    fit "$pruned" "$prune_config" --init_param "$dense/$dense_model" "${teacher[@]}"
+step 6 "$expdir/.cut.done" "$cut/model.pth $cut/config.yaml $cut/structure.yaml" \
+    espnet-l0prune cut "$pruned" --out "$cut" --force
+step 7 "$finetuned/.done" "$finetuned/$finetuned_model" \
+    fit "$finetuned" "$finetune_config" --init_param "$cut/model.pth" \
+    --encoder_conf "structure=$cut/structure.yaml" "${teacher[@]}"
+step 8 "$expdir/.pack.done" "$zip" pack
+# shellcheck disable=SC2086 # the sets are lists
+step 9 "$expdir/.decode.done" "$expdir/decode/measures.json" \
+    python3 local/decode.py --dense "$dense" --dense_model "$dense_model" --zip "$zip" \
+    --config "$decode_config" --datadir "$datadir/test" --out "$expdir/decode" \
+    --sets $test_sets
+if [ "$stop_stage" -ge 10 ]; then
+    echo "stage 10: $(date +%T) score"
+    $dry_run || python3 local/score.py --decode "$expdir/decode" \
+        --datadir "$datadir/test" --out "$expdir/RESULTS.md"
+    for made in "$dense" "$pruned" "$cut" "$finetuned" "$zip" "$expdir/decode"; do
+        echo "  $(pwd)/$made"
+    done
+fi

@@ -1,0 +1,199 @@
+"""Commands of espnet-l0prune: parse, call, print.
+
+Exit codes: 0 done; 1 something that the user can mend, said in one message;
+2 a command line that is not understood.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+import sysconfig
+from pathlib import Path
+
+from espnet_l0prune import __version__
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espnet-l0prune",
+        description="Structured pruning of ESPnet's Conformer recognizers.",
+        epilog="Exit codes: 0 done; 1 something to mend, with a message; 2 bad usage.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="show the whole stack trace")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run, text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: {example}"
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("doctor", doctor, "check the installation", "espnet-l0prune doctor")
+    sub.add_argument(
+        "--fix",
+        action="store_true",
+        help="move torchaudio's native libraries aside if they cannot load",
+    )
+    sub = command(
+        "inspect",
+        inspect,
+        "print what is left of every module",
+        "espnet-l0prune inspect exp/asr_pruned",
+    )
+    sub.add_argument("experiment", type=Path, help="folder with config.yaml")
+    sub.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = command(
+        "cut",
+        cut,
+        "cut the closed units out of a pruned experiment",
+        "espnet-l0prune cut exp/asr_pruned --out exp/asr_cut",
+    )
+    sub.add_argument("experiment", type=Path, help="pruned to the end: gates frozen")
+    sub.add_argument("--out", type=Path, required=True, help="folder to write")
+    sub.add_argument("--checkpoint", default="latest.pth")
+    sub.add_argument("--force", action="store_true", help="replace the output folder")
+    sub = command(
+        "verify",
+        verify,
+        "check that a cut model computes what the pruned one does",
+        "espnet-l0prune verify exp/asr_pruned exp/asr_cut",
+    )
+    sub.add_argument("experiment", type=Path)
+    sub.add_argument("cut", type=Path)
+    sub.add_argument("--checkpoint", default="latest.pth", help="of the experiment")
+    command(
+        "enable",
+        enable,
+        "register with ESPnet at Python's start (for editable installs)",
+        "espnet-l0prune enable",
+    )
+    command("disable", disable, "undo enable", "espnet-l0prune disable")
+    return parser
+
+
+def _import_espnet() -> None:
+    """Import ESPnet without what it and its dependencies print while importing."""
+    noise = io.StringIO()
+    with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        import espnet2.tasks.asr  # noqa: F401
+
+
+def _checkpoint(experiment: Path) -> str:
+    return "latest.pth" if (experiment / "latest.pth").exists() else "model.pth"
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from espnet_l0prune.doctor import examine, mend_torchaudio
+
+    if args.fix:
+        moved = mend_torchaudio()
+        for path in moved:
+            print(f"moved aside, since it cannot load beside this torch: {path}")
+        if not moved:
+            print("torchaudio needs no mending")
+    checks = examine()
+    for check in checks:
+        print(f"{'ok ' if not check.remedy else 'BAD'} {check.name}: {check.found}")
+        if check.remedy:
+            print(f"    -> {check.remedy}")
+    return int(any(check.remedy for check in checks))
+
+
+def inspect(args: argparse.Namespace) -> int:
+    _import_espnet()
+    from rich.console import Console
+    from rich.table import Table
+
+    from espnet_l0prune.deploy.inspect import inspect_experiment
+
+    checkpoint = args.checkpoint or _checkpoint(args.experiment)
+    found = inspect_experiment(args.experiment, checkpoint)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+        return 0
+    table = Table("site", "unit", title=f"{args.experiment}/{checkpoint}")
+    for column in ("units", "open", "parameters", "share"):
+        table.add_column(column, justify="right")
+    for row in found.rows:
+        numbers = (row.units, row.open, f"{row.parameters:,}", f"{row.share:.1%}")
+        table.add_row(row.site, row.unit, *map(str, numbers))
+    Console().print(table)
+    print(
+        f"encoder: {found.encoder_parameters:,} parameters, model: "
+        f"{found.model_parameters:,}\nsparsity of the encoder: expected "
+        f"{found.expected_sparsity:.4f}, actual {found.actual_sparsity:.4f}, "
+        f"reachable {found.reachable_sparsity:.4f}"
+    )
+    return 0
+
+
+def cut(args: argparse.Namespace) -> int:
+    _import_espnet()
+    from espnet_l0prune.deploy.cut import cut_experiment
+
+    report = cut_experiment(args.experiment, args.out, args.checkpoint, args.force)
+    before, after = report.encoder_parameters
+    print(
+        f"{args.out}: encoder {before:,} -> {after:,} parameters, sparsity "
+        f"{report.sparsity:.4f} (target {report.target})\n"
+        f"masked and cut differ by {report.difference.float64:.1e} in float64, "
+        f"{report.difference.float32:.1e} in float32, of the output's scale"
+    )
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    _import_espnet()
+    from espnet_l0prune.deploy.cut import load_experiment
+    from espnet_l0prune.deploy.verify import compare, require_equal
+
+    masked, _ = load_experiment(args.experiment, args.checkpoint)
+    small, _ = load_experiment(args.cut, _checkpoint(args.cut))
+    difference = compare(masked, small)
+    print(
+        f"difference: {difference.float64:.1e} in float64, "
+        f"{difference.float32:.1e} in float32, of the output's scale"
+    )
+    require_equal(difference)
+    return 0
+
+
+def _autoload_file() -> Path:
+    return Path(sysconfig.get_path("purelib")) / "espnet_l0prune.pth"
+
+
+def enable(args: argparse.Namespace) -> int:
+    line = (
+        'import os; os.environ.get("ESPNET_L0PRUNE_AUTOLOAD") == "0" '
+        'or __import__("espnet_l0prune")\n'
+    )
+    _autoload_file().write_text(line)
+    print(f"enabled: {_autoload_file()}")
+    return 0
+
+
+def disable(args: argparse.Namespace) -> int:
+    _autoload_file().unlink(missing_ok=True)
+    print(f"disabled: {_autoload_file()} is gone; `import espnet_l0prune` still registers")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as e:
+        if args.debug:
+            raise
+        print(f"espnet-l0prune {args.command}: {e}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

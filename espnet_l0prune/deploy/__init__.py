@@ -1,0 +1,1 @@
+"""From a gated experiment to a small network: cut, verify, measure."""

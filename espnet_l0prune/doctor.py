@@ -1,0 +1,109 @@
+"""Check an installation, and say what to do about each thing that is wrong.
+
+The torchaudio wheel of the usual registry links CUDA. Beside a CPU-only torch its
+native libraries cannot load, `import torchaudio` raises, and so does ESPnet. Without
+them torchaudio works, as plain Python: ESPnet needs no more. `mend_torchaudio` moves
+them into a folder beside their own, only where they cannot load.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+REGISTRATION = """
+import sys, espnet2.tasks.asr as asr
+sys.exit(0 if "l0_conformer" in asr.encoder_choices.classes else 3)
+"""
+
+
+@dataclass
+class Check:
+    """One thing looked at; `remedy` is empty where it is well."""
+
+    name: str
+    found: str
+    remedy: str = ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def _last_line(result: subprocess.CompletedProcess) -> str:
+    return (result.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+def native_libraries() -> list[Path]:
+    """The compiled parts of torchaudio, found without importing it."""
+    spec = importlib.util.find_spec("torchaudio")
+    if spec is None or spec.origin is None:
+        return []
+    return sorted((Path(spec.origin).parent / "lib").glob("*.so"))
+
+
+def mend_torchaudio() -> list[Path]:
+    """Move native libraries that cannot load aside; return what was moved."""
+    if _run("import torch").returncode or not _run("import torchaudio").returncode:
+        return []
+    moved = []
+    for library in native_libraries():
+        aside = library.parent.with_name("lib_cannot_load")
+        aside.mkdir(exist_ok=True)
+        moved.append(library.rename(aside / library.name))
+    return moved
+
+
+def examine() -> list[Check]:
+    """Look at Python, torch, torchaudio, ESPnet and the registration, in this order.
+
+    What comes after a broken part is not looked at.
+    """
+    python = ".".join(map(str, sys.version_info[:3]))
+    well = sys.version_info >= (3, 10)
+    checks = [Check("Python", python, "" if well else "use Python 3.10 or newer; 3.11 is tested")]
+    install = "run `make env`, or `pip install {0}` in this environment"
+    for package in ("torch", "torchaudio", "espnet"):
+        version = _version(package)
+        if version is None:
+            checks.append(Check(package, "not installed", install.format(package)))
+            return checks
+        result = _run(f"import {package if package != 'espnet' else 'espnet2.tasks.asr'}")
+        if result.returncode == 0:
+            checks.append(Check(package, version))
+            continue
+        remedy = f"reinstall {package}: its import fails"
+        if package == "torchaudio" and native_libraries():
+            remedy = (
+                "its native libraries need a CUDA build of torch. On a machine without a "
+                "GPU run `espnet-l0prune doctor --fix`, which moves them aside; with a "
+                "GPU, install a torch with CUDA"
+            )
+        checks.append(Check(package, f"{version}: {_last_line(result)}", remedy))
+        return checks
+    checks.append(_registration())
+    return checks
+
+
+def _registration() -> Check:
+    if os.environ.get("ESPNET_L0PRUNE_AUTOLOAD") == "0":
+        remedy = "unset ESPNET_L0PRUNE_AUTOLOAD, or import espnet_l0prune yourself"
+        return Check("registration", "turned off by ESPNET_L0PRUNE_AUTOLOAD=0", remedy)
+    result = _run(REGISTRATION)
+    if result.returncode == 0:
+        return Check("registration", "ESPnet knows l0_conformer")
+    if result.returncode == 3:
+        remedy = "run `espnet-l0prune enable` (an editable install needs it once)"
+        return Check("registration", "ESPnet does not know l0_conformer", remedy)
+    remedy = "remove the other extension, or set ESPNET_L0PRUNE_AUTOLOAD=0"
+    return Check("registration", _last_line(result), remedy)

@@ -1,0 +1,55 @@
+"""Installs the package and the .pth file that tells ESPnet of it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+AUTOLOAD = "espnet_l0prune.pth"
+
+
+class BuildWithAutoload(build_py):
+    """Puts the .pth file at the top of the wheel, so that pip owns and removes it."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.copy_file(AUTOLOAD, str(Path(self.build_lib) / AUTOLOAD))
+
+    def get_outputs(self, include_bytecode=1):
+        extra = [] if self.editable_mode else [str(Path(self.build_lib) / AUTOLOAD)]
+        return super().get_outputs(include_bytecode) + extra
+
+
+setup(
+    name="espnet_l0prune",
+    version="0.1.0",
+    description="Structured pruning with L0 gates for ESPnet's Conformer recognizers",
+    long_description=Path("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["espnet_l0prune", "espnet_l0prune.*"]),
+    package_data={"espnet_l0prune": ["py.typed"]},
+    cmdclass={"build_py": BuildWithAutoload},
+    entry_points={"console_scripts": ["espnet-l0prune = espnet_l0prune.cli:main"]},
+    install_requires=[
+        "espnet>=202511",
+        "torch>=2.5",
+        "torchaudio",
+        "sentencepiece",
+        "pyyaml",
+        "rich>=13",
+    ],
+    extras_require={
+        "recipe": [
+            "espeakng-loader",
+            "espnet_model_zoo",
+            "jiwer>=3",
+            "matplotlib",
+            "scipy",
+            "soundfile",
+        ],
+        "test": ["hypothesis", "pytest", "ruff"],
+    },
+)
