@@ -150,8 +150,8 @@ def cut(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     _import_espnet()
-    from espnet_l0prune.deploy.cut import load_experiment
     from espnet_l0prune.deploy.verify import compare, require_equal
+    from espnet_l0prune.plugin.experiment import load_experiment
 
     masked, _ = load_experiment(args.experiment, args.checkpoint)
     small, _ = load_experiment(args.cut, _checkpoint(args.cut))
@@ -180,7 +180,9 @@ def enable(args: argparse.Namespace) -> int:
 
 def disable(args: argparse.Namespace) -> int:
     _autoload_file().unlink(missing_ok=True)
-    print(f"disabled: {_autoload_file()} is gone; `import espnet_l0prune` still registers")
+    print(
+        f"disabled: {_autoload_file()} is gone; `import espnet_l0prune` still registers"
+    )
     return 0
 
 

@@ -71,7 +71,11 @@ def examine() -> list[Check]:
     """
     python = ".".join(map(str, sys.version_info[:3]))
     well = sys.version_info >= (3, 10)
-    checks = [Check("Python", python, "" if well else "use Python 3.10 or newer; 3.11 is tested")]
+    checks = [
+        Check(
+            "Python", python, "" if well else "use Python 3.10 or newer; 3.11 is tested"
+        )
+    ]
     install = "run `make env`, or `pip install {0}` in this environment"
     for package in ("torch", "torchaudio", "espnet"):
         version = _version(package)

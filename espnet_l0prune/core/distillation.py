@@ -28,7 +28,9 @@ def layerwise_mse(
         lengths: valid frames, (batch,)
     """
     valid = _valid(lengths, student[0].size(1))
-    losses = [F.mse_loss(s[valid], t[valid]) for s, t in zip(student, teacher, strict=True)]
+    losses = [
+        F.mse_loss(s[valid], t[valid]) for s, t in zip(student, teacher, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 

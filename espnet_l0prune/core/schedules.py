@@ -1,9 +1,9 @@
 """How the target sparsity moves: pure functions of the number of updates made.
 
-    warmup   gates bypassed: exactly the dense network
-    ramp     the target rises
-    hold     the target stands, the gates settle
-    frozen   the gates are 0 or 1, the weights go on training
+warmup   gates bypassed: exactly the dense network
+ramp     the target rises
+hold     the target stands, the gates settle
+frozen   the gates are 0 or 1, the weights go on training
 """
 
 from abc import ABC, abstractmethod

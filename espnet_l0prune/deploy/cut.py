@@ -16,12 +16,17 @@ from espnet2.tasks.asr import ASRTask
 from espnet_l0prune.core.sites import Plan, Structure, plan_of
 from espnet_l0prune.deploy.verify import Difference, compare, require_equal
 from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.sites import count_parameters
-from espnet_l0prune.plugin.teacher import load_weights, read_config
 
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
-PRUNING_OPTIONS = ("sparsity_scheduler", "sparsity_scheduler_conf", "init_param", "config")
+PRUNING_OPTIONS = (
+    "sparsity_scheduler",
+    "sparsity_scheduler_conf",
+    "init_param",
+    "config",
+)
 
 
 @dataclass
@@ -39,26 +44,6 @@ def cut_(encoder: L0ConformerEncoder, plan: Plan) -> None:
     """Remove in place what is not in the plan, and all gates."""
     for site in encoder.sites():
         site.cut_(plan[site.name])
-
-
-def find_checkpoint(experiment: Path, name: str) -> Path:
-    path = experiment / name
-    if not path.exists():
-        there = sorted(p.name for p in experiment.glob("*.pth"))
-        raise ValueError(
-            f"{path}: no such checkpoint; expected one of "
-            f"{', '.join(there) or 'the .pth files that training writes'}"
-        )
-    return path
-
-
-def load_experiment(experiment: Path, checkpoint: str):
-    """Build the model of an experiment's folder; return it and its configuration."""
-    args = read_config(experiment / "config.yaml")
-    model_file = find_checkpoint(experiment, checkpoint)
-    model = ASRTask.build_model(args)
-    load_weights(model, model_file)
-    return model.eval(), args
 
 
 def check_settled(encoder, config: dict, experiment: Path) -> float:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_l0prune.deploy.cut import load_experiment
 from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.sites import count_parameters, find_sites
 
 

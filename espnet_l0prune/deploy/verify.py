@@ -31,7 +31,9 @@ def _output(model: nn.Module, feats: Tensor, lengths: Tensor) -> Tensor:
     """The valid frames of the encoder's output, (frames, size)."""
     encoder = model.encoder
     needs_ctc = encoder.interctc_use_conditioning or encoder.ctc_trim
-    output, valid, _ = encoder(feats, lengths, **({"ctc": model.ctc} if needs_ctc else {}))
+    output, valid, _ = encoder(
+        feats, lengths, **({"ctc": model.ctc} if needs_ctc else {})
+    )
     if isinstance(output, tuple):  # with intermediate CTC
         output = output[0]
     mask = torch.arange(output.size(1)) < valid[:, None]

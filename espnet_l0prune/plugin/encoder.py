@@ -1,14 +1,17 @@
 """ESPnet's Conformer encoder with gates, or cut down to a structure."""
 
-import difflib
-import inspect
 from collections.abc import Sequence
 
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
 from espnet_l0prune.core.sites import Budget, Site, Structure, structure_of
-from espnet_l0prune.plugin.signature import show_stock_options
-from espnet_l0prune.plugin.sites import UNITS, count_parameters, find_sites
+from espnet_l0prune.plugin.signature import check_options, show_stock_options
+from espnet_l0prune.plugin.sites import (
+    UNITS,
+    count_parameters,
+    find_sites,
+    refuse_unprunable,
+)
 
 
 class L0ConformerEncoder(ConformerEncoder):
@@ -34,7 +37,7 @@ class L0ConformerEncoder(ConformerEncoder):
         structure: Structure | None = None,
         **conformer_conf,
     ):
-        _check_options(conformer_conf)
+        check_options(L0ConformerEncoder, conformer_conf, "encoder_conf")
         super().__init__(input_size, **conformer_conf)
         self.input_size = input_size
         if structure:
@@ -74,6 +77,7 @@ class L0ConformerEncoder(ConformerEncoder):
                     f"encoder_conf: units has {kind!r}, but nothing in this encoder "
                     f"has such units; it has {', '.join(sorted(here))}"
                 )
+        refuse_unprunable(self, units)
         for site in sites:
             site.attach_(units, open_probability)
 
@@ -92,15 +96,6 @@ class L0ConformerEncoder(ConformerEncoder):
     def structure(self) -> Structure:
         """How many units each site has now."""
         return structure_of(self.sites())
-
-
-def _check_options(given: dict) -> None:
-    known = [*inspect.signature(L0ConformerEncoder).parameters]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"encoder_conf: unknown option {name!r}; {hint}")
 
 
 show_stock_options(L0ConformerEncoder, ConformerEncoder)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.distillation import layerwise_mse, prediction_kl
-from espnet_l0prune.plugin.signature import show_stock_options
+from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 
 
@@ -41,6 +41,7 @@ class L0DistillModel(ESPnetASRModel):
         temperature: float = 1.0,
         **espnet_conf: Any,
     ):
+        check_options(L0DistillModel, espnet_conf, "model_conf")
         super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(

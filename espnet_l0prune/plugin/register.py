@@ -15,6 +15,7 @@ from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler, LinearSparsityScheduler
 from espnet_l0prune.plugin.encoder import L0ConformerEncoder
 from espnet_l0prune.plugin.model import L0DistillModel
+from espnet_l0prune.plugin.signature import check_options
 
 sparsity_scheduler_choices = ClassChoices(
     "sparsity_scheduler",
@@ -41,9 +42,7 @@ def register() -> None:
         ASRTask.build_model = _wrap(
             ASRTask.build_model, before=inline_structure, after=drop_unset_option
         )
-        ASRTask.build_optimizers = _wrap(
-            ASRTask.build_optimizers, after=prepare_training
-        )
+        ASRTask.build_optimizers = _wrap(ASRTask.build_optimizers, after=prepare_training)
 
 
 def _add(registry: dict, name: str, value: object, what: str) -> None:
@@ -124,9 +123,10 @@ def prepare_training(
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
-        scheduler = sparsity_scheduler_choices.get_class(name)(
-            **args.sparsity_scheduler_conf
-        )
+        scheduler_class = sparsity_scheduler_choices.get_class(name)
+        conf = args.sparsity_scheduler_conf
+        check_options(scheduler_class, conf, "sparsity_scheduler_conf")
+        scheduler = scheduler_class(**conf)
         model.controller = SparsityController(encoder.budget(), scheduler, optimizers[0])
     if isinstance(model, L0DistillModel):
         model.load_teacher_()

@@ -5,7 +5,7 @@ module's last layer if the unit is the whole module. It is a child of that layer
 every other key of the checkpoint stays ESPnet's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -198,6 +198,8 @@ class BranchSite(Site):
         return 0
 
     def fold_(self, values: Mapping[str, Tensor]) -> None:
+        if not values:
+            return
         layer = self.consumer
         if self.kinds[-1] in values:
             z = values[self.kinds[-1]].repeat_interleave(self.width)
@@ -337,15 +339,37 @@ BRANCHES: tuple[type[BranchSite], ...] = (AttentionSite, ConvolutionSite, FeedFo
 UNITS = tuple(kind for branch in BRANCHES for kind in branch.kinds)
 
 
+ORDER = ("feed_forward_macaron", "self_attn", "conv_module", "feed_forward")
+
+
+def _branches(
+    encoder: nn.Module,
+) -> Iterator[tuple[type[BranchSite], str, nn.Module, str]]:
+    """Every module that could be a site: its class of site, path, block and name."""
+    for i, block in enumerate(encoder.encoders):
+        for attribute in ORDER:
+            branch = next(b for b in BRANCHES if attribute in b.norms)
+            if getattr(block, attribute, None) is not None:
+                yield branch, f"encoders.{i}.{attribute}", block, attribute
+
+
 def find_sites(encoder: nn.Module) -> list[BranchSite]:
     """All sites in the blocks of an ESPnet encoder, in the order of computation."""
-    sites: list[BranchSite] = []
-    for i, block in enumerate(encoder.encoders):
-        for attribute in ("feed_forward_macaron", "self_attn", "conv_module", "feed_forward"):
-            module = getattr(block, attribute, None)
-            for branch in BRANCHES:
-                if attribute in branch.norms and isinstance(
-                    module, (branch.module_type, Constant)
-                ):
-                    sites.append(branch(f"encoders.{i}.{attribute}", block, attribute))
-    return sites
+    return [
+        branch(name, block, attribute)
+        for branch, name, block, attribute in _branches(encoder)
+        if isinstance(getattr(block, attribute), (branch.module_type, Constant))
+    ]
+
+
+def refuse_unprunable(encoder: nn.Module, kinds: Sequence[str]) -> None:
+    """Raise ValueError if a module of a kind that cannot be cut should get gates."""
+    for branch, name, block, attribute in _branches(encoder):
+        module, wanted = getattr(block, attribute), set(branch.kinds) & set(kinds)
+        if wanted and not isinstance(module, (branch.module_type, Constant)):
+            rest = [kind for kind in UNITS if kind not in branch.kinds]
+            raise ValueError(
+                f"encoder_conf: units has {', '.join(sorted(wanted))}, but {name} is a "
+                f"{type(module).__name__}; only {branch.module_type.__name__} can be cut "
+                f"there. Choose units among {', '.join(rest)}."
+            )

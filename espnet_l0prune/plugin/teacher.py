@@ -1,16 +1,15 @@
 """The unpruned model, run beside the student on what the student's encoder gets."""
 
-import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-import yaml
 from espnet2.asr.espnet_model import ESPnetASRModel
-from torch import Tensor, nn
+from torch import Tensor
+
+from espnet_l0prune.plugin.experiment import load_model
 
 
 @dataclass
@@ -44,7 +43,9 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
 
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
     for block in model.encoder.encoders:
-        hook = block.register_forward_hook(lambda _, __, out: trace.blocks.append(_first(out)))
+        hook = block.register_forward_hook(
+            lambda _, __, out: trace.blocks.append(_first(out))
+        )
         hooks.append(hook)
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
@@ -71,7 +72,7 @@ class Teacher:
     def __init__(self, config_file: str, model_file: str, student: ESPnetASRModel):
         parameter = next(student.parameters())
         with torch.random.fork_rng():
-            self.model = load_model(config_file, model_file)
+            self.model, _ = load_model(config_file, model_file)
         self._check(student, config_file)
         self.model.to(device=parameter.device, dtype=parameter.dtype)
         self.model.eval().requires_grad_(False)
@@ -117,59 +118,3 @@ class Teacher:
             if student.decoder_args:
                 self.model.decoder(trace.encoder_out, *student.decoder_args[1:])
         return trace
-
-
-def read_config(config_file: str | Path) -> argparse.Namespace:
-    """Read an experiment's config.yaml; `yaml.safe_load`, so no code runs.
-
-    Raises:
-        ValueError: no such file, or not an experiment's configuration
-    """
-    try:
-        config = yaml.safe_load(Path(config_file).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as e:
-        raise ValueError(
-            f"{config_file} cannot be read ({e}); expected the config.yaml that "
-            "training wrote into the experiment's folder"
-        ) from e
-    if not isinstance(config, dict) or "token_list" not in config:
-        raise ValueError(
-            f"{config_file} is no configuration of an ESPnet ASR experiment: it has no "
-            "token_list; expected the config.yaml that training wrote"
-        )
-    return argparse.Namespace(**config)
-
-
-def load_weights(model: nn.Module, model_file: str | Path) -> None:
-    """Load a checkpoint of plain tensors, every key of it and no other.
-
-    Raises:
-        ValueError: a file that is missing, damaged or no plain tensors; keys or shapes
-            that do not fit
-    """
-    try:
-        state = torch.load(model_file, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError(f"it holds a {type(state).__name__}")
-    except Exception as e:  # torch.load raises almost anything for a damaged file
-        raise ValueError(
-            f"{model_file} cannot be loaded: {str(e).splitlines()[0]} Expected a "
-            "complete checkpoint of plain tensors, as ESPnet's training saves it; "
-            "if it is truncated, take an earlier epoch or train on with --resume"
-        ) from e
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(
-            f"{model_file} does not fit its configuration: {e}. Expected the "
-            "config.yaml of the same experiment."
-        ) from e
-
-
-def load_model(config_file: str | Path, model_file: str | Path) -> ESPnetASRModel:
-    """Build an experiment's model and load its weights, strictly."""
-    from espnet2.tasks.asr import ASRTask
-
-    model = ASRTask.build_model(read_config(config_file))
-    load_weights(model, model_file)
-    return model

@@ -85,7 +85,9 @@ def main() -> None:
                 where = args.out / name / test
                 decode(speech2text, args.datadir / test, where, f"{test}, {name}")
     paths = [p for test in args.sets for p in read_waves(args.datadir / test).values()]
-    waves = [torch.from_numpy(soundfile.read(p, dtype="float32")[0]) for p in paths[:TIMED]]
+    waves = [
+        torch.from_numpy(soundfile.read(p, dtype="float32")[0]) for p in paths[:TIMED]
+    ]
     networks = {name: model.asr_model for name, model in models.items()}
     rtf = real_time_factors(networks, waves, soundfile.info(paths[0]).samplerate)
     measures = {

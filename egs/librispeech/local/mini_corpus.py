@@ -26,11 +26,20 @@ VOICES = [  # not f2, f3 and f5: their breath noise differs from run to run
     for variant in ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f4")
 ]
 
-ONES = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
-TEENS = (
-    "TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN NINETEEN"
-).split()
-TENS = "TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY".split()
+ONES = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
+TEENS = [
+    "TEN",
+    "ELEVEN",
+    "TWELVE",
+    "THIRTEEN",
+    "FOURTEEN",
+    "FIFTEEN",
+    "SIXTEEN",
+    "SEVENTEEN",
+    "EIGHTEEN",
+    "NINETEEN",
+]
+TENS = ["TWENTY", "THIRTY", "FORTY", "FIFTY", "SIXTY", "SEVENTY", "EIGHTY", "NINETY"]
 NUMBERS = ONES + TEENS + TENS + [f"{ten} {one}" for ten in TENS for one in ONES]
 SLOTS = {
     "number": NUMBERS,

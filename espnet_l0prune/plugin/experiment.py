@@ -1,0 +1,88 @@
+"""Read what ESPnet's training wrote: with checks, and without running any code."""
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+
+def read_config(config_file: str | Path) -> argparse.Namespace:
+    """Read an experiment's config.yaml; `yaml.safe_load`, so no code runs.
+
+    Raises:
+        ValueError: no such file, or not an experiment's configuration
+    """
+    try:
+        config = yaml.safe_load(Path(config_file).read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as e:
+        raise ValueError(
+            f"{config_file} cannot be read ({e}); expected the config.yaml that "
+            "training wrote into the experiment's folder"
+        ) from e
+    if not isinstance(config, dict) or "token_list" not in config:
+        raise ValueError(
+            f"{config_file} is no configuration of an ESPnet ASR experiment: it has no "
+            "token_list; expected the config.yaml that training wrote"
+        )
+    return argparse.Namespace(**config)
+
+
+def load_weights(model: nn.Module, model_file: str | Path) -> None:
+    """Load a checkpoint of plain tensors, every key of it and no other.
+
+    Raises:
+        ValueError: a file that is missing, damaged or no plain tensors; keys or shapes
+            that do not fit
+    """
+    try:
+        state = torch.load(model_file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+    except Exception as e:  # torch.load raises almost anything for a damaged file
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(
+            f"{model_file} cannot be loaded: {reason} Expected a "
+            "complete checkpoint of plain tensors, as ESPnet's training saves it; "
+            "if it is truncated, take an earlier epoch or train on with --resume"
+        ) from e
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(
+            f"{model_file} does not fit its configuration: {e}. Expected the "
+            "config.yaml of the same experiment."
+        ) from e
+
+
+def load_model(
+    config_file: str | Path, model_file: str | Path
+) -> tuple[nn.Module, argparse.Namespace]:
+    """Build an experiment's model, load its weights strictly; return its options too."""
+    # the model classes that ESPnet's task registers import this module
+    from espnet2.tasks.asr import ASRTask
+
+    args = read_config(config_file)
+    model = ASRTask.build_model(args)
+    load_weights(model, model_file)
+    return model, args
+
+
+def load_experiment(
+    experiment: Path, checkpoint: str
+) -> tuple[nn.Module, argparse.Namespace]:
+    """Load a checkpoint of an experiment's folder, in evaluation mode.
+
+    Raises:
+        ValueError: see `read_config` and `load_weights`
+    """
+    model_file = experiment / checkpoint
+    if experiment.is_dir() and not model_file.exists():
+        there = sorted(p.name for p in experiment.glob("*.pth"))
+        raise ValueError(
+            f"{model_file}: no such checkpoint; expected one of "
+            f"{', '.join(there) or 'the .pth files that training writes'}"
+        )
+    model, args = load_model(experiment / "config.yaml", model_file)
+    return model.eval(), args

@@ -1,0 +1,65 @@
+"""Small encoders and models, built as ESPnet builds them."""
+
+import argparse
+import copy
+
+import torch
+from espnet2.tasks.asr import ASRTask
+
+TOKENS = ["<blank>", "<unk>", *"ABCDEFGH", "<space>", "<sos/eos>"]
+ENCODER = {
+    "output_size": 16,
+    "attention_heads": 4,
+    "linear_units": 12,
+    "num_blocks": 2,
+    "macaron_style": True,
+    "rel_pos_type": "latest",
+    "cnn_module_kernel": 5,
+}
+
+
+def arguments(**changes) -> argparse.Namespace:
+    """A configuration of `ASRTask`, with some of its options changed."""
+    parser = ASRTask.get_parser()
+    args = parser.parse_args(["--output_dir", "none", "--token_type", "char"])
+    args.token_list, args.input_size = list(TOKENS), 20
+    args.encoder, args.encoder_conf = "l0_conformer", copy.deepcopy(ENCODER)
+    args.decoder = "transformer"
+    args.decoder_conf = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
+    args.model, args.model_conf = "l0_distill", {"ctc_weight": 0.3}
+    args.optim, args.optim_conf = "l0_adamw", {"lr": 1e-3, "weight_decay": 0.0}
+    for name, value in changes.items():
+        old = getattr(args, name)
+        new = {**old, **value} if isinstance(value, dict) else value
+        setattr(args, name, new)
+    return args
+
+
+def model(seed: int = 0, **changes):
+    torch.manual_seed(seed)
+    return ASRTask.build_model(arguments(**changes))
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Features of unequal length and random texts, in ESPnet's form."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "speech": torch.randn(3, 80, 20, generator=generator),
+        "speech_lengths": torch.tensor([80, 61, 47]),
+        "text": torch.randint(2, 10, (3, 5), generator=generator),
+        "text_lengths": torch.tensor([5, 3, 4]),
+    }
+
+
+def disturb_(module: torch.nn.Module, seed: int = 0) -> None:
+    """Give biases, norms and running statistics values that are not their defaults."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if (
+                tensor.dim() == 1
+                and tensor.is_floating_point()
+                and "log_alpha" not in name
+            ):
+                noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+                tensor.copy_(0.5 + noise)

@@ -1,0 +1,36 @@
+import pytest
+
+from espnet_l0prune.core.schedules import LinearSparsityScheduler
+
+
+def test_phases_and_target():
+    s = LinearSparsityScheduler(
+        target=0.6, start=0.2, warmup_steps=2, ramp_steps=4, hold_steps=3
+    )
+    assert [s.phase(i) for i in range(11)] == (
+        ["warmup"] * 2 + ["ramp"] * 4 + ["hold"] * 3 + ["frozen"] * 2
+    )
+    expected = [0, 0, 0.2, 0.3, 0.4, 0.5] + [0.6] * 5
+    assert [s.target(i) for i in range(11)] == pytest.approx(expected)
+
+
+def test_no_ramp_is_a_step():
+    s = LinearSparsityScheduler(target=0.5, warmup_steps=1, ramp_steps=0, hold_steps=1)
+    assert [s.target(i) for i in range(3)] == [0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"target": 0}, "target is 0; expected a number in"),
+        ({"target": 1}, "target is 1"),
+        ({"target": -0.1}, "target is -0.1"),
+        ({"target": 0.3, "start": 0.4}, "start is 0.4; expected"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; expected a whole number"),
+        ({"ramp_steps": 1.5}, "ramp_steps is 1.5"),
+        ({"ramp_steps": 0, "hold_steps": 0}, "both 0"),
+    ],
+)
+def test_bad_options(conf, message):
+    with pytest.raises(ValueError, match=message):
+        LinearSparsityScheduler(**conf)

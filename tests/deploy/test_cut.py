@@ -1,0 +1,178 @@
+"""Cutting an experiment's folder: what is written, and what is refused."""
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from builders import arguments, disturb_
+from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.core.sites import decide_, select
+from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.plugin.sites import count_parameters
+
+SCHEDULE = {"target": 0.3, "warmup_steps": 1, "ramp_steps": 1, "hold_steps": 1}
+FINE = {"linear_units": 300}  # so that units are small against the encoder
+
+
+def save(folder, sparsity: float | None = 0.3, **changes):
+    """Write an experiment as training leaves it, its gates at a sparsity."""
+    folder.mkdir()
+    changes = {
+        "encoder_conf": FINE,
+        "sparsity_scheduler": "linear",
+        "sparsity_scheduler_conf": SCHEDULE,
+        **changes,
+    }
+    args = arguments(**changes)
+    torch.manual_seed(0)
+    model = ASRTask.build_model(args)
+    disturb_(model.encoder)
+    if sparsity is not None:
+        for site in model.encoder.sites():
+            for gate in site.gates.values():
+                gate.log_alpha.data.normal_(1.0, 2.0)
+        decide_(model.encoder.sites(), select(model.encoder.budget(), sparsity))
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(model.state_dict(), folder / "latest.pth")
+    return model
+
+
+def test_cut_inspect_verify(tmp_path, capsys):
+    gated = save(tmp_path / "exp")
+    assert main(["cut", str(tmp_path / "exp"), "--out", str(tmp_path / "cut")]) == 0
+    report = json.loads((tmp_path / "cut/cut.json").read_text())
+    assert abs(report["sparsity"] - 0.3) <= 0.005
+    assert report["difference"]["float64"] <= 1e-10
+    assert report["difference"]["float32"] <= 1e-4
+    assert main(["verify", str(tmp_path / "exp"), str(tmp_path / "cut")]) == 0
+
+    small, _ = load_model(tmp_path / "cut/config.yaml", tmp_path / "cut/model.pth")
+    total = count_parameters(gated.encoder)
+    numel = sum(p.numel() for p in small.encoder.parameters())
+    assert 1 - numel / total == pytest.approx(report["sparsity"])
+    # decoder, CTC and the rest are as they were
+    state = small.state_dict()
+    for name, weight in gated.state_dict().items():
+        if not name.startswith("encoder."):
+            assert torch.equal(weight, state[name]), name
+
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "exp"), "--json"]) == 0
+    gates = json.loads(capsys.readouterr().out)
+    assert gates["actual_sparsity"] == pytest.approx(report["sparsity"])
+    assert main(["inspect", str(tmp_path / "cut"), "--json"]) == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["encoder_parameters"] == numel
+    opened = {
+        (r["site"], r["unit"]): r["open"]
+        for r in gates["rows"]
+        if r["unit"] != "conv_channels"  # those of a closed module count for nothing
+    }
+    remaining = {(r["site"], r["unit"]): r["units"] for r in cut["rows"]}
+    assert opened.items() <= remaining.items()
+    assert main(["inspect", str(tmp_path / "cut")]) == 0
+    assert "encoders.0.self_attn" in capsys.readouterr().out
+
+
+def message(capsys, *argv) -> str:
+    """The error of a command that must fail without a stack trace."""
+    assert main([str(word) for word in argv]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"espnet-l0prune {argv[0]}: ")
+    assert "Traceback" not in err
+    return err
+
+
+def test_cut_refuses_what_is_not_ready(tmp_path, capsys):
+    save(tmp_path / "moving", sparsity=None)
+    out = tmp_path / "out"
+    err = message(capsys, "cut", tmp_path / "moving", "--out", out)
+    assert "not frozen yet" in err
+    assert "target 0.3" in err
+
+    save(tmp_path / "missed", sparsity=0.2)
+    err = message(capsys, "cut", tmp_path / "missed", "--out", out)
+    assert "misses its budget: actual sparsity 0.2" in err
+
+    save(tmp_path / "dense", None, encoder="conformer", model="espnet",
+         sparsity_scheduler=None)  # fmt: skip
+    assert "has no gates" in message(capsys, "cut", tmp_path / "dense", "--out", out)
+    assert "no such checkpoint" in message(
+        capsys, "cut", tmp_path / "dense", "--out", out, "--checkpoint", "9epoch.pth"
+    )
+    assert "cannot be read" in message(capsys, "cut", tmp_path / "none", "--out", out)
+    assert not out.exists()
+
+
+def test_cut_refuses_damaged_checkpoints(tmp_path, capsys):
+    save(tmp_path / "exp")
+    path, out = tmp_path / "exp/latest.pth", tmp_path / "out"
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in message(capsys, "cut", tmp_path / "exp", "--out", out)
+    path.write_bytes(b"")
+    assert "cannot be loaded" in message(capsys, "cut", tmp_path / "exp", "--out", out)
+    torch.save({**state, "left.over": torch.zeros(1)}, path)
+    assert "left.over" in message(capsys, "cut", tmp_path / "exp", "--out", out)
+    torch.save({k: v for k, v in state.items() if k != "ctc.ctc_lo.bias"}, path)
+    assert "ctc.ctc_lo.bias" in message(capsys, "cut", tmp_path / "exp", "--out", out)
+    assert not out.exists()
+
+
+class Touch:
+    """A pickle that would create a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_strangers_checkpoint_runs_no_code(tmp_path, capsys):
+    save(tmp_path / "exp")
+    torch.save({"x": Touch(tmp_path / "touched")}, tmp_path / "exp/latest.pth")
+    out = tmp_path / "out"
+    assert "cannot be loaded" in message(capsys, "cut", tmp_path / "exp", "--out", out)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_an_earlier_result_survives(tmp_path, capsys, monkeypatch):
+    save(tmp_path / "exp")
+    command = ["cut", str(tmp_path / "exp"), "--out", str(tmp_path / "cut")]
+    assert main(command) == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "cut").iterdir()}
+    assert "exists; expected a new folder" in message(capsys, *command)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:  # the disk fills while the result is written
+        patch.setattr(torch, "save", full)
+        assert "No space left" in message(capsys, *command, "--force")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cut").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "exp"]
+    assert main([*command, "--force"]) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_an_output_that_cannot_be_made(tmp_path, capsys):
+    save(tmp_path / "exp")
+    err = message(capsys, "cut", tmp_path / "exp", "--out", "/dev/full/cut")
+    assert "/dev/full" in err
+
+
+def test_verify_tells_different_models_apart(tmp_path, capsys):
+    save(tmp_path / "exp")
+    assert main(["cut", str(tmp_path / "exp"), "--out", str(tmp_path / "cut")]) == 0
+    path = tmp_path / "cut/model.pth"
+    state = torch.load(path, weights_only=True)
+    state["encoder.after_norm.weight"][0] += 1e-6
+    torch.save(state, path)
+    assert "differ by" in message(capsys, "verify", tmp_path / "exp", tmp_path / "cut")

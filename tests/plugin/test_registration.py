@@ -1,0 +1,98 @@
+"""Stock ESPnet knows our names, in every way that it is started."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from espnet2.tasks import abs_task
+from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
+
+from espnet_l0prune.plugin import register as plugin
+from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+
+ROOT = Path(__file__).parents[2]
+ASK = "import espnet2.tasks.asr as a; print('KNOWN', 'l0_conformer' in a.encoder_choices.classes)"
+
+
+def python(*args: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd="/",
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_names_and_second_registration():
+    before = len(ASRTask.class_choices_list), ASRTask.build_model
+    plugin.register()
+    plugin.register()
+    assert (len(ASRTask.class_choices_list), ASRTask.build_model) == before
+    assert encoder_choices.get_class("l0_conformer") is L0ConformerEncoder
+    assert "l0_distill" in model_choices.choices()
+    assert "l0_adamw" in abs_task.optim_classes
+    help_text = ASRTask.get_parser().format_help()
+    assert "--sparsity_scheduler {linear,None}" in " ".join(help_text.split())
+
+
+def test_a_taken_name_is_an_error(monkeypatch):
+    monkeypatch.setitem(encoder_choices.classes, "l0_conformer", int)
+    with pytest.raises(RuntimeError, match="'l0_conformer' is already taken"):
+        plugin.register()
+
+
+def test_print_config_lists_our_options_and_espnets():
+    out = python(
+        "-m", "espnet2.bin.asr_train", "--print_config", "--encoder", "l0_conformer",
+        "--model", "l0_distill", "--optim", "l0_adamw", "--sparsity_scheduler", "linear",
+    )  # fmt: skip
+    for option in (
+        "units", "open_probability", "cnn_module_kernel", "teacher_config",
+        "ctc_weight", "gate_lr", "ramp_steps",
+    ):  # fmt: skip
+        assert f"    {option}:" in out, option
+
+
+def test_a_stock_interpreter_registers_unless_told_not_to():
+    assert "KNOWN True" in python("-c", ASK)
+    assert "KNOWN False" in python("-c", ASK, ESPNET_L0PRUNE_AUTOLOAD="0")
+
+
+def test_spawned_workers_know_the_names(tmp_path):
+    script = tmp_path / "spawn.py"
+    script.write_text(
+        "import multiprocessing\n"
+        f"def work():\n    {ASK}\n"
+        "if __name__ == '__main__':\n"
+        "    p = multiprocessing.get_context('spawn').Process(target=work)\n"
+        "    p.start(); p.join()\n"
+    )
+    assert "KNOWN True" in python(str(script))
+
+
+def test_the_wheel_carries_the_autoload_file(tmp_path):
+    """pip owns the .pth, so that uninstalling removes it; elsewhere it starts us."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    command = [*build, "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (record,) = (n for n in names if n.endswith("RECORD"))
+        assert "espnet_l0prune.pth," in archive.read(record).decode()
+        archive.extractall(site)
+    assert "espnet_l0prune.pth" in names
+    code = f"import site, sys; site.addsitedir({str(site)!r}); print(*sys.modules)"
+    modules = python("-I", "-S", "-c", code).split()
+    assert "espnet_l0prune" in modules
+    assert "torch" not in modules
+    off = python("-I", "-S", "-c", code.replace("import site", "import os; os.environ"
+                 "['ESPNET_L0PRUNE_AUTOLOAD'] = '0'; import site"))  # fmt: skip
+    assert "espnet_l0prune" not in off.split()

@@ -1,0 +1,305 @@
+"""Gates under training: phases, penalty, teacher, resume; all with ESPnet's classes."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+from builders import arguments, batch, model
+from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.core.optim import L0AdamW
+
+SCHEDULE = {"target": 0.3, "warmup_steps": 2, "ramp_steps": 6, "hold_steps": 6}
+
+
+def save_experiment(folder, seed: int = 0, **changes):
+    """Write a dense experiment as ESPnet leaves it: config.yaml and a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw", **changes}
+    args = arguments(**changes)
+    torch.manual_seed(seed)
+    dense = ASRTask.build_model(args)
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(dense.state_dict(), folder / "model.pth")
+    return dense
+
+
+def start(seed: int = 0, **changes):
+    """Model and optimizer at the start of training, as ESPnet makes them."""
+    changes = {
+        "sparsity_scheduler": "linear",
+        "sparsity_scheduler_conf": SCHEDULE,
+        "optim_conf": {"gate_lr": 0.3, "multiplier_lr": 50.0, "lambda2": 50.0},
+        **changes,
+    }
+    args = arguments(**changes)
+    torch.manual_seed(seed)
+    net = ASRTask.build_model(args)
+    (optimizer,) = ASRTask.build_optimizers(args, net)
+    return net, optimizer
+
+
+def train(net, optimizer, steps: range):
+    """Updates as ESPnet's trainer makes them, each from a random state of its own."""
+    history = []
+    for i in steps:
+        torch.manual_seed(1000 + i)
+        loss, stats, _ = net.train()(**batch(i))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({k: float(v) for k, v in stats.items() if v is not None})
+    return history
+
+
+def gates(net):
+    return [g for site in net.encoder.sites() for g in site.gates.values()]
+
+
+def test_phases_of_a_training():
+    net, optimizer = start()
+    first = copy.deepcopy([g.log_alpha for g in gates(net)])
+    controller = net.controller
+    train(net, optimizer, range(2))
+    assert controller.phase == "ramp"
+    assert all(
+        torch.equal(a, g.log_alpha) for a, g in zip(first, gates(net), strict=True)
+    )
+    assert optimizer.pruning["lambda1"] == 0
+
+    history = train(net, optimizer, range(2, 14))
+    assert controller.phase == "frozen"
+    assert all(g.is_decided() for g in gates(net))
+    actual = net.encoder.budget().actual()
+    assert 0.3 <= actual <= 0.3 + 0.05  # units of this tiny encoder are coarse
+    assert float(net.encoder.budget().expected()) == pytest.approx(actual)
+    targets = [h["sparsity_target"] for h in history]
+    assert targets == sorted(targets)
+    assert history[-1]["lambda1"] != 0
+
+    frozen = copy.deepcopy([g.log_alpha for g in gates(net)])
+    before = net.encoder.encoders[0].feed_forward.w_1.weight.clone()
+    history = train(net, optimizer, range(14, 16))
+    assert all(
+        torch.equal(a, g.log_alpha) for a, g in zip(frozen, gates(net), strict=True)
+    )
+    assert not torch.equal(before, net.encoder.encoders[0].feed_forward.w_1.weight)
+    assert history[-1]["loss_sparsity"] == 0
+
+
+def test_penalty_and_multipliers_in_closed_form():
+    net, optimizer = start()
+    train(net, optimizer, range(5))
+    state, controller = optimizer.pruning, net.controller
+    violation = controller.scheduler.target(5) - float(net.encoder.budget().expected())
+    expected = state["lambda1"] * violation + state["lambda2"] * violation**2
+    assert float(controller.penalty()) == pytest.approx(expected)
+    before = dict(state)
+    controller._before_update()
+    controller._after_update()
+    rate = before["multiplier_lr"]
+    assert state["lambda1"] == pytest.approx(before["lambda1"] + rate * violation)
+    assert state["lambda2"] == pytest.approx(before["lambda2"] + rate * violation**2)
+    assert state["update"] == 6
+
+
+@pytest.mark.parametrize("stop", [1, 5, 9, 14])
+def test_resume_equals_never_having_stopped(stop, tmp_path):
+    """In every phase, from what ESPnet saves: model and optimizer."""
+    net, optimizer = start()
+    train(net, optimizer, range(16))
+
+    half, half_optimizer = start()
+    train(half, half_optimizer, range(stop))
+    states = {"model": half.state_dict(), "optimizers": [half_optimizer.state_dict()]}
+    torch.save(states, tmp_path / "checkpoint.pth")
+    states = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    other, other_optimizer = start(seed=5)
+    other.load_state_dict(states["model"])
+    other_optimizer.load_state_dict(states["optimizers"][0])
+    assert other.controller.phase == half.controller.phase
+    train(other, other_optimizer, range(stop, 16))
+    for (name, a), (_, b) in zip(
+        net.state_dict().items(), other.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert optimizer.pruning["lambda1"] == other_optimizer.pruning["lambda1"]
+
+
+def test_what_is_reported_in_training_and_validation(tmp_path):
+    save_experiment(tmp_path / "dense")
+    files = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+    }
+    net, optimizer = start(model_conf={**files, "layer_weight": 2.0})
+    for mode in (True, False):
+        loss, stats, weight = net.train(mode)(**batch())
+        stats = {k: float(v) for k, v in stats.items() if v is not None}
+        assert {"sparsity_target", "sparsity_expected", "sparsity_actual"} <= set(stats)
+        assert {"lambda1", "lambda2", "loss_sparsity", "acc"} <= set(stats)
+        total = (
+            stats["loss_task"]
+            + 2.0 * stats["loss_layer"]
+            + 0.5 * stats["loss_att_kl"]
+            + 0.5 * stats["loss_ctc_kl"]
+            + stats["loss_sparsity"]
+        )
+        assert (
+            float(loss) == pytest.approx(total, rel=1e-5) == pytest.approx(stats["loss"])
+        )
+        assert float(weight) == 3
+    assert not any("teacher" in key for key in net.state_dict())
+
+
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(tmp_path):
+    dense = save_experiment(tmp_path / "dense")
+    files = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+    }
+    net, _ = start(seed=3, model_conf=files)
+    net.load_state_dict(dense.state_dict(), strict=False)
+    _, stats, _ = net.eval()(**batch())
+    for name in ("loss_layer", "loss_att_kl", "loss_ctc_kl"):
+        assert float(stats[name]) == 0, name
+    # and the teacher is the dense model: the student's loss is its loss
+    expected, _, _ = dense.eval()(**batch())
+    assert float(stats["loss_task"]) == float(expected)
+
+
+def test_building_the_teacher_leaves_the_random_state(tmp_path):
+    save_experiment(tmp_path / "dense")
+    files = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+    }
+    numbers = []
+    for conf in ({}, files):
+        start(model_conf=conf)
+        numbers.append(torch.rand(1))
+    assert torch.equal(*numbers)
+
+
+def test_warm_up_trains_exactly_as_without_gates():
+    """Same random state, same weights after the updates of the warm-up."""
+    dense = model(encoder="conformer", model="espnet")
+    optimizer = torch.optim.AdamW(dense.parameters(), lr=1e-3, weight_decay=0.0)
+    long = {"target": 0.3, "warmup_steps": 9, "ramp_steps": 1}
+    gated, gated_optimizer = start(
+        optim_conf={"lr": 1e-3, "weight_decay": 0.0}, sparsity_scheduler_conf=long
+    )
+    gated.load_state_dict(dense.state_dict(), strict=False)
+    train(dense, optimizer, range(4))
+    train(gated, gated_optimizer, range(4))
+    for name, weight in dense.state_dict().items():
+        assert torch.equal(weight, gated.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_list": ["<blank>", "<unk>", "A", "<sos/eos>"]}, "token list of length"),
+        (
+            {"token_list": ["<blank>", "<unk>", *"ABCDEFGX", "<space>", "<sos/eos>"]},
+            "'X', ",
+        ),
+        (
+            {"encoder_conf": {"output_size": 8}},
+            "encoder output of size 8, the student 16",
+        ),
+        ({"encoder_conf": {"num_blocks": 1}}, "encoder blocks: 1, the student 2"),
+        ({"model_conf": {"ctc_weight": 0.0}}, "a CTC head: False"),
+    ],
+)
+def test_a_teacher_that_does_not_fit(changes, message, tmp_path):
+    save_experiment(tmp_path / "dense", **changes)
+    files = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+    }
+    with pytest.raises(ValueError, match=message):
+        start(model_conf=files)
+
+
+def test_a_teacher_that_cannot_be_read(tmp_path):
+    save_experiment(tmp_path / "dense")
+    config, weights = tmp_path / "dense/config.yaml", tmp_path / "dense/model.pth"
+
+    def files(config, weights):
+        conf = {"teacher_config": str(config), "teacher_model_file": str(weights)}
+        return {"model_conf": conf}
+
+    with pytest.raises(ValueError, match="cannot be read"):
+        start(**files(tmp_path / "none.yaml", weights))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded.*truncated"):
+        start(**files(config, weights))
+    with pytest.raises(ValueError, match="expected both or neither"):
+        start(model_conf={"teacher_config": str(config)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity_scheduler": None}, "pruning expects sparsity_scheduler"),
+        ({"optim": "adamw", "optim_conf": {"lr": 1e-3}}, "optim is adamw; .* l0_adamw"),
+        ({"model": "espnet"}, "model is espnet; .* l0_distill"),
+        ({"encoder": "conformer"}, "encoder is conformer; .* l0_conformer"),
+        ({"encoder_conf": {"units": []}}, "encoder is l0_conformer; .* some `units`"),
+        ({"train_dtype": "float16"}, "train_dtype is float16; .* float32"),
+        ({"sparsity_scheduler_conf": {"target": 1.5}}, "target is 1.5; expected"),
+        ({"sparsity_scheduler_conf": {"target": 0.99}}, "reach at most"),
+        ({"sparsity_scheduler_conf": {"targt": 0.5}}, "did you mean 'target'"),
+        (
+            {"encoder_conf": {"units": ["head"]}},
+            "units has 'head'; expected some of heads",
+        ),
+        ({"encoder_conf": {"linear_unit": 3}}, "did you mean 'linear_units'"),
+        ({"model_conf": {"ctc_weigth": 0.3}}, "did you mean 'ctc_weight'"),
+        ({"model_conf": {"temperature": 0}}, "temperature is 0; expected > 0"),
+        ({"encoder_conf": {"positionwise_layer_type": "conv1d"}}, "MultiLayeredConv1d"),
+        (
+            {"encoder_conf": {"use_cnn_module": False, "units": ["conv_channels"]}},
+            "nothing in this encoder has such units",
+        ),
+        (
+            {"encoder_conf": {"structure": "/nonexistent"}},
+            "structure /nonexistent cannot be",
+        ),
+        (
+            {"encoder_conf": {"structure": {"encoders.9.self_attn": {"heads": 1}}}},
+            "structure names 'encoders.9.self_attn'",
+        ),
+        (
+            {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 9}}}},
+            "asks for 9 heads",
+        ),
+    ],
+)
+def test_options_that_cannot_prune(changes, message):
+    with pytest.raises(ValueError, match=message):
+        start(**changes)
+
+
+def test_exclude_weight_decay_keeps_gates_apart():
+    net, optimizer = start(exclude_weight_decay=True)
+    assert isinstance(optimizer, L0AdamW)
+    tagged = [
+        p
+        for group in optimizer.param_groups
+        if "update" in group
+        for p in group["params"]
+    ]
+    assert {id(p) for p in tagged} == {id(g.log_alpha) for g in gates(net)}
+    train(net, optimizer, range(15))
+    assert net.controller.phase == "frozen"
+
+
+def test_espnets_init_leaves_the_gates_open():
+    for init in ("xavier_uniform", "chainer"):
+        conf = {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos"}
+        net = model(init=init, encoder_conf=conf)
+        assert net.encoder.budget().actual() == 0, init

@@ -1,0 +1,130 @@
+"""The whole recipe, shrunk: corpus to score, every stage a real one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+RECIPE = Path(__file__).parents[2] / "egs/librispeech"
+TINY = {
+    "encoder_conf": {"output_size": 16, "linear_units": 32, "num_blocks": 2},
+    "decoder_conf": {"linear_units": 16, "num_blocks": 1},
+}
+STEPS = {"target": 0.3, "warmup_steps": 1, "ramp_steps": 3, "hold_steps": 3}
+
+
+def shrink(stage: str, out: Path, **more) -> Path:
+    """The recipe's own configuration with tiny dimensions."""
+    config = yaml.safe_load((RECIPE / f"conf/{stage}_mini.yaml").read_text())
+    for name, values in TINY.items():
+        config[name] |= values
+    config |= {"max_epoch": 1, "batch_bins": 200000, "use_matplotlib": False, **more}
+    path = out / f"{stage}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    work = tmp_path_factory.mktemp("recipe")
+    corpus = [RECIPE / "local/mini_corpus.py", work / "corpus", "--scale", "0.05"]
+    subprocess.run([sys.executable, *map(str, corpus)], check=True)
+    shrink("train", work)
+    shrink("prune", work, sparsity_scheduler_conf=STEPS, max_epoch=2)
+    shrink("finetune", work)
+    return work
+
+
+def run(work: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess:
+    command = [
+        RECIPE / "run.sh",
+        *("--corpus", work / "corpus", "--train_sets", "train-mini"),
+        *("--valid_sets", "dev-mini", "--test_sets", "test-mini"),
+        *("--datadir", work / "data", "--expdir", work / "exp"),
+        *("--train_config", work / "train.yaml"),
+        *("--prune_config", work / "prune.yaml"),
+        *("--finetune_config", work / "finetune.yaml"),
+        *more,
+    ]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": sys.prefix,
+    }
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env=environment
+    )
+    if check:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def test_from_corpus_to_score(work):
+    first = run(work)
+    assert "WER test-mini" in first.stdout
+    report = json.loads((work / "exp/asr_cut/cut.json").read_text())
+    assert abs(report["sparsity"] - STEPS["target"]) <= 0.005
+    assert report["difference"]["float64"] <= 1e-10
+    assert (work / "exp/asr_pruned.zip").exists()
+    measures = json.loads((work / "exp/decode/measures.json").read_text())["models"]
+    before, after = report["encoder_parameters"]
+    assert measures["dense"]["encoder_parameters"] == before
+    assert measures["pruned"]["encoder_parameters"] == after
+
+    # nothing is done twice, until an output is gone
+    again = run(work, "--stop_stage", "8")
+    assert again.stdout.count("already done") == 8, again.stdout
+    shutil.rmtree(work / "exp/asr_cut")
+    repaired = run(work, "--stop_stage", "6")
+    assert repaired.stdout.count("already done") == 5, repaired.stdout
+    assert (work / "exp/asr_cut/model.pth").exists()
+
+
+def test_decoding_from_the_pack_equals_decoding_the_experiment(work):
+    code = f"""
+import contextlib, soundfile, sys
+from pathlib import Path
+from espnet2.bin.asr_inference import Speech2Text
+exp = Path({str(work / "exp/asr_finetuned")!r})
+model = Speech2Text(exp / "config.yaml", exp / "valid.acc.ave.pth", beam_size=5, ctc_weight=0.5)
+for line in Path({str(work / "data/test/test-mini/wav.scp")!r}).read_text().splitlines():
+    utt, path = line.split()
+    print("HYP", utt, model(soundfile.read(path, dtype="float32")[0])[0][0], sep="|")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    packed = (work / "exp/decode/pruned/test-mini/text").read_text().splitlines()
+    direct = [x.split("|")[1:] for x in result.stdout.splitlines() if x.startswith("HYP")]
+    assert [" ".join(pair).rstrip() for pair in direct] == packed
+
+
+def test_changed_settings_do_not_touch_a_training(work):
+    checkpoint = work / "exp/asr_dense/checkpoint.pth"
+    before = checkpoint.stat().st_mtime_ns
+    result = run(work, "--stage", "4", "--stop_stage", "4", "--seed", "1", check=False)
+    assert result.returncode == 1
+    assert "was trained with other settings" in result.stderr
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--corpus", "/nonexistent"], "no such folder"),
+        (["--train_sets", "train-none"], "has no split 'train-none'"),
+        (["--stages", "1"], "unknown option --stages"),
+        (["--stage", "11"], "stages are 1 to 10"),
+        (["--prune_config", "none.yaml"], "no such configuration"),
+    ],
+)
+def test_bad_options(work, options, message):
+    result = run(work, *options, "--stop_stage", "1", check=False)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,63 @@
+import sys
+import sysconfig
+from pathlib import Path
+
+from espnet_l0prune import doctor
+from espnet_l0prune.cli import enable, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_sound_installation(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("ok ") == 5
+    assert "BAD" not in out
+
+
+def fake_package(folder: Path, name: str, code: str) -> None:
+    (folder / name / "lib").mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(code)
+
+
+def test_torchaudio_that_cannot_load_is_mended(tmp_path, monkeypatch):
+    """A package whose import fails as long as its library is there."""
+    code = (
+        "import pathlib\n"
+        "if list((pathlib.Path(__file__).parent / 'lib').glob('*.so')):\n"
+        "    raise OSError('Could not load this library')\n"
+    )
+    fake_package(tmp_path, "torchaudio", code)
+    library = tmp_path / "torchaudio/lib/native.so"
+    library.write_text("not a library")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    checks = {c.name: c for c in doctor.examine()}
+    assert "doctor --fix" in checks["torchaudio"].remedy
+    assert doctor.mend_torchaudio() == [tmp_path / "torchaudio/lib_cannot_load/native.so"]
+    assert not library.exists()
+    assert doctor.mend_torchaudio() == []
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    (*_, last) = doctor.examine()
+    assert last.name == "torch"
+    assert "make env" in last.remedy
+
+
+def test_registration_turned_off(monkeypatch):
+    monkeypatch.setenv("ESPNET_L0PRUNE_AUTOLOAD", "0")
+    assert "turned off" in doctor._registration().found
+
+
+def test_enable_and_disable(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert main(["enable"]) == 0
+    written = tmp_path / "espnet_l0prune.pth"
+    assert written.read_text() == (ROOT / "espnet_l0prune.pth").read_text()
+    assert main(["disable"]) == 0
+    assert main(["disable"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert enable.__name__ == "enable"

@@ -1,0 +1,57 @@
+"""Imports go one way: core <- plugin <- deploy <- cli; ESPnet only below core."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "espnet_l0prune"
+LAYERS = ["core", "plugin", "deploy"]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers(layer):
+    above = LAYERS[LAYERS.index(layer) + 1 :]
+    for path in (PACKAGE / layer).glob("*.py"):
+        for name in imported(path):
+            assert not any(name.startswith(f"espnet_l0prune.{a}") for a in above), path
+            assert name != "espnet_l0prune.cli", path
+            if layer == "core":
+                assert not name.startswith(("espnet.", "espnet2", "espnetez")), path
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+
+def test_importing_the_package_is_light():
+    code = "import espnet_l0prune, sys; print(*sys.modules)"
+    modules = python(code).stdout.split()
+    assert "espnet_l0prune" in modules
+    assert not {"torch", "espnet2", "numpy", "yaml"} & set(modules)
+
+
+def test_help_needs_neither_torch_nor_espnet():
+    code = (
+        "import sys; from espnet_l0prune.cli import main\n"
+        "try: main(['cut', '--help'])\n"
+        "except SystemExit: print('modules', *sys.modules)"
+    )
+    out = python(code).stdout
+    assert "example:" in out
+    assert not {"torch", "espnet2"} & set(out.split("modules")[1].split())
