@@ -42,7 +42,8 @@ def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
     encoder = model.encoder
     if not hasattr(encoder, "encoders") or not find_sites(encoder):
         raise ValueError(
-            f"{experiment} has encoder: {args.encoder}; expected conformer or l0_conformer"
+            f"{experiment} has encoder: {args.encoder}; expected conformer or "
+            "l0_conformer"
         )
     total, rows = count_parameters(encoder), []
     for site in find_sites(encoder):

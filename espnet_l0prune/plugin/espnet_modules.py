@@ -3,21 +3,22 @@
 Upstream moves `espnet.nets` to `espnet2.legacy.nets`: only this file has to follow.
 """
 
-try:
-    from espnet.nets.pytorch_backend.conformer.convolution import ConvolutionModule
-    from espnet.nets.pytorch_backend.transformer.attention import MultiHeadedAttention
-    from espnet.nets.pytorch_backend.transformer.positionwise_feed_forward import (
-        PositionwiseFeedForward,
-    )
-except ImportError:
-    from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
-        ConvolutionModule,
-    )
-    from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
-        MultiHeadedAttention,
-    )
-    from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward import (
-        PositionwiseFeedForward,
-    )
+import importlib
 
-__all__ = ["ConvolutionModule", "MultiHeadedAttention", "PositionwiseFeedForward"]
+_PLACES = ("espnet.nets.pytorch_backend", "espnet2.legacy.nets.pytorch_backend")
+
+
+def _find(module: str, name: str) -> type:
+    for place in _PLACES:
+        try:
+            return getattr(importlib.import_module(f"{place}.{module}"), name)
+        except ModuleNotFoundError:
+            continue
+    raise ImportError(f"ESPnet has no {module}.{name} in {' or '.join(_PLACES)}")
+
+
+ConvolutionModule = _find("conformer.convolution", "ConvolutionModule")
+MultiHeadedAttention = _find("transformer.attention", "MultiHeadedAttention")
+PositionwiseFeedForward = _find(
+    "transformer.positionwise_feed_forward", "PositionwiseFeedForward"
+)

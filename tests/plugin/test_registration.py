@@ -14,7 +14,10 @@ from espnet_l0prune.plugin import register as plugin
 from espnet_l0prune.plugin.encoder import L0ConformerEncoder
 
 ROOT = Path(__file__).parents[2]
-ASK = "import espnet2.tasks.asr as a; print('KNOWN', 'l0_conformer' in a.encoder_choices.classes)"
+ASK = (
+    "import espnet2.tasks.asr as asr; "
+    "print('KNOWN', 'l0_conformer' in asr.encoder_choices.classes)"
+)
 
 
 def python(*args: str, **environment: str) -> str:
@@ -59,8 +62,7 @@ def test_print_config_lists_our_options_and_espnets():
         assert f"    {option}:" in out, option
 
 
-def test_a_stock_interpreter_registers_unless_told_not_to():
-    assert "KNOWN True" in python("-c", ASK)
+def test_registration_can_be_turned_off():
     assert "KNOWN False" in python("-c", ASK, ESPNET_L0PRUNE_AUTOLOAD="0")
 
 

@@ -134,7 +134,7 @@ def test_what_is_reported_in_training_and_validation(tmp_path):
         "teacher_config": str(tmp_path / "dense/config.yaml"),
         "teacher_model_file": str(tmp_path / "dense/model.pth"),
     }
-    net, optimizer = start(model_conf={**files, "layer_weight": 2.0})
+    net, _ = start(model_conf={**files, "layer_weight": 2.0})
     for mode in (True, False):
         loss, stats, weight = net.train(mode)(**batch())
         stats = {k: float(v) for k, v in stats.items() if v is not None}
@@ -235,7 +235,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         start(**files(tmp_path / "none.yaml", weights))
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be loaded.*truncated"):
+    with pytest.raises(ValueError, match=r"cannot be loaded.*truncated"):
         start(**files(config, weights))
     with pytest.raises(ValueError, match="expected both or neither"):
         start(model_conf={"teacher_config": str(config)})

@@ -91,7 +91,8 @@ import contextlib, soundfile, sys
 from pathlib import Path
 from espnet2.bin.asr_inference import Speech2Text
 exp = Path({str(work / "exp/asr_finetuned")!r})
-model = Speech2Text(exp / "config.yaml", exp / "valid.acc.ave.pth", beam_size=5, ctc_weight=0.5)
+files = exp / "config.yaml", exp / "valid.acc.ave.pth"
+model = Speech2Text(*files, beam_size=5, ctc_weight=0.5)
 for line in Path({str(work / "data/test/test-mini/wav.scp")!r}).read_text().splitlines():
     utt, path = line.split()
     print("HYP", utt, model(soundfile.read(path, dtype="float32")[0])[0][0], sep="|")
