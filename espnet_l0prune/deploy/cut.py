@@ -17,6 +17,7 @@ from espnet_l0prune.core.sites import Plan, Structure, plan_of
 from espnet_l0prune.deploy.verify import Difference, compare, require_equal
 from espnet_l0prune.plugin.encoder import L0ConformerEncoder
 from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.register import make_scheduler
 from espnet_l0prune.plugin.sites import count_parameters
 
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
@@ -46,20 +47,21 @@ def cut_(encoder: L0ConformerEncoder, plan: Plan) -> None:
         site.cut_(plan[site.name])
 
 
-def check_settled(encoder, config: dict, experiment: Path) -> float:
+def check_settled(model, args: argparse.Namespace, experiment: Path) -> float:
     """Return the target that the experiment was pruned for.
 
     Raises:
         ValueError: no gates; gates that still move; a budget that is missed
     """
+    encoder = model.encoder
     sites = encoder.gated_sites() if isinstance(encoder, L0ConformerEncoder) else []
-    if not sites:
+    if not sites or getattr(args, "sparsity_scheduler", None) is None:
         raise ValueError(
-            f"{experiment} has no gates (encoder: {config['encoder']}, units: "
-            f"{config['encoder_conf'].get('units', 'default')}); expected an experiment "
-            "trained with encoder: l0_conformer and some units"
+            f"{experiment} has no gates that were trained (encoder: {args.encoder}, "
+            f"units: {args.encoder_conf.get('units', 'default')}); expected an experiment "
+            "with encoder: l0_conformer, some units and a sparsity_scheduler"
         )
-    budget, target = encoder.budget(), config["sparsity_scheduler_conf"]["target"]
+    budget, target = encoder.budget(), make_scheduler(args).goal
     if not all(g.is_decided() for site in sites for g in site.gates.values()):
         raise ValueError(
             f"the gates of {experiment} are not frozen yet: expected sparsity "
@@ -111,7 +113,7 @@ def cut_experiment(
         )
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
-    target = check_settled(model.encoder, config, experiment)
+    target = check_settled(model, args, experiment)
     plan = plan_of(model.encoder.sites())
     small = cut_model(model, plan)
 

@@ -123,13 +123,22 @@ def prepare_training(
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
-        scheduler_class = sparsity_scheduler_choices.get_class(name)
-        conf = args.sparsity_scheduler_conf
-        check_options(scheduler_class, conf, "sparsity_scheduler_conf")
-        scheduler = scheduler_class(**conf)
+        scheduler = make_scheduler(args)
         model.controller = SparsityController(encoder.budget(), scheduler, optimizers[0])
     if isinstance(model, L0DistillModel):
         model.load_teacher_()
+
+
+def make_scheduler(args: argparse.Namespace) -> AbsSparsityScheduler:
+    """The schedule that `sparsity_scheduler` and its `_conf` ask for.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that makes no sense
+    """
+    scheduler_class = sparsity_scheduler_choices.get_class(args.sparsity_scheduler)
+    conf = args.sparsity_scheduler_conf
+    check_options(scheduler_class, conf, "sparsity_scheduler_conf")
+    return scheduler_class(**conf)
 
 
 def _require(condition: object, option: str, value: object, expected: str) -> None:
