@@ -58,8 +58,8 @@ def check_settled(model, args: argparse.Namespace, experiment: Path) -> float:
     if not sites or getattr(args, "sparsity_scheduler", None) is None:
         raise ValueError(
             f"{experiment} has no gates that were trained (encoder: {args.encoder}, "
-            f"units: {args.encoder_conf.get('units', 'default')}); expected an experiment "
-            "with encoder: l0_conformer, some units and a sparsity_scheduler"
+            f"units: {args.encoder_conf.get('units', 'default')}); expected an "
+            "experiment with encoder: l0_conformer, units and a sparsity_scheduler"
         )
     budget, target = encoder.budget(), make_scheduler(args).goal
     if not all(g.is_decided() for site in sites for g in site.gates.values()):
