@@ -1,5 +1,6 @@
 """Multiply-accumulates and real-time factor of a model's encoder."""
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ def encoder_macs(model: nn.Module, seconds: float, rate: int = 16_000) -> int:
     model.eval()
     speech = torch.zeros(1, int(seconds * rate))
     feats, lengths = model._extract_feats(speech, torch.tensor([speech.size(1)]))
+    # the counter follows whatever requires a gradient, and trips over a Constant's view
+    encoder = copy.deepcopy(model.encoder).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        model.encoder(feats, lengths)
+        encoder(feats, lengths)
     return counter.get_total_flops() // 2
 
 
