@@ -2,7 +2,8 @@
 
 # Everything on synthetic speech: train, prune, cut, fine-tune, pack, decode, score
 demo: env
-	egs/librispeech/run.sh --corpus mini
+	PATH="$(CURDIR)/.venv/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" \
+	    egs/librispeech/run.sh --corpus mini
 
 test: env
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
@@ -15,6 +16,8 @@ env: .venv/.done
 lint: env
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/shellcheck egs/librispeech/run.sh tools/install.sh .ci/run
 
 clean:
-	rm -rf .venv build *.egg-info egs/librispeech/{data,exp,downloads}
+	rm -rf .venv build *.egg-info egs/librispeech/data egs/librispeech/exp \
+	    egs/librispeech/downloads

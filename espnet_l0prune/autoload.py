@@ -3,6 +3,12 @@
 import sys
 
 WATCHED = "espnet2.tasks.asr"
+# What espnet_l0prune.pth holds; silent where the package is gone but the file is not.
+PTH_LINE = (
+    'import os; exec("try:\\n    '
+    "os.environ.get('ESPNET_L0PRUNE_AUTOLOAD') == '0' or __import__('espnet_l0prune')"
+    '\\nexcept ModuleNotFoundError:\\n    pass")\n'
+)
 
 
 class _RegisterAfter:

@@ -169,11 +169,9 @@ def _autoload_file() -> Path:
 
 
 def enable(args: argparse.Namespace) -> int:
-    line = (
-        'import os; os.environ.get("ESPNET_L0PRUNE_AUTOLOAD") == "0" '
-        'or __import__("espnet_l0prune")\n'
-    )
-    _autoload_file().write_text(line)
+    from espnet_l0prune.autoload import PTH_LINE
+
+    _autoload_file().write_text(PTH_LINE)
     print(f"enabled: {_autoload_file()}")
     return 0
 
@@ -190,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RuntimeError) as e:
         if args.debug:
             raise
         print(f"espnet-l0prune {args.command}: {e}", file=sys.stderr)

@@ -36,8 +36,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def _run(code: str, register: bool = False) -> subprocess.CompletedProcess:
+    environment = dict(os.environ)
+    if not register:  # or a broken registration would look like a broken ESPnet
+        environment["ESPNET_L0PRUNE_AUTOLOAD"] = "0"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def _last_line(result: subprocess.CompletedProcess) -> str:
@@ -103,7 +107,7 @@ def _registration() -> Check:
     if os.environ.get("ESPNET_L0PRUNE_AUTOLOAD") == "0":
         remedy = "unset ESPNET_L0PRUNE_AUTOLOAD, or import espnet_l0prune yourself"
         return Check("registration", "turned off by ESPNET_L0PRUNE_AUTOLOAD=0", remedy)
-    result = _run(REGISTRATION)
+    result = _run(REGISTRATION, register=True)
     if result.returncode == 0:
         return Check("registration", "ESPnet knows l0_conformer")
     if result.returncode == 3:

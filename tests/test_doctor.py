@@ -1,9 +1,10 @@
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 from espnet_l0prune import doctor
-from espnet_l0prune.cli import enable, main
+from espnet_l0prune.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +58,11 @@ def test_enable_and_disable(tmp_path, monkeypatch, capsys):
     assert main(["enable"]) == 0
     written = tmp_path / "espnet_l0prune.pth"
     assert written.read_text() == (ROOT / "espnet_l0prune.pth").read_text()
+    # left behind by an uninstalled package, it is silent
+    code = f"import site; site.addsitedir({str(tmp_path)!r}); print('started')"
+    command = [sys.executable, "-I", "-S", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("started\n", "")
     assert main(["disable"]) == 0
     assert main(["disable"]) == 0
     assert not list(tmp_path.iterdir())
-    assert enable.__name__ == "enable"

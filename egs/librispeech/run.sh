@@ -2,7 +2,9 @@
 # From a corpus to a pruned, packed recognizer. Needs only what pip installs:
 # ESPnet, and espnet_l0prune. `./run.sh --help` lists the options.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
+here=$PWD
 
 # --- options: `--name value` sets the variable of that name -------------------------
 stage=1               # first stage to run
@@ -46,7 +48,16 @@ while [ $# -gt 0 ]; do
         die "unknown option $1; ./run.sh --help lists the options"
     fi
     [ $# -gt 1 ] || die "$1 needs a value"
-    printf -v "$name" %s "$2"
+    value=$2
+    case $name in # paths are relative to where run.sh was called
+    corpus | datadir | expdir | dense_exp | *_config)
+        if [ "$name=$2" != corpus=mini ] && [ "$caller" != "$here" ]; then
+            value=$(cd "$caller" && realpath -m "$2")
+        fi
+        if [[ $value == *[[:space:]]* ]]; then die "$1 '$value': no spaces in paths"; fi
+        ;;
+    esac
+    printf -v "$name" %s "$value"
     shift 2
 done
 for number in "$stage" "$stop_stage"; do
@@ -73,19 +84,18 @@ for config in "$train_config" "$prune_config" "$finetune_config" "$decode_config
     [ -f "$config" ] || die "no such configuration: $config"
 done
 
-# `step STAGE DONE "OUTPUTS" COMMAND ...` runs a stage of the range asked for, unless
-# the file DONE says that the same command, with the same configurations and the same
-# stages before it, has finished, and all OUTPUTS are there.
+# `step STAGE DONE "INPUTS" "OUTPUTS" COMMAND ...` runs a stage of the range asked for,
+# unless the file DONE says that the same command, with the same configurations and the
+# same contents of INPUTS, has finished, and all OUTPUTS are there.
 key=
 step() {
-    local number=$1 done=$2 outputs=$3 output complete=true configs=() word
-    shift 3
-    for word in "$@"; do
-        if [[ $word == conf/* || $word == *.yaml ]] && [ -f "$word" ] &&
-            [[ $word != "$expdir"/* ]]; then configs+=("$word"); fi
-    done
-    key=$({ echo "$key" "$@"; cat "${configs[@]:-/dev/null}"; } | sha256sum | cut -c1-16)
+    local number=$1 done=$2 inputs=$3 outputs=$4 output complete=true files=() word
+    shift 4
     if [ "$number" -lt "$stage" ] || [ "$number" -gt "$stop_stage" ]; then return; fi
+    for word in "$@" $inputs; do
+        if [ -f "$word" ]; then files+=("$word"); fi
+    done
+    key=$({ echo "$@"; cat /dev/null "${files[@]}"; } | sha256sum | cut -c1-16)
     for output in $outputs; do [ -e "$output" ] || complete=false; done
     if $complete && [ "$(cat "$done" 2>/dev/null)" = "$key" ]; then
         echo "stage $number: already done ($done)"
@@ -104,20 +114,15 @@ step() {
 
 # --- the stages' commands ------------------------------------------------------------
 
-data() {
-    local root=$corpus
-    if [ "$corpus" = mini ]; then
-        root=downloads/mini-$seed
-        [ -d "$root" ] || python3 local/mini_corpus.py "$root" --seed "$seed"
+data() { # CORPUS SEED MAX_BAD TRAIN VALID TEST
+    local root=$1
+    if [ "$1" = mini ]; then
+        root=$here/downloads/mini-$2
+        [ -d "$root" ] || python3 local/mini_corpus.py "$root" --seed "$2"
     fi
     # shellcheck disable=SC2086 # the sets are lists
-    python3 local/data.py --corpus "$root" --datadir "$datadir" --max_bad "$max_bad" \
-        --train_sets $train_sets --valid_sets $valid_sets --test_sets $test_sets
-}
-
-tokens() {
-    python3 local/tokens.py --text "$datadir/train/text" --out "$tokendir" \
-        --token_type "$token_type" --nbpe "$nbpe"
+    python3 local/data.py --corpus "$root" --datadir "$datadir" --max_bad "$3" \
+        --train_sets $4 --valid_sets $5 --test_sets $6
 }
 
 # `train OUT CONFIG ...` shows the start of each epoch with ESPnet's estimate of the
@@ -127,21 +132,21 @@ train() {
     shift 2
     # a checkpoint of other settings is neither resumed nor lost
     if [ -e "$out/checkpoint.pth" ] && [ "$(cat "$out/.key" 2>/dev/null)" != "$key" ]; then
-        die "$out was trained with other settings. Choose another --expdir, or remove" \
-            "$out; to train it on with the new settings: echo $key >$out/.key"
+        die "$out was trained with other settings, or from other inputs. Choose" \
+            "another --expdir, or remove $out; to train it on all the same:" \
+            "echo $key >$out/.key"
     fi
     mkdir -p "$out"
     echo "$key" >"$out/.key"
-    # shellcheck disable=SC2086 # train_args is a list
     if ! python3 -m espnet2.bin.asr_train --config "$config" --output_dir "$out" \
         --use_preprocessor true --token_type "$token_type" \
-        --token_list "$tokendir/tokens.txt" "${bpe[@]}" --ngpu "$ngpu" --seed "$seed" \
+        --token_list "$tokendir/tokens.txt" "${bpe[@]}" --ngpu "$ngpu" \
         --train_data_path_and_name_and_type "$datadir/train/wav.scp,speech,sound" \
         --train_data_path_and_name_and_type "$datadir/train/text,text,text" \
         --valid_data_path_and_name_and_type "$datadir/valid/wav.scp,speech,sound" \
         --valid_data_path_and_name_and_type "$datadir/valid/text,text,text" \
-        "$@" $train_args 2>&1 | tee -a "$out/train.log" | show_progress; then
-        grep -v '^\s*$' "$out/train.log" | tail -n 5 >&2
+        "${distributed[@]}" "$@" 2>&1 | tee -a "$out/train.log" | show_progress; then
+        { grep -v '^\s*$' "$out/train.log" || true; } | tail -n 5 >&2
         die "training failed; the whole log is $(pwd)/$out/train.log"
     fi
 }
@@ -168,55 +173,60 @@ fit() {
         --valid_shape_file "$stats/valid/text_shape" "$@"
 }
 
-pack() {
-    python3 -m espnet2.bin.pack asr --asr_train_config "$finetuned/config.yaml" \
-        --asr_model_file "$finetuned/$finetuned_model" --option "$cut/structure.yaml" \
-        --option "$stats/train/feats_stats.npz" "${pack_bpe[@]}" --outpath "$zip" \
-        >"$expdir/pack.log"
-    echo "  $zip"
-}
-
 tokendir=$datadir/tokens_$token_type
-bpe=() pack_bpe=()
+bpe=()
 if [ "$token_type" = bpe ]; then
-    tokendir+=$nbpe
+    tokendir+="$nbpe"
     bpe=(--bpemodel "$tokendir/bpe.model")
-    pack_bpe=(--option "$tokendir/bpe.model")
 fi
+distributed=()
+if [ "$ngpu" -gt 1 ]; then distributed=(--multiprocessing_distributed true); fi
+read -ra more <<<"$train_args"
 stats=$expdir/asr_stats dense=${dense_exp:-$expdir/asr_dense}
 pruned=$expdir/asr_pruned cut=$expdir/asr_cut finetuned=$expdir/asr_finetuned
 zip=$expdir/asr_pruned.zip
 teacher=(--model_conf "teacher_config=$dense/config.yaml"
     --model_conf "teacher_model_file=$dense/$dense_model")
+texts="$datadir/train/text $datadir/train/wav.scp $datadir/valid/text $datadir/valid/wav.scp"
+tests=$(for set in $test_sets; do echo "$datadir/test/$set"/{text,wav.scp}; done)
+features="$texts $tokendir/tokens.txt $stats/train/feats_stats.npz"
 
-# What the functions read beside their arguments goes into the key here.
-key="$corpus $train_sets / $valid_sets / $test_sets $token_type $nbpe $seed $train_args"
-
-step 1 "$datadir/.done" "$datadir/train/text $datadir/valid/text" data
-step 2 "$tokendir/.done" "$tokendir/tokens.txt" tokens
-step 3 "$stats/.done" "$stats/train/feats_stats.npz $stats/valid/speech_shape" \
-    statistics "$train_config"
+step 1 "$datadir/.done" "" "$texts $tests" \
+    data "$corpus" "$seed" "$max_bad" "$train_sets" "$valid_sets" "$test_sets"
+step 2 "$tokendir/.done" "$datadir/train/text" "$tokendir/tokens.txt ${bpe[1]:-}" \
+    python3 local/tokens.py --text "$datadir/train/text" --out "$tokendir" \
+    --token_type "$token_type" --nbpe "$nbpe"
+step 3 "$stats/.done" "$texts $tokendir/tokens.txt" \
+    "$stats/train/feats_stats.npz $stats/train/speech_shape $stats/valid/speech_shape" \
+    statistics "$train_config" "${more[@]}"
 if [ -z "$dense_exp" ]; then
-    step 4 "$dense/.done" "$dense/$dense_model" fit "$dense" "$train_config"
+    step 4 "$dense/.done" "$features" "$dense/$dense_model" \
+        fit "$dense" "$train_config" --seed "$seed" "${more[@]}"
 fi
-step 5 "$pruned/.done" "$pruned/latest.pth" \
-    fit "$pruned" "$prune_config" --init_param "$dense/$dense_model" "${teacher[@]}"
-step 6 "$expdir/.cut.done" "$cut/model.pth $cut/config.yaml $cut/structure.yaml" \
+step 5 "$pruned/.done" "$features $dense/$dense_model" "$pruned/latest.pth" \
+    fit "$pruned" "$prune_config" --seed "$seed" \
+    --init_param "$dense/$dense_model" "${teacher[@]}" "${more[@]}"
+step 6 "$expdir/.cut.done" "$pruned/latest.pth $pruned/config.yaml" \
+    "$cut/model.pth $cut/config.yaml $cut/structure.yaml" \
     espnet-l0prune cut "$pruned" --out "$cut" --force
-step 7 "$finetuned/.done" "$finetuned/$finetuned_model" \
-    fit "$finetuned" "$finetune_config" --init_param "$cut/model.pth" \
-    --encoder_conf "structure=$cut/structure.yaml" "${teacher[@]}"
-step 8 "$expdir/.pack.done" "$zip" pack
+step 7 "$finetuned/.done" "$features $dense/$dense_model $cut/model.pth" \
+    "$finetuned/$finetuned_model" \
+    fit "$finetuned" "$finetune_config" --seed "$seed" --init_param "$cut/model.pth" \
+    --encoder_conf "structure=$cut/structure.yaml" "${teacher[@]}" "${more[@]}"
+step 8 "$expdir/.pack.done" "$finetuned/$finetuned_model $finetuned/config.yaml" "$zip" \
+    python3 local/pack.py --experiment "$finetuned" --model "$finetuned_model" --out "$zip"
 # shellcheck disable=SC2086 # the sets are lists
-step 9 "$expdir/.decode.done" "$expdir/decode/measures.json" \
+step 9 "$expdir/.decode.done" "$zip $dense/$dense_model $tests" \
+    "$expdir/decode/measures.json" \
     python3 local/decode.py --dense "$dense" --dense_model "$dense_model" --zip "$zip" \
     --config "$decode_config" --datadir "$datadir/test" --out "$expdir/decode" \
     --sets $test_sets
 if [ "$stop_stage" -ge 10 ]; then
     echo "stage 10: $(date +%T) score"
+    # shellcheck disable=SC2086 # the sets are lists
     $dry_run || python3 local/score.py --decode "$expdir/decode" \
-        --datadir "$datadir/test" --out "$expdir/RESULTS.md"
+        --datadir "$datadir/test" --out "$expdir/RESULTS.md" --sets $test_sets
     for made in "$dense" "$pruned" "$cut" "$finetuned" "$zip" "$expdir/decode"; do
-        echo "  $(pwd)/$made"
+        echo "  $(realpath -m "$made")"
     done
 fi

@@ -47,6 +47,8 @@ class L0AdamW(torch.optim.AdamW):
         super().__init__(
             params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay
         )
+        self.register_step_pre_hook(_use_gate_rate)
+        self.register_step_post_hook(_use_scheduled_rate)
 
     def add_param_group(self, group: dict) -> None:
         """Add a group; its gates, if any, go into a group of their own."""
@@ -64,13 +66,18 @@ class L0AdamW(torch.optim.AdamW):
         """The group of the gates, with `update`, `lambda1` and `lambda2`."""
         return next(g for g in self.param_groups if "update" in g)
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        rates = [group["lr"] for group in self.param_groups]
-        for group in self.param_groups:
-            group["lr"] = group.get("gate_lr", group["lr"])
-        try:
-            return super().step(closure)
-        finally:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
+
+# `step` itself is not overridden: torch runs the hooks of an optimizer once for every
+# class whose `step` it has wrapped, and would run ours twice beside a plain AdamW.
+
+
+def _use_gate_rate(optimizer: L0AdamW, *_) -> None:
+    for group in optimizer.param_groups:
+        if "update" in group:
+            group["scheduled_lr"], group["lr"] = group["lr"], group["gate_lr"]
+
+
+def _use_scheduled_rate(optimizer: L0AdamW, *_) -> None:
+    for group in optimizer.param_groups:
+        if "update" in group:
+            group["lr"] = group.pop("scheduled_lr")

@@ -106,11 +106,7 @@ def cut_experiment(
             that exists and no `force`; files that are missing or damaged
         OSError: `out` cannot be written
     """
-    if out.exists() and not force:
-        raise ValueError(
-            f"{out} exists; expected a new folder. Choose another, or give --force to "
-            "replace it."
-        )
+    _check_free(out, force)
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
     target = check_settled(model, args, experiment)
@@ -141,6 +137,37 @@ def cut_experiment(
     return report
 
 
+def _check_free(out: Path, force: bool) -> None:
+    """Let --force replace an earlier cut, and nothing else."""
+    if not out.exists():
+        return
+    if not force:
+        raise ValueError(
+            f"{out} exists; expected a new folder. Choose another, or give --force to "
+            "replace it."
+        )
+    if not (out / "cut.json").exists():
+        raise ValueError(
+            f"{out} is no earlier cut (it has no cut.json), so --force does not replace "
+            "it; choose another --out."
+        )
+
+
+def _take_place(part: Path, out: Path) -> None:
+    """Rename `part` to `out`; an earlier `out` goes only once that is done."""
+    if not out.exists():
+        part.rename(out)
+        return
+    old = part.with_name(part.name + ".old")
+    out.rename(old)
+    try:
+        part.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
 def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> None:
     """Fill a temporary folder beside `out`, and only then take its place."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -154,13 +181,7 @@ def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> Non
         (part / "plan.json").write_text(json.dumps(plan), "utf-8")
         (part / "cut.json").write_text(json.dumps(asdict(report), indent=1), "utf-8")
         part.chmod(0o755)
-        if out.exists():
-            old = part.with_name(part.name + ".old")
-            out.rename(old)
-            part.rename(out)
-            shutil.rmtree(old)
-        else:
-            part.rename(out)
+        _take_place(part, out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -42,6 +42,11 @@ class L0DistillModel(ESPnetASRModel):
         **espnet_conf: Any,
     ):
         check_options(L0DistillModel, espnet_conf, "model_conf")
+        if espnet_conf.get("joint_network") is not None:
+            raise ValueError(
+                "model: l0_distill has no transducer loss yet; expected a decoder with "
+                "attention, or none with ctc_weight 1.0"
+            )
         super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(

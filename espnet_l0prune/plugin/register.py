@@ -126,6 +126,12 @@ def prepare_training(
         scheduler = make_scheduler(args)
         model.controller = SparsityController(encoder.budget(), scheduler, optimizers[0])
     if isinstance(model, L0DistillModel):
+        _require(
+            args.ngpu <= 1 or args.distributed,
+            "ngpu",
+            args.ngpu,
+            "1, or more with --multiprocessing_distributed true",
+        )
         model.load_teacher_()
 
 

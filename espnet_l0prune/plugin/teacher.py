@@ -56,6 +56,12 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
             hook.remove()
 
 
+def _front_end(model: ESPnetASRModel) -> str:
+    embed = model.encoder.embed
+    shapes = [tuple(p.shape) for p in embed.parameters()]
+    return f"{type(embed).__name__} with weights of shapes {shapes}"
+
+
 class Teacher:
     """A trained model that only gives targets.
 
@@ -100,6 +106,7 @@ class Teacher:
             raise differ("another token list: first different token", *map(repr, pair))
         for what, read in (
             ("an encoder output of size", lambda m: m.encoder.output_size()),
+            ("a front end of", _front_end),
             ("encoder blocks:", lambda m: len(m.encoder.encoders)),
             ("an attention decoder:", lambda m: m.decoder is not None),
             ("a CTC head:", lambda m: m.ctc is not None),

@@ -43,12 +43,28 @@ def test_groups_by_type_however_they_arrive():
     # ESPnet's exclude_weight_decay adds groups later, with all options repeated
     net, conf = network(), {"lr": 1e-3, "gate_lr": 0.1}
     optim = L0AdamW([net[0].weight], **conf)
-    optim.add_param_group(
-        {"params": [net[0].bias, net[1].log_alpha], **conf, "weight_decay": 0.0}
-    )
+    later = [net[0].bias, net[1].log_alpha]
+    optim.add_param_group({"params": later, **conf, "weight_decay": 0.0})
     gates = [g for g in optim.param_groups if g is optim.pruning]
     assert [p is net[1].log_alpha for g in gates for p in g["params"]] == [True]
     assert sum(len(g["params"]) for g in optim.param_groups) == 3
+    # Adam's first step is the rate: the bias must not move at the gates'
+    before = {p: p.clone() for p in later}
+    for p in later:
+        p.grad = torch.ones(4)
+    optim.step()
+    for p, rate in zip(later, (1e-3, 0.1), strict=True):
+        torch.testing.assert_close(before[p] - p, torch.full((4,), rate))
+
+
+def test_hooks_run_once_beside_other_optimizers():
+    torch.optim.Adam(network()[0].parameters())
+    torch.optim.AdamW(network()[0].parameters())
+    calls = []
+    optim = L0AdamW(network().parameters())
+    optim.register_step_post_hook(lambda *_: calls.append(1))
+    optim.step()
+    assert calls == [1]
 
 
 def test_state_travels_with_the_optimizer():

@@ -161,6 +161,15 @@ def test_an_earlier_result_survives(tmp_path, capsys, monkeypatch):
     assert main([*command, "--force"]) == 0
 
 
+def test_force_replaces_nothing_but_a_cut(tmp_path, capsys):
+    save(tmp_path / "exp")
+    before = sorted(tmp_path.rglob("*"))
+    for out in (tmp_path / "exp", tmp_path):
+        err = message(capsys, "cut", tmp_path / "exp", "--out", out, "--force")
+        assert "is no earlier cut" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_an_output_that_cannot_be_made(tmp_path, capsys):
     save(tmp_path / "exp")

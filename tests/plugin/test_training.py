@@ -211,6 +211,8 @@ def test_warm_up_trains_exactly_as_without_gates():
             "encoder output of size 8, the student 16",
         ),
         ({"encoder_conf": {"num_blocks": 1}}, "encoder blocks: 1, the student 2"),
+        ({"input_size": 24}, "a front end of"),
+        ({"encoder_conf": {"input_layer": "conv2d6"}}, "Conv2dSubsampling6"),
         ({"model_conf": {"ctc_weight": 0.0}}, "a CTC head: False"),
     ],
 )
@@ -282,6 +284,11 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
 def test_options_that_cannot_prune(changes, message):
     with pytest.raises(ValueError, match=message):
         start(**changes)
+
+
+def test_dataparallel_is_refused():
+    with pytest.raises(ValueError, match="ngpu is 2; .* multiprocessing_distributed"):
+        start(ngpu=2)
 
 
 def test_exclude_weight_decay_keeps_gates_apart():

@@ -67,7 +67,12 @@ def test_few_damaged_files_are_skipped_and_named_many_are_an_error(tmp_path):
     assert "4 of 30 FLAC files cannot be used" in result.stderr
     assert all(str(path) in result.stderr for path in flacs[:4])
     assert (tmp_path / "data/train/text").read_text() == before
-    assert data(root, tmp_path / "data", max_bad=0.2).returncode == 0
+    soundfile.write(flacs[0], np.zeros((8000, 2)), 16000)
+    soundfile.write(flacs[1], np.zeros(8000), 8000)
+    result = data(root, tmp_path / "data", max_bad=0.2)
+    assert result.returncode == 0
+    assert "2 channels at 16000 Hz" in " ".join(result.stdout.split())
+    assert "1 channels at 8000 Hz" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -87,8 +92,10 @@ def test_wrong_sets(tmp_path, options, message):
 def test_empty_split_and_missing_text(tmp_path):
     root = corpus(tmp_path / "c", 2)
     (root / "LibriSpeech/empty").mkdir()
-    result = data(root, tmp_path / "data", test_sets="empty")
-    assert "no utterance found" in result.stderr
+    for sets in ("empty", "ts empty"):
+        result = data(root, tmp_path / "data", test_sets=sets)
+        assert result.returncode == 1
+        assert "empty: no utterance found" in result.stderr
     (root / "LibriSpeech/tr/1/1/1-1.trans.txt").write_text("tr-1-0000\n")
     result = data(root, tmp_path / "data")
     assert "1-1.trans.txt:1: 'tr-1-0000' has no text" in result.stderr

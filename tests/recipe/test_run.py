@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,16 @@ def test_from_corpus_to_score(work):
     repaired = run(work, "--stop_stage", "6")
     assert repaired.stdout.count("already done") == 5, repaired.stdout
     assert (work / "exp/asr_cut/model.pth").exists()
+
+
+def test_the_pack_is_whole_and_has_no_teacher(work):
+    with zipfile.ZipFile(work / "exp/asr_pruned.zip") as archive:
+        names = set(archive.namelist())
+        config = yaml.safe_load(archive.read("config.yaml"))
+    assert names == {"meta.yaml", "config.yaml", "model.pth", "feats_stats.npz"}
+    assert config["normalize_conf"]["stats_file"] == "feats_stats.npz"
+    assert "teacher_config" not in config["model_conf"]
+    assert config["encoder_conf"]["structure"]["encoders.0.self_attn"]["heads"] <= 4
 
 
 def test_decoding_from_the_pack_equals_decoding_the_experiment(work):

@@ -38,11 +38,6 @@ class Split:
                 f"than --max_bad {max_bad:g} allows:\n  {shown}\n"
                 "Restore the files from the corpus archive, or raise --max_bad."
             )
-        if not self.wavs:
-            raise CorpusError(
-                f"{name}: no utterance found; expected SPEAKER/CHAPTER/*.trans.txt "
-                "below it. Check --corpus and the names of the sets."
-            )
 
 
 def find_split(root: Path, name: str) -> Path:
@@ -60,12 +55,17 @@ def find_split(root: Path, name: str) -> Path:
     raise CorpusError(f"--corpus {root}: no such folder; expected a corpus's root")
 
 
-def check_flac(path: Path) -> tuple[float, str | None]:
+def check_flac(path: Path, rate: int = 16_000) -> tuple[float, str | None]:
     """Return the length in seconds, and what is wrong (None if nothing)."""
     try:
         info = soundfile.info(path)
         if info.frames == 0:
             return 0.0, "holds no samples"
+        if info.samplerate != rate or info.channels != 1:
+            return 0.0, (
+                f"has {info.channels} channels at {info.samplerate} Hz; "
+                f"expected 1 at {rate}"
+            )
         # the last samples of a truncated file cannot be read
         tail = min(1024, info.frames)
         with soundfile.SoundFile(path) as sound:
@@ -121,7 +121,13 @@ def prepare(root: Path, sets: dict[str, list[str]], out: Path, max_bad: float) -
     for name, parts in sets.items():
         split = splits[name] = Split()
         for part in parts:
+            before = len(split.texts)
             read_split(find_split(root, part), split)
+            if len(split.texts) == before and not split.bad:
+                raise CorpusError(
+                    f"{part}: no utterance found; expected SPEAKER/CHAPTER/*.trans.txt "
+                    "below it. Check --corpus and the names of the sets."
+                )
         split.check(f"{name} ({' '.join(parts)})", max_bad)
     for name, split in splits.items():
         write(split, out / name)
@@ -147,7 +153,7 @@ def main() -> None:
     sets |= {f"test/{name}": [name] for name in args.test_sets}
     try:
         prepare(args.corpus, sets, args.datadir, args.max_bad)
-    except CorpusError as e:
+    except (CorpusError, OSError, UnicodeDecodeError) as e:
         sys.exit(f"data: {e}")
 
 

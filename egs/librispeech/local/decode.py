@@ -57,6 +57,11 @@ def unpacked(archive: Path, options: dict, cache: Path) -> Speech2Text:
     try:
         os.chdir(cache)
         files = ModelDownloader(cache).unpack_local_file(str(archive))
+        for path in files.values():
+            if not Path(path).resolve().is_relative_to(cache.resolve()):
+                raise SystemExit(
+                    f"decode: {archive} names {path}, which it does not hold"
+                )
         return Speech2Text(**files, **options)
     finally:
         os.chdir(here)

@@ -97,12 +97,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--decode", type=Path, required=True)
     parser.add_argument("--datadir", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="Markdown to write")
     args = parser.parse_args()
     measures = json.loads((args.decode / "measures.json").read_text("utf-8"))
     sets: dict[str, dict[str, Errors]] = {}
-    for text in sorted((args.decode / "dense").glob("*/text")):
-        test = text.parent.name
+    for test in args.sets:
         reference = read_text(args.datadir / test / "text")
         sets[test] = {
             model: score(reference, read_text(args.decode / model / test / "text"))
