@@ -89,11 +89,12 @@ done
 # same contents of INPUTS, has finished, and all OUTPUTS are there.
 key=
 step() {
-    local number=$1 done=$2 inputs=$3 outputs=$4 output complete=true files=() word
+    local number=$1 done=$2 inputs=$3 outputs output complete=true files=() word
+    outputs=$(tr '\n' ' ' <<<"$4")
     shift 4
     if [ "$number" -lt "$stage" ] || [ "$number" -gt "$stop_stage" ]; then return; fi
     for word in "$@" $inputs; do
-        if [ -f "$word" ]; then files+=("$word"); fi
+        if [ -f "$word" ] && [[ " $outputs " != *" $word "* ]]; then files+=("$word"); fi
     done
     key=$({ echo "$@"; cat /dev/null "${files[@]}"; } | sha256sum | cut -c1-16)
     for output in $outputs; do [ -e "$output" ] || complete=false; done

@@ -127,7 +127,7 @@ def prepare_training(
         model.controller = SparsityController(encoder.budget(), scheduler, optimizers[0])
     if isinstance(model, L0DistillModel):
         _require(
-            args.ngpu <= 1 or args.distributed,
+            args.ngpu <= 1 or getattr(args, "distributed", False),
             "ngpu",
             args.ngpu,
             "1, or more with --multiprocessing_distributed true",

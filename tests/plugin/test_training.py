@@ -40,14 +40,14 @@ def start(seed: int = 0, **changes):
     return net, optimizer
 
 
-def train(net, optimizer, steps: range):
+def train(net, optimizer, steps: range, clip: float = 5.0):
     """Updates as ESPnet's trainer makes them, each from a random state of its own."""
     history = []
     for i in steps:
         torch.manual_seed(1000 + i)
         loss, stats, _ = net.train()(**batch(i))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
         history.append({k: float(v) for k, v in stats.items() if v is not None})
@@ -184,7 +184,11 @@ def test_building_the_teacher_leaves_the_random_state(tmp_path):
 
 
 def test_warm_up_trains_exactly_as_without_gates():
-    """Same random state, same weights after the updates of the warm-up."""
+    """Same random state, same weights after the updates of the warm-up.
+
+    Without clipping: its norm sums the gates' zero gradients too, and on several threads
+    that may round differently in the last digit.
+    """
     dense = model(encoder="conformer", model="espnet")
     optimizer = torch.optim.AdamW(dense.parameters(), lr=1e-3, weight_decay=0.0)
     long = {"target": 0.3, "warmup_steps": 9, "ramp_steps": 1}
@@ -192,8 +196,8 @@ def test_warm_up_trains_exactly_as_without_gates():
         optim_conf={"lr": 1e-3, "weight_decay": 0.0}, sparsity_scheduler_conf=long
     )
     gated.load_state_dict(dense.state_dict(), strict=False)
-    train(dense, optimizer, range(4))
-    train(gated, gated_optimizer, range(4))
+    train(dense, optimizer, range(4), clip=float("inf"))
+    train(gated, gated_optimizer, range(4), clip=float("inf"))
     for name, weight in dense.state_dict().items():
         assert torch.equal(weight, gated.state_dict()[name]), name
 
