@@ -291,7 +291,7 @@ def test_options_that_cannot_prune(changes, message):
 
 
 def test_dataparallel_is_refused():
-    with pytest.raises(ValueError, match=r"ngpu is 2; .* multiprocessing_distributed"):
+    with pytest.raises(ValueError, match=r"ngpu is 2; .*multiprocessing_distributed"):
         start(ngpu=2)
 
 
