@@ -8,23 +8,35 @@ import yaml
 from torch import nn
 
 
+def read_mapping(path: str | Path, what: str, expected: str) -> dict:
+    """Read a YAML mapping; the error says what the file is and what was expected.
+
+    Raises:
+        ValueError: no such file, no YAML, or no mapping
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8"))
+        if not isinstance(data, dict):
+            raise TypeError(f"it holds a {type(data).__name__}")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as e:
+        raise ValueError(
+            f"{what} {path} cannot be read ({e}); expected {expected}"
+        ) from e
+    return data
+
+
 def read_config(config_file: str | Path) -> argparse.Namespace:
     """Read an experiment's config.yaml; `yaml.safe_load`, so no code runs.
 
     Raises:
         ValueError: no such file, or not an experiment's configuration
     """
-    try:
-        config = yaml.safe_load(Path(config_file).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as e:
+    expected = "the config.yaml that training wrote into the experiment's folder"
+    config = read_mapping(config_file, "configuration", expected)
+    if "token_list" not in config:
         raise ValueError(
-            f"{config_file} cannot be read ({e}); expected the config.yaml that "
-            "training wrote into the experiment's folder"
-        ) from e
-    if not isinstance(config, dict) or "token_list" not in config:
-        raise ValueError(
-            f"{config_file} is no configuration of an ESPnet ASR experiment: it has no "
-            "token_list; expected the config.yaml that training wrote"
+            f"configuration {config_file} is none of an ESPnet ASR experiment: it has no "
+            f"token_list; expected {expected}"
         )
     return argparse.Namespace(**config)
 

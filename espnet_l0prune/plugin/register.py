@@ -2,10 +2,8 @@
 
 import argparse
 import functools
-from pathlib import Path
 
 import torch
-import yaml
 from espnet2.tasks import abs_task
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 from espnet2.train.class_choices import ClassChoices
@@ -14,6 +12,7 @@ from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler, LinearSparsityScheduler
 from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.model import L0DistillModel
 from espnet_l0prune.plugin.signature import check_options
 
@@ -76,19 +75,8 @@ def inline_structure(args: argparse.Namespace) -> None:
     path = conf.get("structure")
     if not isinstance(path, str):
         return
-    try:
-        structure = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as e:
-        raise ValueError(
-            f"encoder_conf: structure {path} cannot be read ({e}); expected the "
-            "structure.yaml that `espnet-l0prune cut` wrote"
-        ) from e
-    if not isinstance(structure, dict):
-        raise ValueError(
-            f"encoder_conf: structure {path} holds a {type(structure).__name__}; "
-            "expected the structure.yaml that `espnet-l0prune cut` wrote"
-        )
-    conf["structure"] = structure
+    expected = "the structure.yaml that `espnet-l0prune cut` wrote"
+    conf["structure"] = read_mapping(path, "encoder_conf: structure", expected)
 
 
 def drop_unset_option(args: argparse.Namespace, model: torch.nn.Module) -> None:

@@ -96,24 +96,47 @@ def test_the_pack_is_whole_and_has_no_teacher(work):
     assert config["encoder_conf"]["structure"]["encoders.0.self_attn"]["heads"] <= 4
 
 
-def test_decoding_from_the_pack_equals_decoding_the_experiment(work):
-    code = f"""
-import contextlib, soundfile, sys
+DECODE = """
+import os, sys
 from pathlib import Path
+import soundfile
 from espnet2.bin.asr_inference import Speech2Text
-exp = Path({str(work / "exp/asr_finetuned")!r})
-files = exp / "config.yaml", exp / "valid.acc.ave.pth"
-model = Speech2Text(*files, beam_size=5, ctc_weight=0.5)
-for line in Path({str(work / "data/test/test-mini/wav.scp")!r}).read_text().splitlines():
+from espnet_model_zoo.downloader import ModelDownloader
+
+work, alone = map(Path, sys.argv[1:])
+options = {"beam_size": 5, "ctc_weight": 0.5}
+exp = work / "exp/asr_finetuned"
+direct = Speech2Text(exp / "config.yaml", exp / "valid.acc.ave.pth", **options)
+(work / "exp").rename(work / "away")
+try:
+    os.chdir(alone)
+    files = ModelDownloader(alone / "cache").download_and_unpack(str(alone / "a.zip"))
+    packed = Speech2Text.from_pretrained(**files, **options)
+finally:
+    (work / "away").rename(work / "exp")
+for line in (work / "data/test/test-mini/wav.scp").read_text().splitlines():
     utt, path = line.split()
-    print("HYP", utt, model(soundfile.read(path, dtype="float32")[0])[0][0], sep="|")
+    wave = soundfile.read(path, dtype="float32")[0]
+    print("HYP", utt, direct(wave)[0][0], packed(wave)[0][0], sep="|")
 """
+
+
+def test_the_pack_decodes_alone_to_the_text_of_before_packing(work, tmp_path):
+    """No experiment, no teacher, an empty home, another folder."""
+    shutil.copy(work / "exp/asr_pruned.zip", tmp_path / "a.zip")
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", DECODE, str(work), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )
-    packed = (work / "exp/decode/pruned/test-mini/text").read_text().splitlines()
-    direct = [x.split("|")[1:] for x in result.stdout.splitlines() if x.startswith("HYP")]
-    assert [" ".join(pair).rstrip() for pair in direct] == packed
+    assert result.returncode == 0, result.stderr
+    found = [x.split("|")[1:] for x in result.stdout.splitlines() if x.startswith("HYP")]
+    assert len(found) == 8
+    assert all(direct == packed for _, direct, packed in found)
+    # and the recipe's own decoding gave the same
+    written = (work / "exp/decode/pruned/test-mini/text").read_text().splitlines()
+    assert [f"{utt} {text}".rstrip() for utt, text, _ in found] == written
 
 
 def test_changed_settings_do_not_touch_a_training(work):

@@ -56,13 +56,13 @@ def unpacked(archive: Path, options: dict, cache: Path) -> Speech2Text:
     archive, here = archive.resolve(), Path.cwd()
     try:
         os.chdir(cache)
-        files = ModelDownloader(cache).unpack_local_file(str(archive))
+        files = ModelDownloader(cache).download_and_unpack(str(archive))
         for path in files.values():
             if not Path(path).resolve().is_relative_to(cache.resolve()):
                 raise SystemExit(
                     f"decode: {archive} names {path}, which it does not hold"
                 )
-        return Speech2Text(**files, **options)
+        return Speech2Text.from_pretrained(**files, **options)
     finally:
         os.chdir(here)
 
