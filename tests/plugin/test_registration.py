@@ -66,6 +66,19 @@ def test_registration_can_be_turned_off():
     assert "KNOWN False" in python("-c", ASK, ESPNET_L0PRUNE_AUTOLOAD="0")
 
 
+def test_espnet_ez_builds_and_connects_our_classes():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from espnetez.task import get_ez_task\n"
+        "from builders import arguments\n"
+        "task, args = get_ez_task('asr'), arguments(sparsity_scheduler='linear')\n"
+        "model = task.build_model(args)\n"
+        "(optimizer,) = task.build_optimizers(args, model)\n"
+        "print('EZ', type(model).__name__, model.controller.phase)\n"
+    )
+    assert "EZ L0DistillModel warmup" in python("-c", code)
+
+
 def test_spawned_workers_know_the_names(tmp_path):
     script = tmp_path / "spawn.py"
     script.write_text(
