@@ -117,7 +117,9 @@ def inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
         return 0
-    table = Table("site", "unit", title=f"{args.experiment}/{checkpoint}")
+    table = Table(title=f"{args.experiment}/{checkpoint}")
+    table.add_column("site", overflow="fold")
+    table.add_column("unit", overflow="fold")
     for column in ("units", "open", "parameters", "share"):
         table.add_column(column, justify="right")
     for row in found.rows:
