@@ -6,6 +6,8 @@ import copy
 import torch
 from espnet2.tasks.asr import ASRTask
 
+from espnet_l0prune.core.gates import LogAlpha
+
 TOKENS = ["<blank>", "<unk>", *"ABCDEFGH", "<space>", "<sos/eos>"]
 ENCODER = {
     "output_size": 16,
@@ -55,11 +57,11 @@ def disturb_(module: torch.nn.Module, seed: int = 0) -> None:
     """Give biases, norms and running statistics values that are not their defaults."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        for tensor in [*module.parameters(), *module.buffers()]:
             if (
                 tensor.dim() == 1
                 and tensor.is_floating_point()
-                and "log_alpha" not in name
+                and not isinstance(tensor, LogAlpha)
             ):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.copy_(0.5 + noise)

@@ -18,13 +18,13 @@ links=${PIP_FIND_LINKS:-$("$venv/bin/pip" config get global.find-links 2>/dev/nu
 index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null || true)}
 [ -z "$links" ] || export UV_FIND_LINKS=${links// /,}
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
-install=("$venv/bin/uv" pip install --python "$venv/bin/python"
-    --override tools/overrides.txt --constraint tools/constraints.txt
+uv=("$venv/bin/uv" pip install --python "$venv/bin/python")
+install=("${uv[@]}" --override tools/overrides.txt --constraint tools/constraints.txt
     -e '.[ez,recipe,test]')
 
 torch=
 if [ -n "$links" ]; then
-    torch=$("${install[@]:0:5}" --dry-run --no-index --no-deps torch 2>&1 |
+    torch=$("${uv[@]}" --dry-run --no-index --no-deps torch 2>&1 |
         sed -n 's/^ + \(torch==.*\)/\1/p' || true)
 fi
 if [ -n "$torch" ]; then

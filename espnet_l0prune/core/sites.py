@@ -74,7 +74,7 @@ class Budget:
 
     def __init__(self, sites: Sequence[Site], total: int):
         self.sites, self.total = list(sites), total
-        ones = [_constant(site, 1.0) for site in self.sites]
+        ones = [_all_open(site) for site in self.sites]
         self.fixed = total - float(self._sum(ones))
 
     def _sum(self, opened: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -88,7 +88,7 @@ class Budget:
     def _gated(self, read) -> Tensor:
         return self.sparsity(
             [
-                _constant(site, 1.0) | {k: read(g) for k, g in site.gates.items()}
+                _all_open(site) | {k: read(g) for k, g in site.gates.items()}
                 for site in self.sites
             ]
         )
@@ -108,11 +108,11 @@ class Budget:
         return float(self._gated(lambda gate: torch.zeros_like(gate.probability())))
 
 
-def _constant(site: Site, value: float) -> dict[str, Tensor]:
-    """Every unit of the site open to the same degree, on the site's device."""
+def _all_open(site: Site) -> dict[str, Tensor]:
+    """Every unit of the site open, on the site's device."""
     device = next((g.log_alpha.device for g in site.gates.values()), None)
     return {
-        kind: torch.full((size,), value, dtype=torch.float64, device=device)
+        kind: torch.ones(size, dtype=torch.float64, device=device)
         for kind, size in site.sizes.items()
     }
 
@@ -166,10 +166,6 @@ def select(budget: Budget, target: float, tolerance: float = 1e-3) -> Plan:
             f"target sparsity {target} is beyond what the units reach, "
             f"{budget.reachable():.4f}; choose a lower target or more kinds of units"
         )
-    keep = [
-        {k: torch.ones_like(g.log_alpha, dtype=torch.float64) for k, g in s.gates.items()}
-        for s in budget.sites
-    ]
     # (log_alpha, site, kind, index) of every unit, the least probable first
     units = sorted(
         (alpha, i, kind, j)
@@ -178,19 +174,19 @@ def select(budget: Budget, target: float, tolerance: float = 1e-3) -> Plan:
         for j, alpha in enumerate(gate.log_alpha.tolist())
     )
 
-    def sparsity(closed) -> float:
-        opened = [
-            _constant(site, 1.0) | {k: v.clone() for k, v in kept.items()}
-            for site, kept in zip(budget.sites, keep, strict=True)
-        ]
+    def opened(closed) -> list[dict[str, Tensor]]:
+        sites = [_all_open(site) for site in budget.sites]
         for _, i, kind, j in closed:
-            opened[i][kind][j] = 0
-        return float(budget.sparsity(opened))
+            sites[i][kind][j] = 0
+        return sites
+
+    def sparsity(closed) -> float:
+        return float(budget.sparsity(opened(closed)))
 
     closed: list = []
     best = None  # the smallest overshoot seen: (sparsity, units to close)
-    if sparsity([]) >= target:
-        best = (sparsity([]), [])
+    if sparsity(closed) >= target:
+        best = (sparsity(closed), closed)
     while best is None or (units and best[0] > target + tolerance):
         if sparsity(closed + units) < target:
             break  # what was passed over is needed
@@ -205,10 +201,7 @@ def select(budget: Budget, target: float, tolerance: float = 1e-3) -> Plan:
         if best is None or reached < best[0]:
             best = (reached, closed + units[:high])
         closed, units = closed + units[: high - 1], units[high:]
-    for _, i, kind, j in best[1]:
-        keep[i][kind][j] = 0
-    plan = plan_of(budget.sites)
-    for site, kept in zip(budget.sites, keep, strict=True):
-        for kind, mask in kept.items():
-            plan[site.name][kind] = mask.nonzero().flatten().tolist()
-    return plan
+    return {
+        site.name: {k: kept.nonzero().flatten().tolist() for k, kept in left.items()}
+        for site, left in zip(budget.sites, opened(best[1]), strict=True)
+    }

@@ -16,6 +16,12 @@ class Difference:
     float64: float
     float32: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.float64:.1e} in float64, {self.float32:.1e} in float32, of the "
+            "output's scale"
+        )
+
 
 def probe(
     input_size: int, lengths: tuple[int, ...] = (200, 131, 64, 31), seed: int = 0

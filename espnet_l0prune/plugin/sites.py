@@ -112,6 +112,7 @@ class BranchSite(Site):
     module_type: type[nn.Module]
     kinds: tuple[str, ...]  # the kind of unit inside the module comes last
     norms: dict[str, str]  # the module's name in the block: its norm's
+    norm_is_concatenated = False  # whether `concat_after` reads the norm too
 
     def __init__(self, name: str, block: nn.Module, attribute: str):
         self.name, self.block, self.attribute = name, block, attribute
@@ -144,7 +145,7 @@ class BranchSite(Site):
         """The norm that goes when the branch goes: none if others read it too."""
         norm = getattr(self.block, self.norms[self.attribute])
         read_by_others = not self.block.normalize_before or (
-            self.block.concat_after and isinstance(self, AttentionSite)
+            self.block.concat_after and self.norm_is_concatenated
         )
         return None if read_by_others else norm
 
@@ -240,6 +241,7 @@ class AttentionSite(BranchSite):
     module_type = MultiHeadedAttention
     kinds = ("heads",)
     norms = {"self_attn": "norm_mha"}
+    norm_is_concatenated = True
 
     @property
     def sizes(self) -> dict[str, int]:
