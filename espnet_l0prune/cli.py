@@ -19,7 +19,7 @@ from espnet_l0prune import __version__
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espnet-l0prune",
-        description="Structured pruning of ESPnet's Conformer recognizers.",
+        description="Structured pruning of ESPnet's recognizers.",
         epilog="Exit codes: 0 done; 1 something to mend, with a message; 2 bad usage.",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -118,20 +118,40 @@ def inspect(args: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found), indent=1))
         return 0
     table = Table(title=f"{args.experiment}/{checkpoint}")
-    table.add_column("site", overflow="fold")
-    table.add_column("unit", overflow="fold")
-    for column in ("units", "open", "parameters", "share"):
-        table.add_column(column, justify="right")
+    table.add_column("module", no_wrap=True)
+    table.add_column("units left")
+    for column in ("parameters", "share", "MACs", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in found.rows:
-        numbers = (row.units, row.open, f"{row.parameters:,}", f"{row.share:.1%}")
-        table.add_row(row.site, row.unit, *map(str, numbers))
-    Console().print(table)
-    print(
-        f"encoder: {found.encoder_parameters:,} parameters, model: "
-        f"{found.model_parameters:,}\nsparsity of the encoder: expected "
-        f"{found.expected_sparsity:.4f}, actual {found.actual_sparsity:.4f}, "
-        f"reachable {found.reachable_sparsity:.4f}"
-    )
+        if not row.params and all(left == size for size, left in row.units.values()):
+            continue  # the width of a stream that was not touched
+        units = ", ".join(
+            f"{kind} {left}" + (f"/{size}" if left != size else "")
+            for kind, (size, left) in row.units.items()
+            if (size, left) != (1, 1)
+        )
+        numbers = (
+            f"{row.params:,}",
+            f"{row.params_share:.1%}",
+            f"{row.macs / 1e6:,.1f} M",
+            f"{row.macs_share:.1%}",
+        )
+        table.add_row(row.module, units, *numbers)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table)
+    for part in ("encoder", "decoder", "model"):
+        print(
+            f"{part}: {found.params[part]:,} parameters, {found.macs[part] / 1e6:,.1f} M "
+            f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
+        )
+    for cost, expected in found.expected_sparsity.items():
+        print(
+            f"sparsity of the {found.scope} in {cost}: expected {expected:.4f}, actual "
+            f"{found.actual_sparsity[cost]:.4f}, reachable "
+            f"{found.reachable_sparsity[cost]:.4f}"
+        )
     return 0
 
 
@@ -140,23 +160,29 @@ def cut(args: argparse.Namespace) -> int:
     from espnet_l0prune.deploy.cut import cut_experiment
 
     report = cut_experiment(args.experiment, args.out, args.checkpoint, args.force)
-    before, after = report.encoder_parameters
+    before, after = report.model_parameters
+    encoder_before, encoder_after = report.encoder_parameters
     print(
-        f"{args.out}: encoder {before:,} -> {after:,} parameters, sparsity "
-        f"{report.sparsity:.4f} (target {report.target})\n"
-        f"masked and cut differ by {report.difference}"
+        f"{args.out}: encoder {encoder_before:,} -> {encoder_after:,} parameters, model "
+        f"{before:,} -> {after:,}"
     )
+    for cost, sparsity in report.sparsity.items():
+        target = report.target.get(cost, "none")
+        print(
+            f"sparsity of the {report.scope} in {cost}: {sparsity:.4f} (target {target})"
+        )
+    print(f"masked and cut differ by {report.difference}")
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     _import_espnet()
-    from espnet_l0prune.deploy.verify import compare, require_equal
+    from espnet_l0prune.deploy.verify import compare, outputs, require_equal
     from espnet_l0prune.plugin.experiment import load_experiment
 
     masked, _ = load_experiment(args.experiment, args.checkpoint)
     small, _ = load_experiment(args.cut, _checkpoint(args.cut))
-    difference = compare(masked, small)
+    difference = compare(outputs(masked), outputs(small))
     print(f"difference: {difference}")
     require_equal(difference)
     return 0

@@ -7,6 +7,7 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.plugin.workload import Workload, make_budget
 
 TOKENS = ["<blank>", "<unk>", *"ABCDEFGH", "<space>", "<sos/eos>"]
 ENCODER = {
@@ -40,6 +41,11 @@ def arguments(**changes) -> argparse.Namespace:
 def model(seed: int = 0, **changes):
     torch.manual_seed(seed)
     return ASRTask.build_model(arguments(**changes))
+
+
+def budget(net, scope: str = "encoder"):
+    """What the model costs, for some of the frames and tokens of `batch`."""
+    return make_budget(net, Workload(scope=scope, seconds=0.8, tokens=6))
 
 
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -5,10 +5,11 @@ import logging
 import torch
 from torch import Tensor
 
+from espnet_l0prune.core.budget import Budget, check_reachable, select
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
-from espnet_l0prune.core.sites import Budget, decide_, select
+from espnet_l0prune.core.sites import decide_
 
 MEANING = {
     "warmup": "the gates are bypassed, the network is dense",
@@ -19,35 +20,33 @@ MEANING = {
 
 
 class SparsityController:
-    """Leads the gates of a network to a target sparsity.
+    """Leads the gates of a network to a target sparsity in one cost, or in several.
 
-    With the expected sparsity S and the target s, the loss gains
+    With the expected sparsity S and the target s in a cost, the loss gains
 
         lambda1 (s - S) + lambda2 (s - S)^2
 
-    and the multipliers go up its gradient (Jiang et al. 2023, equation 6): after
+    and the cost's multipliers go up its gradient (Jiang et al. 2023, equation 6): after
     every update, lambda1 += eta (s - S) and lambda2 += eta (s - S)^2. Clipping,
     weight decay and loss scaling never see the multipliers.
 
     All that must be resumed lives in the optimizer and in the gates.
 
     Args:
-        budget: counts the parameters of the network
-        scheduler: phase and target as functions of the number of updates
+        budget: counts the network
+        scheduler: phase and targets as functions of the number of updates
         optimizer: trains the gates; keeps the number of updates and the multipliers
+
+    Raises:
+        ValueError: a target that the units cannot reach
     """
 
     def __init__(
         self, budget: Budget, scheduler: AbsSparsityScheduler, optimizer: L0AdamW
     ):
-        reachable = budget.reachable()
-        if scheduler.goal > reachable:
-            raise ValueError(
-                f"sparsity_scheduler_conf: target is {scheduler.goal}, but these units "
-                f"reach at most {reachable:.4f} of the encoder's {budget.total} "
-                "parameters; choose a lower target or add kinds of units"
-            )
+        check_reachable(budget, scheduler.goal)
         self.budget, self.scheduler, self.optimizer = budget, scheduler, optimizer
+        optimizer.start_multipliers(scheduler.goal)
         self._announced: str | None = None
         self._enter_phase()
         optimizer.register_step_pre_hook(lambda *_: self._before_update())
@@ -68,28 +67,39 @@ class SparsityController:
         return self.phase in ("ramp", "hold")
 
     def _gates(self) -> list[HardConcrete]:
-        return [g for site in self.budget.sites for g in site.gates.values()]
+        return list(self.budget.gates.values())
 
-    def _violation(self) -> Tensor:
-        return self.scheduler.target(self.update) - self.budget.expected()
+    def _violations(self) -> dict[str, Tensor]:
+        expected = self.budget.expected()
+        targets = self.scheduler.targets(self.update)
+        return {cost: target - expected[cost] for cost, target in targets.items()}
 
     def penalty(self) -> Tensor:
-        """The constraint's share of the loss: a scalar."""
+        """The constraints' share of the loss: a scalar."""
+        total = torch.zeros((), dtype=torch.float64)
         if not self._training:
-            return torch.zeros((), dtype=torch.float64)
-        state, violation = self.optimizer.pruning, self._violation()
-        return state["lambda1"] * violation + state["lambda2"] * violation**2
+            return total
+        lambda1, lambda2 = (self.optimizer.pruning[k] for k in ("lambda1", "lambda2"))
+        for cost, violation in self._violations().items():
+            total = total.to(violation.device)
+            total = total + lambda1[cost] * violation + lambda2[cost] * violation**2
+        return total
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """Target, expected and actual sparsity, and the multipliers."""
+        """Target, expected and actual sparsity in each cost, and the multipliers."""
         state = self.optimizer.pruning
-        return {
-            "sparsity_target": self.scheduler.target(self.update),
-            "sparsity_expected": float(self.budget.expected()),
+        targets = self.scheduler.targets(self.update)
+        expected = {cost: float(s) for cost, s in self.budget.expected().items()}
+        found = {
+            "sparsity_target": targets,
+            "sparsity_expected": expected,
             "sparsity_actual": self.budget.actual(),
             "lambda1": state["lambda1"],
             "lambda2": state["lambda2"],
+        }
+        return {
+            f"{k}_{cost}": v for k, costs in found.items() for cost, v in costs.items()
         }
 
     def _before_update(self) -> None:
@@ -101,9 +111,10 @@ class SparsityController:
     def _after_update(self) -> None:
         state = self.optimizer.pruning
         if self._training:
-            violation = float(self._violation())
-            state["lambda1"] += state["multiplier_lr"] * violation
-            state["lambda2"] += state["multiplier_lr"] * violation**2
+            for cost, tensor in self._violations().items():
+                violation = float(tensor)
+                state["lambda1"][cost] += state["multiplier_lr"] * violation
+                state["lambda2"][cost] += state["multiplier_lr"] * violation**2
         state["update"] += 1
         self._enter_phase()
 
@@ -116,7 +127,8 @@ class SparsityController:
             decide_(self.budget.sites, plan)
         if self.phase != self._announced:
             self._announced = self.phase
+            actual = ", ".join(f"{k} {v:.4f}" for k, v in self.budget.actual().items())
             logging.info(
                 f"Pruning enters phase {self.phase!r} at update {self.update}: "
-                f"{MEANING[self.phase]} (actual sparsity {self.budget.actual():.4f})"
+                f"{MEANING[self.phase]} (actual sparsity: {actual})"
             )

@@ -25,36 +25,39 @@ class LogAlpha(nn.Parameter):
     """The parameter of a gate: optimizers tell it from a weight by this type."""
 
 
+def noise_free(log_alpha: Tensor) -> Tensor:
+    """The gate without noise, of any shape, in [0, 1]."""
+    return _stretch(torch.sigmoid(log_alpha))
+
+
+def _stretch(t: Tensor) -> Tensor:
+    return (t * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+
+
 class HardConcrete(nn.Module):
-    """A vector of gates that multiplies groups of features.
+    """A vector of gates, one for each unit of a site.
 
     Args:
         size: number of gates n
-        dim: the dimension of the input that is gated
-        width: neighbouring features that share a gate; None: one gate for them all
         open_probability: P(z > 0) at the start, in [LEAST_OPEN, 1)
+        round_to: how many units go or stay together when units are selected
 
     Attributes:
         log_alpha: (n,), kept in float32 or wider
         sampling: draw the gates in training mode; noise-free otherwise
     """
 
-    def __init__(
-        self,
-        size: int,
-        dim: int = -1,
-        width: int | None = 1,
-        open_probability: float = 0.99,
-    ):
+    def __init__(self, size: int, open_probability: float = 0.99, round_to: int = 1):
         super().__init__()
         if not LEAST_OPEN <= open_probability < 1:
             raise ValueError(
                 f"open_probability is {open_probability}; expected a number in "
                 f"[{LEAST_OPEN:.3f}, 1), so that training starts from a dense network"
             )
-        self.dim, self.width, self.open_probability = dim, width, open_probability
+        self.open_probability, self.round_to = open_probability, round_to
         self.log_alpha = LogAlpha(torch.empty(size))
         self.sampling = False
+        self.noise: Tensor | None = None
         self.espnet_initialization_fn()
 
     def espnet_initialization_fn(self) -> None:
@@ -68,12 +71,21 @@ class HardConcrete(nn.Module):
 
     def values(self) -> Tensor:
         """The noise-free gates, (n,) in [0, 1]."""
-        return _stretch(torch.sigmoid(self.log_alpha))
+        return noise_free(self.log_alpha)
 
-    def sample(self) -> Tensor:
-        """Gates drawn with fresh noise, (n,) in [0, 1]."""
-        u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-        return _stretch(torch.sigmoid((torch.logit(u) + self.log_alpha) / BETA))
+    def draw_(self) -> None:
+        """Draw the noise of a forward: all that read this gate see the same sample."""
+        if self.sampling and self.training:
+            u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+            self.noise = torch.logit(u)
+
+    def forward(self) -> Tensor:
+        """The gates of this forward, (n,) in [0, 1]: sampled in training."""
+        if not (self.sampling and self.training):
+            return self.values()
+        if self.noise is None:
+            self.draw_()
+        return _stretch(torch.sigmoid((self.noise + self.log_alpha) / BETA))
 
     def is_open(self) -> Tensor:
         """Which gates the network has open when it is evaluated, (n,) bool."""
@@ -88,20 +100,12 @@ class HardConcrete(nn.Module):
         """Fix the gates to 1 where `keep` (n,) is true, to 0 elsewhere."""
         self.log_alpha.copy_(torch.where(keep, DECIDED, -DECIDED))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate `x`: (..., n * width, ...) with the gated features at `dim`."""
-        z = self.sample() if self.sampling and self.training else self.values()
-        if self.width is not None:
-            if self.width > 1:
-                z = z.repeat_interleave(self.width)
-            shape = [1] * x.dim()
-            shape[self.dim] = -1
-            z = z.view(shape)
-        return x * z.to(x.dtype)
-
     def extra_repr(self) -> str:
-        return f"{self.log_alpha.numel()}, dim={self.dim}, width={self.width}"
+        return f"{self.log_alpha.numel()}"
 
 
-def _stretch(t: Tensor) -> Tensor:
-    return (t * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+def draw_all(network: nn.Module, *_) -> None:
+    """Forward pre-hook of a network: draw the noise of all its gates."""
+    for module in network.modules():
+        if isinstance(module, HardConcrete):
+            module.draw_()

@@ -13,7 +13,7 @@ class L0AdamW(torch.optim.AdamW):
     Parameters of type LogAlpha form a group of their own, without weight decay, at
     the constant rate `gate_lr`: schedulers of the learning rate do not touch it. That
     group also carries what pruning must resume from, as plain numbers: `update` (the
-    updates made) and the multipliers `lambda1` and `lambda2`.
+    updates made) and the multipliers `lambda1` and `lambda2` of each constrained cost.
 
     Args:
         params: parameters or parameter groups of the model
@@ -65,6 +65,11 @@ class L0AdamW(torch.optim.AdamW):
     def pruning(self) -> dict:
         """The group of the gates, with `update`, `lambda1` and `lambda2`."""
         return next(g for g in self.param_groups if "update" in g)
+
+    def start_multipliers(self, costs: Iterable[str]) -> None:
+        """Give each cost multipliers of its own, at the values of the start."""
+        for name in ("lambda1", "lambda2"):
+            self.pruning[name] = dict.fromkeys(costs, self.pruning[name])
 
 
 # `step` itself is not overridden: torch runs the hooks of an optimizer once for every

@@ -1,40 +1,52 @@
-"""How the target sparsity moves: pure functions of the number of updates made.
+"""How the target sparsities move: pure functions of the number of updates made.
 
 warmup   gates bypassed: exactly the dense network
-ramp     the target rises
-hold     the target stands, the gates settle
+ramp     the targets rise
+hold     the targets stand, the gates settle
 frozen   the gates are 0 or 1, the weights go on training
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from espnet_l0prune.core.budget import COSTS
 
 
 class AbsSparsityScheduler(ABC):
-    """Phases of fixed length and a target in each.
+    """Phases of fixed length and the targets in each.
 
     Args:
-        target: sparsity to reach, in (0, 1): the share of the parameters to remove
+        target: sparsity to reach, in (0, 1): the share of the parameters to remove; or
+            a mapping from costs, `params` and `macs`, to the share of each
         start: sparsity at which the ramp begins
         warmup_steps, ramp_steps, hold_steps: lengths of the phases, in updates
     """
 
     def __init__(
         self,
-        target: float = 0.5,
+        target: float | Mapping[str, float] = 0.5,
         start: float = 0.0,
         warmup_steps: int = 1000,
         ramp_steps: int = 10000,
         hold_steps: int = 10000,
     ):
-        if not 0 < target < 1:
+        self.goal = dict(target) if isinstance(target, Mapping) else {"params": target}
+        if not self.goal or not set(self.goal) <= set(COSTS):
             raise ValueError(
-                f"sparsity_scheduler_conf: target is {target}; expected a number in "
-                "(0, 1), the share of the parameters to remove"
+                f"sparsity_scheduler_conf: target is {target}; expected a number, or a "
+                f"mapping with some of {', '.join(COSTS)}"
             )
-        if not 0 <= start <= target:
+        for cost, goal in self.goal.items():
+            if not 0 < goal < 1:
+                raise ValueError(
+                    f"sparsity_scheduler_conf: target is {goal}; expected a number in "
+                    f"(0, 1), the share of the {cost} to remove"
+                )
+        lowest = min(self.goal.values())
+        if not 0 <= start <= lowest:
             raise ValueError(
                 f"sparsity_scheduler_conf: start is {start}; "
-                f"expected a number in [0, target] = [0, {target}]"
+                f"expected a number in [0, target] = [0, {lowest}]"
             )
         lengths = {"warmup_steps": warmup_steps, "ramp_steps": ramp_steps}
         for name, length in {**lengths, "hold_steps": hold_steps}.items():
@@ -48,7 +60,7 @@ class AbsSparsityScheduler(ABC):
                 "sparsity_scheduler_conf: ramp_steps and hold_steps are both 0; "
                 "expected some updates in which the gates can train"
             )
-        self.goal, self.start = target, start
+        self.start = start
         self.ramp_begins = warmup_steps
         self.hold_begins = warmup_steps + ramp_steps
         self.frozen_begins = warmup_steps + ramp_steps + hold_steps
@@ -61,14 +73,18 @@ class AbsSparsityScheduler(ABC):
             return "ramp"
         return "hold" if update < self.frozen_begins else "frozen"
 
-    def target(self, update: int) -> float:
-        """The target sparsity after `update` updates."""
+    def targets(self, update: int) -> dict[str, float]:
+        """The target sparsity in each cost after `update` updates."""
         if update < self.ramp_begins:
-            return 0.0
+            return dict.fromkeys(self.goal, 0.0)
         if update >= self.hold_begins:
-            return self.goal
+            return dict(self.goal)
         done = (update - self.ramp_begins) / (self.hold_begins - self.ramp_begins)
-        return self.start + (self.goal - self.start) * self.ramp(done)
+        share = self.ramp(done)
+        return {
+            cost: self.start + (goal - self.start) * share
+            for cost, goal in self.goal.items()
+        }
 
     @abstractmethod
     def ramp(self, done: float) -> float:

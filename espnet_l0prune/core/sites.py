@@ -1,21 +1,86 @@
 """What a site is, and which of its units remain: plain data between the stages.
 
-`Plan` lists the surviving units, `Structure` only counts them:
+`Plan` lists the surviving units, `Structure` only counts them, unless their places
+matter, as in the residual stream:
 
     {"encoders.0.self_attn": {"heads": [0, 2]}, ...}    a plan
     {"encoders.0.self_attn": {"heads": 2}, ...}         its structure
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.hooks import (
+    GateHook,
+    ScaleInput,
+    ScaleOutput,
+    remove_gates_,
+    spread,
+)
 
 Plan = dict[str, dict[str, list[int]]]
-Structure = dict[str, dict[str, int]]
+Structure = dict[str, dict[str, int | list[int]]]
+Shapes = dict[nn.Module, "Call"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Shapes of what a module took and gave in one forward."""
+
+    inputs: tuple[torch.Size, ...]
+    output: torch.Size
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """Units own the features of one dimension of a tensor.
+
+    Unit u of n has the features o n inner + u inner + i, for each o < outer and
+    i < inner. The cost, the cut and the folding of gates all follow from the claims.
+
+    Attributes:
+        module, tensor: where the parameter or the buffer is, and its name there
+        dim: its dimension of size outer * n * inner
+        kind: of the units
+        folds: the gate multiplies just this, so its value can go into the tensor
+        whole: the unit is the module, which goes as one: the tensor is not sliced
+    """
+
+    module: nn.Module
+    tensor: str
+    dim: int
+    kind: str
+    inner: int = 1
+    outer: int = 1
+    folds: bool = False
+    whole: bool = False
+
+
+def outputs(
+    layer: nn.Module, kind: str, inner: int = 1, outer: int = 1, folds: bool = False
+) -> Iterator[Claim]:
+    """Units own the outputs of a layer, or the features of a norm."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(layer, name, None) is not None:
+            yield Claim(layer, name, 0, kind, inner, outer, folds)
+
+
+def whole_output(layer: nn.Module, kind: str) -> Iterator[Claim]:
+    """One unit owns all that the last layer of a module gives."""
+    for claim in outputs(layer, kind, inner=layer.weight.size(0), folds=True):
+        yield replace(claim, whole=True)
+
+
+def inputs(
+    layer: nn.Module, kind: str, inner: int = 1, outer: int = 1, folds: bool = False
+) -> Iterator[Claim]:
+    """Units own the inputs of a layer."""
+    yield Claim(layer, "weight", 1, kind, inner, outer, folds)
 
 
 class Site(ABC):
@@ -24,111 +89,113 @@ class Site(ABC):
     It is a view: all state is in the modules, so it can be made anew at any time.
 
     Attributes:
-        name: path of the module in the encoder, e.g. `encoders.0.self_attn`
+        name: path of the module in the network, e.g. `encoders.0.self_attn`
+        kinds: kinds of units that such a site can have
+        fine: those of which `round_to` keeps a multiple
     """
 
     name: str
+    kinds: tuple[str, ...]
+    fine: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The module that the site is about; its gates are children of it."""
 
     @property
     @abstractmethod
     def sizes(self) -> dict[str, int]:
         """How many units of each kind there are now."""
 
-    @property
     @abstractmethod
-    def gates(self) -> dict[str, HardConcrete]:
-        """The gates attached, by the kind of unit."""
+    def claims(self) -> Iterator[Claim]:
+        """Which features of which tensors the units own."""
 
-    @abstractmethod
-    def attach_(self, kinds: Sequence[str], open_probability: float) -> None:
-        """Give the units of these kinds gates; kinds that are not here are ignored."""
+    def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+        """Modules that go once all units of any of these kinds are gone."""
+        return iter(())
 
-    @abstractmethod
-    def params(self, opened: Mapping[str, Tensor]) -> Tensor:
-        """Parameters that remain: a scalar in float64.
+    def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
+        """Multiply-accumulates outside linear layers and convolutions.
+
+        Yields the number with all units open, and the kinds that it is proportional to.
+        """
+        return iter(())
+
+    def hooks(
+        self, kind: str, gate: HardConcrete
+    ) -> Iterator[tuple[nn.Module, GateHook]]:
+        """How the gates of a kind act: by default, where their values can be folded."""
+        seen = set()
+        for claim in self.claims():
+            if claim.kind == kind and claim.folds:
+                key = id(claim.module), claim.dim
+                if key not in seen:
+                    seen.add(key)
+                    hook = ScaleInput if claim.dim == 1 else ScaleOutput
+                    yield claim.module, hook(gate, claim.inner, claim.outer)
+
+    def protected(self, kind: str) -> int | None:
+        """A unit that stays in any case, where not all of a kind can go."""
+        return None
+
+    def finish_(  # noqa: B027 (most have nothing to mend)
+        self, kept: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """After the tensors were cut: mend what else must fit, or drop the module.
 
         Args:
-            opened: for each kind, (size,) in float64: probabilities of being open,
-                for the expectation, or 0 and 1, for the count after a cut
+            kept: for each site's name and each kind, which units stay, (size,) bool
         """
 
-    @abstractmethod
-    def fold_(self, values: Mapping[str, Tensor]) -> None:
-        """Multiply gate values, (size,) for each kind, into the consumers' weights."""
+    def structure(self) -> dict[str, int | list[int]]:
+        """What is left, in the terms from which the network can be rebuilt."""
+        return dict(self.sizes)
 
-    @abstractmethod
-    def cut_(self, keep: Mapping[str, Sequence[int]]) -> None:
-        """Keep only these units, and remove the gates. Unnamed kinds keep all."""
+    def why_not(self, kind: str) -> str | None:
+        """Why units of this kind cannot be pruned here, if they cannot."""
+        return None
 
+    @property
+    def gates(self) -> dict[str, HardConcrete]:
+        """The gates attached, by the kind of unit."""
+        found = {kind: getattr(self.module, f"{kind}_gate", None) for kind in self.kinds}
+        return {kind: gate for kind, gate in found.items() if gate is not None}
 
-class Budget:
-    """Parameters of a network as a differentiable function of its gates.
-
-    S = 1 - params(z) / total, where total counts everything in scope, prunable or
-    not (Jiang et al. 2023, section 2.2, with the exact count of the cut network).
-
-    Args:
-        sites: the sites in scope, with or without gates
-        total: parameters in scope, all gates open
-    """
-
-    def __init__(self, sites: Sequence[Site], total: int):
-        self.sites, self.total = list(sites), total
-        ones = [_all_open(site) for site in self.sites]
-        self.fixed = total - float(self._sum(ones))
-
-    def _sum(self, opened: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        costs = [s.params(o) for s, o in zip(self.sites, opened, strict=True)]
-        return torch.stack(costs).sum() if costs else torch.zeros((), dtype=torch.float64)
-
-    def sparsity(self, opened: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Share of `total` that is gone, given what is open at each site."""
-        return 1 - (self.fixed + self._sum(opened)) / self.total
-
-    def _gated(self, read) -> Tensor:
-        return self.sparsity(
-            [
-                _all_open(site) | {k: read(g) for k, g in site.gates.items()}
-                for site in self.sites
-            ]
-        )
-
-    def expected(self) -> Tensor:
-        """Expected sparsity; differentiable in every log_alpha."""
-        return self._gated(HardConcrete.probability)
-
-    @torch.no_grad()
-    def actual(self) -> float:
-        """Sparsity of the network that a cut of the open gates would leave."""
-        return float(self._gated(lambda gate: gate.is_open().double()))
-
-    @torch.no_grad()
-    def reachable(self) -> float:
-        """The largest sparsity: that of all gates closed."""
-        return float(self._gated(lambda gate: torch.zeros_like(gate.probability())))
-
-
-def _all_open(site: Site) -> dict[str, Tensor]:
-    """Every unit of the site open, on the site's device."""
-    device = next((g.log_alpha.device for g in site.gates.values()), None)
-    return {
-        kind: torch.ones(size, dtype=torch.float64, device=device)
-        for kind, size in site.sizes.items()
-    }
+    def attach_(
+        self, kinds: Iterable[str], open_probability: float = 0.99, round_to: int = 1
+    ) -> None:
+        """Give the units of these kinds gates; kinds that are not here are ignored."""
+        for kind in self.kinds:
+            size = self.sizes.get(kind, 0)
+            if kind not in kinds or not size:
+                continue
+            multiple = round_to if kind in self.fine else 1
+            gate = HardConcrete(size, open_probability, multiple)
+            self.module.add_module(f"{kind}_gate", gate)
+            for layer, hook in self.hooks(kind, gate):
+                hook.attach_(layer)
 
 
 def structure_of(sites: Sequence[Site]) -> Structure:
-    """Count the units of every site."""
-    return {site.name: dict(site.sizes) for site in sites}
+    """What is left of every site."""
+    return {site.name: site.structure() for site in sites}
 
 
 def plan_of(sites: Sequence[Site]) -> Plan:
-    """List the units whose gates are open; units without a gate all remain."""
+    """List the units whose gates are open, and the protected ones.
+
+    Units without a gate all remain.
+    """
     plan: Plan = {}
     for site in sites:
         plan[site.name] = {k: list(range(n)) for k, n in site.sizes.items()}
         for kind, gate in site.gates.items():
-            plan[site.name][kind] = gate.is_open().nonzero().flatten().tolist()
+            opened, stays = gate.is_open(), site.protected(kind)
+            if stays is not None:
+                opened[stays] = True
+            plan[site.name][kind] = opened.nonzero().flatten().tolist()
     return plan
 
 
@@ -137,7 +204,8 @@ def decide_(sites: Sequence[Site], plan: Plan) -> None:
     """Fix every gate to 0 or 1 as planned.
 
     A surviving gate's soft value is folded into the weights first, so that what
-    the network computes changes only by the units that the plan closes.
+    the network computes changes only by the units that the plan closes; and by the
+    gates of whole blocks, which have no weight to fold them into.
     """
     for site in sites:
         values, keeps = {}, {}
@@ -146,62 +214,71 @@ def decide_(sites: Sequence[Site], plan: Plan) -> None:
             keep[plan[site.name][kind]] = True
             values[kind] = torch.where(keep, gate.values(), 1.0)
             keeps[kind] = keep
-        site.fold_(values)
+        for claim in site.claims():
+            if claim.folds and claim.kind in values:
+                tensor = getattr(claim.module, claim.tensor)
+                shape = [1] * tensor.dim()
+                shape[claim.dim] = -1
+                z = spread(values[claim.kind], claim.inner, claim.outer)
+                tensor.mul_(z.view(shape).to(tensor.dtype))
         for kind, gate in site.gates.items():
             gate.decide_(keeps[kind])
 
 
 @torch.no_grad()
-def select(budget: Budget, target: float, tolerance: float = 1e-3) -> Plan:
-    """Close the least probable units until the real count meets the target.
+def cut_(network: nn.Module, sites: Sequence[Site], plan: Mapping) -> None:
+    """Keep only the planned units of a network, and remove all its gates, in place.
 
-    The sparsity of the plan is at least `target`. A unit that would overshoot it by
-    more than `tolerance` is passed over as long as smaller ones can fill the gap.
-
-    Raises:
-        ValueError: the units cannot reach the target
+    Args:
+        network: holds the sites
+        plan: as `Plan`; sites and kinds that it does not name keep all their units
     """
-    if target > budget.reachable():
-        raise ValueError(
-            f"target sparsity {target} is beyond what the units reach, "
-            f"{budget.reachable():.4f}; choose a lower target or more kinds of units"
-        )
-    # (log_alpha, site, kind, index) of every unit, the least probable first
-    units = sorted(
-        (alpha, i, kind, j)
-        for i, site in enumerate(budget.sites)
-        for kind, gate in site.gates.items()
-        for j, alpha in enumerate(gate.log_alpha.tolist())
-    )
+    kept: dict[str, dict[str, Tensor]] = {}
+    left: dict[tuple, dict] = {}  # by tensor, which features of each dimension stay
+    for site in sites:
+        masks = {}
+        for kind, size in site.sizes.items():
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[list(plan.get(site.name, {}).get(kind, range(size)))] = True
+            masks[kind] = mask
+        kept[site.name] = masks
+        for claim in site.claims():
+            if claim.whole:
+                continue
+            dims = left.setdefault((claim.module, claim.tensor), {})
+            mask = spread(masks[claim.kind], claim.inner, claim.outer)
+            dims[claim.dim] = dims.get(claim.dim, True) & mask
+    remove_gates_(network)
+    for (module, name), dims in left.items():
+        _keep_features_(module, name, dims)
+    for module in dict.fromkeys(module for module, _ in left):
+        _resize_(module)
+    for site in sites:
+        site.finish_(kept)
 
-    def opened(closed) -> list[dict[str, Tensor]]:
-        sites = [_all_open(site) for site in budget.sites]
-        for _, i, kind, j in closed:
-            sites[i][kind][j] = 0
-        return sites
 
-    def sparsity(closed) -> float:
-        return float(budget.sparsity(opened(closed)))
+def _keep_features_(module: nn.Module, name: str, dims: Mapping[int, Tensor]) -> None:
+    old = tensor = getattr(module, name)
+    for dim, mask in dims.items():
+        if tensor.dim() > dim and not bool(mask.all()):
+            index = mask.nonzero().flatten().to(tensor.device)
+            tensor = tensor.index_select(dim, index)
+    if tensor is not old:
+        if isinstance(old, nn.Parameter):
+            tensor = nn.Parameter(tensor.clone(), requires_grad=old.requires_grad)
+        setattr(module, name, tensor)
 
-    closed: list = []
-    best = None  # the smallest overshoot seen: (sparsity, units to close)
-    if sparsity(closed) >= target:
-        best = (sparsity(closed), closed)
-    while best is None or (units and best[0] > target + tolerance):
-        if sparsity(closed + units) < target:
-            break  # what was passed over is needed
-        low, high = 0, len(units)  # close units[:high]: enough; units[:low]: too few
-        while high - low > 1:
-            middle = (low + high) // 2
-            if sparsity(closed + units[:middle]) < target:
-                low = middle
-            else:
-                high = middle
-        reached = sparsity(closed + units[:high])
-        if best is None or reached < best[0]:
-            best = (reached, closed + units[:high])
-        closed, units = closed + units[: high - 1], units[high:]
-    return {
-        site.name: {k: kept.nonzero().flatten().tolist() for k, kept in left.items()}
-        for site, left in zip(budget.sites, opened(best[1]), strict=True)
-    }
+
+def _resize_(layer: nn.Module) -> None:
+    """Let a layer's attributes say what its tensors are."""
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        depthwise = layer.groups > 1
+        layer.out_channels = layer.weight.size(0)
+        layer.in_channels = layer.weight.size(0 if depthwise else 1)
+        layer.groups = layer.out_channels if depthwise else 1
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(layer.weight.shape)
+    elif isinstance(layer, nn.BatchNorm1d):
+        layer.num_features = layer.weight.size(0)

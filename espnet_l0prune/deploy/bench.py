@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @torch.no_grad()
-def encoder_macs(model: nn.Module, seconds: float, rate: int = 16_000) -> int:
-    """Multiply-accumulates of the encoder for one utterance.
+def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> int:
+    """Multiply-accumulates of one forward, as torch counts them.
 
-    Counted by torch: matrix products and convolutions; not norms, activations,
-    softmax, or the front end that makes the features.
+    Matrix products and convolutions; not norms, activations, softmax, element-wise
+    products or recurrent layers.
+
+    Args:
+        network: what is run
+        forward: runs it
+    """
+    # the counter follows whatever requires a gradient, and trips over a Constant's view
+    probe = copy.deepcopy(network).eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        forward(probe)
+    return counter.get_total_flops() // 2
+
+
+def encoder_macs(model: nn.Module, seconds: float, rate: int = 16_000) -> int:
+    """Multiply-accumulates of the encoder for one utterance; see `count_macs`.
 
     Args:
         model: ESPnet's ASR model
@@ -24,12 +38,10 @@ def encoder_macs(model: nn.Module, seconds: float, rate: int = 16_000) -> int:
     """
     model.eval()
     speech = torch.zeros(1, int(seconds * rate))
-    feats, lengths = model._extract_feats(speech, torch.tensor([speech.size(1)]))
-    # the counter follows whatever requires a gradient, and trips over a Constant's view
-    encoder = copy.deepcopy(model.encoder).requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
-        encoder(feats, lengths)
-    return counter.get_total_flops() // 2
+    with torch.no_grad():
+        lengths = torch.tensor([speech.size(1)])
+        feats, lengths = model._extract_feats(speech, lengths)
+    return count_macs(model.encoder, lambda encoder: encoder(feats, lengths))
 
 
 @torch.no_grad()

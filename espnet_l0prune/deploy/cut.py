@@ -6,19 +6,22 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
+from torch import nn
 
-from espnet_l0prune.core.sites import Plan, Structure, plan_of
-from espnet_l0prune.deploy.verify import Difference, compare, require_equal
-from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+from espnet_l0prune.core.budget import Budget, count_parameters
+from espnet_l0prune.core.sites import Plan, cut_, plan_of
+from espnet_l0prune.deploy.verify import Difference, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_experiment
-from espnet_l0prune.plugin.register import make_scheduler
-from espnet_l0prune.plugin.sites import count_parameters
+from espnet_l0prune.plugin.network import L0Network
+from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
@@ -28,67 +31,80 @@ PRUNING_OPTIONS = (
     "init_param",
     "config",
 )
+STRUCTURE_FILES = {"encoder": "structure.yaml", "decoder": "decoder_structure.yaml"}
 
 
 @dataclass
 class CutReport:
     """What a cut did: written as cut.json."""
 
-    target: float
-    sparsity: float  # share of the encoder's parameters that went
+    scope: str
+    target: dict[str, float]
+    sparsity: dict[str, float]  # share of the scope's costs that went
     encoder_parameters: tuple[int, int]  # before, after
     model_parameters: tuple[int, int]
     difference: Difference
 
 
-def cut_(encoder: L0ConformerEncoder, plan: Plan) -> None:
-    """Remove in place what is not in the plan, and all gates."""
-    for site in encoder.sites():
-        site.cut_(plan[site.name])
-
-
-def check_settled(model, args: argparse.Namespace, experiment: Path) -> float:
-    """Return the target that the experiment was pruned for.
+def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) -> Budget:
+    """Return the budget that the experiment was pruned for.
 
     Raises:
         ValueError: no gates; gates that still move; a budget that is missed
     """
-    encoder = model.encoder
-    sites = encoder.gated_sites() if isinstance(encoder, L0ConformerEncoder) else []
+    sites = [site for site in sites_of(model) if site.gates]
     if not sites or getattr(args, "sparsity_scheduler", None) is None:
         raise ValueError(
             f"{experiment} has no gates that were trained (encoder: {args.encoder}, "
             f"units: {args.encoder_conf.get('units', 'default')}); expected an "
-            "experiment with encoder: l0_conformer, units and a sparsity_scheduler"
+            "experiment with encoder: l0_conformer, say, some units and a "
+            "sparsity_scheduler"
         )
-    budget, target = encoder.budget(), make_scheduler(args).goal
-    if not all(g.is_decided() for site in sites for g in site.gates.values()):
+    budget, goal = make_budget(model, make_workload(args)), make_scheduler(args).goal
+    actual = budget.actual()
+    shown = ", ".join(
+        f"{cost}: actual {actual[cost]:.4f}, target {target}"
+        for cost, target in goal.items()
+    )
+    if not all(gate.is_decided() for gate in budget.gates.values()):
         raise ValueError(
-            f"the gates of {experiment} are not frozen yet: expected sparsity "
-            f"{float(budget.expected()):.4f}, actual {budget.actual():.4f}, target "
-            f"{target}. Train on until the phase is 'frozen' (raise max_epoch), or "
-            "shorten warmup_steps, ramp_steps and hold_steps."
+            f"the gates of {experiment} are not frozen yet ({shown}). Train on until "
+            "the phase is 'frozen' (raise max_epoch), or shorten warmup_steps, "
+            "ramp_steps and hold_steps."
         )
-    if abs(budget.actual() - target) > TOLERANCE:
+    excess = [actual[cost] - target for cost, target in goal.items()]
+    rounding = rounding_of(budget, goal)
+    if min(excess) < -TOLERANCE or min(excess) > TOLERANCE + rounding:
         raise ValueError(
-            f"{experiment} misses its budget: actual sparsity {budget.actual():.4f}, "
-            f"target {target}, tolerance {TOLERANCE}. The units may be too coarse: add "
-            "ffn_channels or conv_channels to units."
+            f"{experiment} misses its budget ({shown}; tolerance {TOLERANCE}). The units "
+            "may be too coarse: add ffn_channels or conv_channels to units."
         )
-    return target
+    return budget
 
 
-def cut_model(model, plan: Plan) -> torch.nn.Module:
-    """A copy of the model without the closed units; the model stays as it is."""
-    small = copy.deepcopy(model)
-    cut_(small.encoder, plan)
-    return small
+def rounding_of(budget: Budget, goal: Mapping[str, float]) -> float:
+    """The largest share of a budgeted cost that goes at once because of `round_to`."""
+    largest = 0.0
+    opened = budget.opened()
+    before = budget.sparsity(opened)
+    for row, gate in enumerate(budget.gates.values()):
+        if gate.round_to > 1:
+            fewer = opened.clone()
+            fewer[row, opened[row].nonzero().flatten()[: gate.round_to]] = 0
+            after = budget.sparsity(fewer)
+            steps = (float(after[cost] - before[cost]) for cost in goal)
+            largest = max(largest, *steps)
+    return largest
 
 
-def cut_config(config: dict, structure: Structure) -> dict:
-    """The configuration of the cut network, for inference and for fine-tuning."""
+def cut_config(config: dict, model: nn.Module) -> dict:
+    """The configuration of a cut model, for inference and for fine-tuning."""
     new = {k: v for k, v in config.items() if k not in PRUNING_OPTIONS}
-    new["encoder_conf"] = {**config["encoder_conf"], "units": [], "structure": structure}
+    for name in ("encoder", "decoder"):
+        network = getattr(model, name)
+        if isinstance(network, L0Network):
+            change = {"units": [], "structure": network.structure()}
+            new[f"{name}_conf"] = {**config[f"{name}_conf"], **change}
     new["optim"], new["optim_conf"] = "adamw", {}
     return new
 
@@ -98,8 +114,8 @@ def cut_experiment(
 ) -> CutReport:
     """Write the cut network of a gated experiment to `out`.
 
-    `out` gets config.yaml, model.pth, structure.yaml, plan.json and cut.json, all of
-    them or none.
+    `out` gets config.yaml, model.pth, structure.yaml (decoder_structure.yaml too, for a
+    pruned decoder), plan.json and cut.json, all of them or none.
 
     Raises:
         ValueError: see `check_settled`; masked and cut outputs that differ; an `out`
@@ -109,32 +125,40 @@ def cut_experiment(
     _check_free(out, force)
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
-    target = check_settled(model, args, experiment)
-    plan = plan_of(model.encoder.sites())
-    small = cut_model(model, plan)
+    budget, scheduler = check_settled(model, args, experiment), make_scheduler(args)
+    report = {
+        "scope": make_workload(args).scope,
+        "target": scheduler.goal,
+        "sparsity": budget.actual(),
+    }
+    before = count_parameters(model.encoder), count_parameters(model)
+    promised, plan = before[1], plan_of(sites_of(model))
+    promised -= round(budget.totals["params"] - budget.remaining())
+    masked = outputs(model)
+    cut_(model, sites_of(model), plan)
 
     # The promise is about what a user will load: rebuild it from its configuration.
-    small_config = cut_config(config, small.encoder.structure())
-    rebuilt = ASRTask.build_model(argparse.Namespace(**copy.deepcopy(small_config)))
-    rebuilt.load_state_dict(small.state_dict())
-    difference = compare(model, rebuilt)
+    config = cut_config(config, model)
+    small = ASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
+    small.load_state_dict(model.state_dict())
+    del model, budget
+    difference = compare(masked, outputs(small.eval()))
     require_equal(difference)
-    budget, after = model.encoder.budget(), count_parameters(small.encoder)
-    if round(budget.total * (1 - budget.actual())) != after:
+    after = count_parameters(small.encoder), count_parameters(small)
+    if after[1] != promised:
         raise ValueError(
-            f"the cut encoder has {after} parameters, its gates promised "
-            f"{budget.total * (1 - budget.actual()):.1f}; nothing was written. This is "
-            "a bug in a site's cost: please report it with the experiment's config.yaml"
+            f"the cut model has {after[1]} parameters, its gates promised {promised}; "
+            "nothing was written. This is a bug in a site's claims: please report it "
+            "with the experiment's config.yaml"
         )
-    report = CutReport(
-        target=target,
-        sparsity=1 - after / budget.total,
-        encoder_parameters=(budget.total, after),
-        model_parameters=(count_parameters(model), count_parameters(small)),
+    result = CutReport(
+        **report,
+        encoder_parameters=(before[0], after[0]),
+        model_parameters=(before[1], after[1]),
         difference=difference,
     )
-    _write(out, small, small_config, plan, report)
-    return report
+    _write(out, small, config, plan, result)
+    return result
 
 
 def _check_free(out: Path, force: bool) -> None:
@@ -174,8 +198,12 @@ def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> Non
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         torch.save(model.state_dict(), part / "model.pth")
-        structure = config["encoder_conf"]["structure"]
-        for name, data in (("config.yaml", config), ("structure.yaml", structure)):
+        texts = {"config.yaml": config}
+        for name, file in STRUCTURE_FILES.items():
+            structure = config.get(f"{name}_conf", {}).get("structure")
+            if structure:
+                texts[file] = structure
+        for name, data in texts.items():
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
             (part / name).write_text(text, "utf-8")
         (part / "plan.json").write_text(json.dumps(plan), "utf-8")

@@ -1,64 +1,152 @@
-"""What is left of every module of an encoder."""
+"""What is left of every module of a model, and what it costs."""
 
+import argparse
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+import torch
+from espnet2.tasks.asr import ASRTask
+from torch import nn
+
+from espnet_l0prune.core.budget import COSTS, terms_of
+from espnet_l0prune.core.sites import cut_, plan_of
 from espnet_l0prune.plugin.experiment import load_experiment
-from espnet_l0prune.plugin.sites import count_parameters, find_sites
+from espnet_l0prune.plugin.register import make_workload
+from espnet_l0prune.plugin.sites import find_sites
+from espnet_l0prune.plugin.workload import Workload, make_budget, run, sites_of, trace
 
 
 @dataclass
 class Row:
-    """A site: its units now and, if it is gated, those that are open."""
+    """A module: its units before pruning and now, and its costs now."""
 
-    site: str
-    unit: str
-    units: int
-    open: int
-    parameters: int
-    share: float  # of the encoder's parameters
+    module: str
+    units: dict[str, tuple[int, int]]  # by kind: before, now
+    params: int
+    macs: int
+    params_share: float  # of the whole model's
+    macs_share: float
 
 
 @dataclass
 class Inspection:
-    """An encoder, site by site."""
+    """A model, module by module."""
 
     rows: list[Row]
-    encoder_parameters: int
-    model_parameters: int
-    expected_sparsity: float
-    actual_sparsity: float
-    reachable_sparsity: float
+    seconds: float  # of audio, for the MACs
+    tokens: int  # emitted for it
+    params: dict[str, int]  # of encoder, decoder and model, now
+    macs: dict[str, int]
+    scope: str | None  # of the budget, where there are gates
+    expected_sparsity: dict[str, float]
+    actual_sparsity: dict[str, float]
+    reachable_sparsity: dict[str, float]
 
 
 def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
-    """Count units and parameters of a gated, a cut or a dense experiment.
+    """Count units, parameters and MACs of a gated, a cut or a dense experiment.
+
+    Of a gated one, those that a cut of the open gates would leave.
 
     Raises:
         ValueError: files that are missing or damaged, or an encoder without sites
     """
     model, args = load_experiment(experiment, checkpoint)
-    encoder = model.encoder
-    if not hasattr(encoder, "encoders") or not find_sites(encoder):
+    if not find_sites(model.encoder):
         raise ValueError(
-            f"{experiment} has encoder: {args.encoder}; expected conformer or "
-            "l0_conformer"
+            f"{experiment} has encoder: {args.encoder}; expected conformer, transformer, "
+            "branchformer or e_branchformer, or one of them with l0_ in front"
         )
-    total, rows = count_parameters(encoder), []
-    for site in find_sites(encoder):
-        parameters = count_parameters(site.module)
-        for i, (unit, size) in enumerate(site.sizes.items()):
-            gate = site.gates.get(unit)
-            opened = size if gate is None else int(gate.is_open().sum())
-            counted = 0 if i else parameters  # a module's parameters stand once
-            rows.append(Row(site.name, unit, size, opened, counted, counted / total))
-    budget = encoder.budget() if isinstance(encoder, L0ConformerEncoder) else None
+    workload = make_workload(args)
+    # a dense model may have no input size of its own
+    model.encoder.input_size = _input_size(model, args)
+    sparsities = _sparsities(model, workload)
+    cut_(model, sites_of(model), plan_of(sites_of(model)))
+    sites, shapes = sites_of(model), trace(model, lambda: run(model, workload))
+    terms = terms_of(model, sites, shapes)
+    amounts = torch.tensor([[t.params, t.macs] for t in terms], dtype=torch.float64)
+    places = _rows(model, _build_dense(args))
+    for term in terms:
+        row = places[_longest(term.owner, places)]
+        row.params += round(term.params)
+        row.macs += round(term.macs)
+    total = amounts.sum(0).tolist()
+    for row in places.values():
+        row.params_share = row.params / total[0]
+        row.macs_share = row.macs / max(total[1], 1)
+    sums = {cost: {"model": round(all_)} for cost, all_ in zip(COSTS, total, strict=True)}
+    for part in ("encoder", "decoder"):
+        own = [row for row in places.values() if row.module.split(".")[0] == part]
+        for cost in COSTS:
+            sums[cost][part] = sum(getattr(row, cost) for row in own)
     return Inspection(
-        rows=rows,
-        encoder_parameters=total,
-        model_parameters=count_parameters(model),
-        expected_sparsity=float(budget.expected()) if budget else 0.0,
-        actual_sparsity=budget.actual() if budget else 0.0,
-        reachable_sparsity=budget.reachable() if budget else 0.0,
+        rows=[row for row in places.values() if row.params or row.units],
+        seconds=workload.seconds,
+        tokens=workload.tokens,
+        **sums,
+        **sparsities,
     )
+
+
+def _input_size(model: nn.Module, args: argparse.Namespace) -> int:
+    return args.input_size if model.frontend is None else model.frontend.output_size()
+
+
+@torch.no_grad()
+def _sparsities(model: nn.Module, workload: Workload) -> dict:
+    if not any(site.gates for site in sites_of(model)):
+        names = "expected_sparsity", "actual_sparsity", "reachable_sparsity"
+        return {"scope": None, **{name: {} for name in names}}
+    budget = make_budget(model, workload)
+    return {
+        "scope": workload.scope,
+        "expected_sparsity": {c: float(s) for c, s in budget.expected().items()},
+        "actual_sparsity": budget.actual(),
+        "reachable_sparsity": budget.reachable(),
+    }
+
+
+def _build_dense(args: argparse.Namespace) -> nn.Module:
+    """The network that was not pruned yet, with random weights."""
+    dense = copy.deepcopy(args)
+    for name in ("encoder_conf", "decoder_conf"):
+        conf = getattr(dense, name, None)
+        if conf and "structure" in conf:
+            setattr(dense, name, {**conf, "structure": None, "units": []})
+    return ASRTask.build_model(dense)
+
+
+def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:
+    """An empty row for each site, and for each part of the model that has none."""
+    places: dict[str, Row] = {}
+
+    def add(path: str, units: dict[str, tuple[int, int]]) -> None:
+        places[path] = Row(path, units, 0, 0, 0.0, 0.0)
+
+    for part, child in dense.named_children():
+        sites = {site.name: site.sizes for site in find_sites(child)}
+        left = {site.name: site.sizes for site in find_sites(getattr(model, part))}
+        if not sites:
+            add(part, {})
+            continue
+        units = {
+            name: {k: (n, left.get(name, {}).get(k, 0)) for k, n in sizes.items()}
+            for name, sizes in sites.items()
+        }
+        for name, _ in child.named_children():
+            inside = [path for path in units if path.split(".")[0] == name]
+            if f"{name}.0" not in units:  # blocks have rows of their own
+                add(f"{part}.{name}", {})
+            for path in inside:
+                add(f"{part}.{path}", units.pop(path))
+        for path in units:
+            add(f"{part}.{path}", units[path])
+    return places
+
+
+def _longest(owner: str, places: dict[str, Row]) -> str:
+    """The most precise row that a module belongs to."""
+    while owner not in places and "." in owner:
+        owner = owner.rpartition(".")[0]
+    return owner

@@ -1,12 +1,16 @@
-"""Do two encoders compute the same?"""
+"""Do two models compute the same?"""
 
-import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from espnet_l0prune.plugin.workload import evaluation
+
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
+TOKENS = 9  # that the decoder gets
+Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
 
 @dataclass
@@ -33,41 +37,65 @@ def probe(
 
 
 @torch.no_grad()
-def _output(model: nn.Module, feats: Tensor, lengths: Tensor) -> Tensor:
-    """The valid frames of the encoder's output, (frames, size)."""
-    encoder = model.encoder
-    needs_ctc = encoder.interctc_use_conditioning or encoder.ctc_trim
+def outputs(model: nn.Module) -> Outputs:
+    """What a model gives for the probe, in float64 and in float32.
+
+    The model, in float32 and on the CPU, is converted and converted back: no second
+    copy of a big one is made, and no digit is lost.
+
+    Returns:
+        by type, the encoder's valid frames and, with an attention decoder, its logits
+    """
+    found = {}
+    with evaluation(model):
+        for dtype in (torch.float64, torch.float32):
+            model.to(dtype)
+            found[dtype] = _outputs(model, dtype)
+    return found
+
+
+def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    feats, lengths = probe(model.encoder.input_size)
+    encoder, needs = model.encoder, ("interctc_use_conditioning", "ctc_trim")
+    with_ctc = any(getattr(encoder, name, False) for name in needs)
     output, valid, _ = encoder(
-        feats, lengths, **({"ctc": model.ctc} if needs_ctc else {})
+        feats.to(dtype), lengths, **({"ctc": model.ctc} if with_ctc else {})
     )
     if isinstance(output, tuple):  # with intermediate CTC
         output = output[0]
     mask = torch.arange(output.size(1)) < valid[:, None]
-    return output[mask]
+    found = {"encoder": output[mask]}
+    if model.decoder is not None and not model.use_transducer_decoder:
+        tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
+        counts = torch.full((len(lengths),), TOKENS)
+        found["decoder"], _ = model.decoder(output, valid, tokens, counts)
+    return found
 
 
-def compare(masked: nn.Module, cut: nn.Module) -> Difference:
-    """Run the encoders of two models in evaluation mode on the same input.
+def compare(one: Outputs, two: Outputs) -> Difference:
+    """The difference of two models' outputs.
 
     Raises:
         ValueError: outputs of different shapes
     """
     found = {}
-    feats, lengths = probe(masked.encoder.input_size)
     for dtype in (torch.float64, torch.float32):
-        pair = [copy.deepcopy(m).to("cpu", dtype).eval() for m in (masked, cut)]
-        one, two = (_output(m, feats.to(dtype), lengths) for m in pair)
-        if one.shape != two.shape:
-            raise ValueError(
-                f"the encoders' outputs have shapes {tuple(one.shape)} and "
-                f"{tuple(two.shape)}; expected a gated experiment and its cut"
-            )
-        found[dtype] = float((one - two).abs().max() / one.abs().max())
+        differences = []
+        for name, a in one[dtype].items():
+            b = two[dtype].get(name)
+            if b is None or a.shape != b.shape:
+                raise ValueError(
+                    f"the outputs of the {name} have shapes {tuple(a.shape)} and "
+                    f"{None if b is None else tuple(b.shape)}; expected a gated "
+                    "experiment and its cut"
+                )
+            differences.append(float((a - b).abs().max() / a.abs().max()))
+        found[dtype] = max(differences, key=lambda d: (d != d, d))  # NaN above all
     return Difference(found[torch.float64], found[torch.float32])
 
 
 def require_equal(difference: Difference) -> None:
-    """Raise ValueError where two encoders do not compute the same."""
+    """Raise ValueError where two models do not compute the same."""
     if not difference.float64 <= TOLERANCE:  # NaN is no agreement either
         raise ValueError(
             f"masked and cut networks differ by {difference.float64:.1e} of the "

@@ -5,6 +5,25 @@ Upstream moves `espnet.nets` to `espnet2.legacy.nets`: only this file has to fol
 
 import importlib
 
+from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoderLayer
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoderLayer
+from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+
+__all__ = [
+    "SUBSAMPLINGS",
+    "BranchformerEncoderLayer",
+    "ConformerLayer",
+    "Conv1dLinear",
+    "ConvolutionModule",
+    "ConvolutionalGatingMLP",
+    "DecoderLayer",
+    "EBranchformerEncoderLayer",
+    "MultiHeadedAttention",
+    "MultiLayeredConv1d",
+    "PositionwiseFeedForward",
+    "TransformerLayer",
+]
+
 _PLACES = ("espnet.nets.pytorch_backend", "espnet2.legacy.nets.pytorch_backend")
 
 
@@ -17,8 +36,26 @@ def _find(module: str, name: str) -> type:
     raise ImportError(f"ESPnet has no {module}.{name} in {' or '.join(_PLACES)}")
 
 
+ConformerLayer = _find("conformer.encoder_layer", "EncoderLayer")
 ConvolutionModule = _find("conformer.convolution", "ConvolutionModule")
+TransformerLayer = _find("transformer.encoder_layer", "EncoderLayer")
+DecoderLayer = _find("transformer.decoder_layer", "DecoderLayer")
 MultiHeadedAttention = _find("transformer.attention", "MultiHeadedAttention")
 PositionwiseFeedForward = _find(
     "transformer.positionwise_feed_forward", "PositionwiseFeedForward"
+)
+MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
+Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")
+SUBSAMPLINGS = tuple(
+    _find("transformer.subsampling", name)
+    for name in (
+        "Conv1dSubsampling1",
+        "Conv1dSubsampling2",
+        "Conv1dSubsampling3",
+        "Conv2dSubsampling",
+        "Conv2dSubsampling1",
+        "Conv2dSubsampling2",
+        "Conv2dSubsampling6",
+        "Conv2dSubsampling8",
+    )
 )

@@ -1,6 +1,7 @@
 """Read what ESPnet's training wrote: with checks, and without running any code."""
 
 import argparse
+import zipfile
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def load_weights(model: nn.Module, model_file: str | Path) -> None:
             that do not fit
     """
     try:
-        state = torch.load(model_file, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(model_file)  # no second copy of a big model
+        state = torch.load(model_file, map_location="cpu", weights_only=True, mmap=mapped)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
     except Exception as e:  # torch.load raises almost anything for a damaged file

@@ -1,15 +1,23 @@
 """ESPnet's CTC/attention model that learns from a teacher, under a budget."""
 
+import importlib.util
 from typing import Any
 
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor
 
 from espnet_l0prune.core.controller import SparsityController
-from espnet_l0prune.core.distillation import layerwise_mse, prediction_kl
+from espnet_l0prune.core.distillation import (
+    layerwise_mse,
+    prediction_kl,
+    transducer_kl,
+)
+from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
+from espnet_l0prune.plugin.sites.stream import open_stream
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 
 
@@ -22,7 +30,8 @@ class L0DistillModel(ESPnetASRModel):
         layer_weight: weight of the layerwise distillation
         att_kl_weight: weight of the attention decoder's KL divergence
         ctc_kl_weight: weight of the CTC posteriors' KL divergence
-        temperature: of both divergences
+        transducer_kl_weight: weight of the KL divergence over a transducer's lattice
+        temperature: of the attention decoder's and the CTC posteriors' divergences
 
     The loss is ESPnet's own plus the weighted distillation losses plus the penalty of
     the sparsity constraint.
@@ -38,23 +47,30 @@ class L0DistillModel(ESPnetASRModel):
         layer_weight: float = 1.0,
         att_kl_weight: float = 0.5,
         ctc_kl_weight: float = 0.5,
+        transducer_kl_weight: float = 0.5,
         temperature: float = 1.0,
         **espnet_conf: Any,
     ):
         check_options(L0DistillModel, espnet_conf, "model_conf")
-        if espnet_conf.get("joint_network") is not None:
-            raise ValueError(
-                "model: l0_distill has no transducer loss yet; expected a decoder with "
-                "attention, or none with ctc_weight 1.0"
-            )
+        fallback = _lacks_transducer_loss(espnet_conf)
+        if fallback:  # durations: ESPnet then asks for no package that is not here
+            espnet_conf["transducer_multi_blank_durations"] = [2]
         super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
+        if fallback:
+            del self.transducer_multi_blank_durations
+            self.criterion_transducer = RNNTLossNumba(blank=self.blank_id)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(
                 f"model_conf: teacher_config is {teacher_config}, teacher_model_file is "
                 f"{teacher_model_file}; expected both or neither"
             )
-        weights = {"layer_weight": layer_weight, "att_kl_weight": att_kl_weight}
-        for name, weight in {**weights, "ctc_kl_weight": ctc_kl_weight}.items():
+        weights = {
+            "layer_weight": layer_weight,
+            "att_kl_weight": att_kl_weight,
+            "ctc_kl_weight": ctc_kl_weight,
+            "transducer_kl_weight": transducer_kl_weight,
+        }
+        for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"model_conf: {name} is {weight}; expected 0 or more")
         if temperature <= 0:
@@ -62,6 +78,7 @@ class L0DistillModel(ESPnetASRModel):
         self.teacher_files = teacher_config, teacher_model_file
         self.layer_weight = layer_weight
         self.att_kl_weight, self.ctc_kl_weight = att_kl_weight, ctc_kl_weight
+        self.transducer_kl_weight = transducer_kl_weight
         self.temperature = temperature
         self.teacher: Teacher | None = None
         self.controller: SparsityController | None = None
@@ -94,7 +111,7 @@ class L0DistillModel(ESPnetASRModel):
             )
         stats = {**stats, "loss_task": loss.detach()}
         if self.teacher is not None:
-            for name, (scale, value) in self._distill(trace).items():
+            for name, (scale, value) in self._distill(trace, text, text_lengths).items():
                 loss = loss + scale * value
                 stats[name] = value.detach()
         if self.controller is not None:
@@ -105,22 +122,33 @@ class L0DistillModel(ESPnetASRModel):
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 
-    def _distill(self, student: Trace) -> dict[str, tuple[float, Tensor]]:
+    def _distill(
+        self, student: Trace, text: Tensor, text_lengths: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
         """Each distillation loss by name, with its weight."""
         teacher, frames = self.teacher.follow(student), student.encoder_lengths
-        losses = {
-            "loss_layer": (
-                self.layer_weight,
-                layerwise_mse(student.blocks, teacher.blocks, frames),
-            )
-        }
+        losses = {}
+        pairs = self._hidden_states(student, teacher)
+        if pairs:
+            layer = layerwise_mse(*zip(*pairs, strict=True), frames)
+            losses["loss_layer"] = self.layer_weight, layer
         if self.ctc is not None:
             student_ctc = self.ctc.ctc_lo(student.encoder_out)
             with torch.no_grad():
                 teacher_ctc = self.teacher.model.ctc.ctc_lo(teacher.encoder_out)
             kl = prediction_kl(student_ctc, teacher_ctc, frames, self.temperature)
             losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
-        if student.decoder_out is not None:
+        if self.use_transducer_decoder:
+            kl = transducer_kl(
+                student.joint_out,
+                teacher.joint_out,
+                text[:, : int(text_lengths.max())],
+                frames,
+                text_lengths,
+                self.blank_id,
+            )
+            losses["loss_transducer_kl"] = self.transducer_kl_weight, kl
+        elif student.decoder_out is not None:
             tokens = student.decoder_args[3]
             kl = prediction_kl(
                 student.decoder_out, teacher.decoder_out, tokens, self.temperature
@@ -128,5 +156,30 @@ class L0DistillModel(ESPnetASRModel):
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
 
+    def _hidden_states(
+        self, student: Trace, teacher: Trace
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Outputs of the blocks that both have, in the features that both have."""
+        index = open_stream(self.encoder)
+        pairs = []
+        for i, block in enumerate(self.encoder.encoders):
+            if i in student.blocks and not isinstance(block, Skip):
+                ours, theirs = student.blocks[i], teacher.blocks[i]
+                if index is not None:
+                    theirs = theirs.index_select(-1, index)
+                    if ours.size(-1) != len(index):  # gated, not cut
+                        ours = ours.index_select(-1, index)
+                pairs.append((ours, theirs))
+        return pairs
 
-show_stock_options(L0DistillModel, ESPnetASRModel)
+
+def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:
+    """Whether ESPnet would import a transducer loss that is not installed."""
+    return (
+        conf.get("joint_network") is not None
+        and not conf.get("transducer_multi_blank_durations")
+        and importlib.util.find_spec("warprnnt_pytorch") is None
+    )
+
+
+show_stock_options(L0DistillModel, L0DistillModel, ESPnetASRModel)

@@ -1,20 +1,28 @@
 """Make ESPnet know our names, without touching its files."""
 
 import argparse
+import dataclasses
 import functools
 
+import humanfriendly
 import torch
 from espnet2.tasks import abs_task
-from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
+from espnet2.tasks.asr import (
+    ASRTask,
+    decoder_choices,
+    encoder_choices,
+    model_choices,
+)
 from espnet2.train.class_choices import ClassChoices
 
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler, LinearSparsityScheduler
-from espnet_l0prune.plugin.encoder import L0ConformerEncoder
 from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.model import L0DistillModel
+from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.signature import check_options
+from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
 
 sparsity_scheduler_choices = ClassChoices(
     "sparsity_scheduler",
@@ -31,7 +39,10 @@ def register() -> None:
     Raises:
         RuntimeError: something else has taken one of the names
     """
-    _add(encoder_choices.classes, "l0_conformer", L0ConformerEncoder, "encoder")
+    for name, network in ENCODERS.items():
+        _add(encoder_choices.classes, name, network, "encoder")
+    for name, network in DECODERS.items():
+        _add(decoder_choices.classes, name, network, "decoder")
     _add(model_choices.classes, "l0_distill", L0DistillModel, "model")
     _add(abs_task.optim_classes, "l0_adamw", L0AdamW, "optim")
     choices = {c.name: c for c in ASRTask.class_choices_list}
@@ -70,13 +81,13 @@ def _wrap(method, after, before=None):
 
 
 def inline_structure(args: argparse.Namespace) -> None:
-    """Replace the path of a structure by its content, as ESPnet does with token_list."""
-    conf = getattr(args, "encoder_conf", None) or {}
-    path = conf.get("structure")
-    if not isinstance(path, str):
-        return
-    expected = "the structure.yaml that `espnet-l0prune cut` wrote"
-    conf["structure"] = read_mapping(path, "encoder_conf: structure", expected)
+    """Replace paths of structures by their content, as ESPnet does with token_list."""
+    for name in ("encoder_conf", "decoder_conf"):
+        conf = getattr(args, name, None) or {}
+        path = conf.get("structure")
+        if isinstance(path, str):
+            expected = "the structure that `espnet-l0prune cut` wrote"
+            conf["structure"] = read_mapping(path, f"{name}: structure", expected)
 
 
 def drop_unset_option(args: argparse.Namespace, model: torch.nn.Module) -> None:
@@ -102,17 +113,19 @@ def prepare_training(
     if args.collect_stats:
         return
     name = getattr(args, "sparsity_scheduler", None)
-    encoder = model.encoder
-    gated = isinstance(encoder, L0ConformerEncoder) and bool(encoder.gated_sites())
+    gated = any(site.gates for site in sites_of(model))
     if gated or name is not None:
-        _require(gated, "encoder", args.encoder, "l0_conformer with some `units`")
+        ours = ", ".join(ENCODERS)
+        _require(gated, "encoder", args.encoder, f"one of {ours}, with some `units`")
         _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
         _require(isinstance(model, L0DistillModel), "model", args.model, "l0_distill")
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
-        scheduler = make_scheduler(args)
-        model.controller = SparsityController(encoder.budget(), scheduler, optimizers[0])
+        workload = make_workload(args)
+        _require_gates_in_scope(model, workload)
+        budget = make_budget(model, workload)
+        model.controller = SparsityController(budget, make_scheduler(args), optimizers[0])
     if isinstance(model, L0DistillModel):
         _require(
             args.ngpu <= 1 or getattr(args, "distributed", False),
@@ -123,16 +136,55 @@ def prepare_training(
         model.load_teacher_()
 
 
+def _require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:
+    """Raise ValueError for gates that no budget would hold, or none that one could."""
+    for name in ("encoder", "decoder"):
+        network, scope = getattr(model, name), workload.scope
+        gated = isinstance(network, L0Network) and bool(network.gated_sites())
+        if gated and scope not in (name, "model"):
+            raise ValueError(
+                f"sparsity_scheduler_conf: scope is {scope}, but {name}_conf has units; "
+                f"expected scope: model, or {name}_conf: units: []"
+            )
+        if scope == name and not gated:
+            raise ValueError(
+                f"sparsity_scheduler_conf: scope is {scope}, but the {name} has no "
+                f"gates; expected an l0 {name} with some `units`, or another scope"
+            )
+
+
+def _split_conf(args: argparse.Namespace) -> tuple[type, dict, dict]:
+    """The schedule's class, its options, and those of the budget."""
+    scheduler = sparsity_scheduler_choices.get_class(args.sparsity_scheduler)
+    ours = [field.name for field in dataclasses.fields(Workload) if field.name != "fs"]
+    conf = args.sparsity_scheduler_conf
+    check_options(scheduler, conf, "sparsity_scheduler_conf", ours)
+    budget = {name: value for name, value in conf.items() if name in ours}
+    schedule = {name: value for name, value in conf.items() if name not in ours}
+    return scheduler, schedule, budget
+
+
 def make_scheduler(args: argparse.Namespace) -> AbsSparsityScheduler:
     """The schedule that `sparsity_scheduler` and its `_conf` ask for.
 
     Raises:
         ValueError: an unknown name or option, or a value that makes no sense
     """
-    scheduler_class = sparsity_scheduler_choices.get_class(args.sparsity_scheduler)
-    conf = args.sparsity_scheduler_conf
-    check_options(scheduler_class, conf, "sparsity_scheduler_conf")
-    return scheduler_class(**conf)
+    scheduler, conf, _ = _split_conf(args)
+    return scheduler(**conf)
+
+
+def make_workload(args: argparse.Namespace) -> Workload:
+    """What `sparsity_scheduler_conf` says about the budget; the defaults without one.
+
+    Raises:
+        ValueError: a value that makes no sense
+    """
+    conf = {}
+    if getattr(args, "sparsity_scheduler", None) is not None:
+        _, _, conf = _split_conf(args)
+    fs = (getattr(args, "frontend_conf", None) or {}).get("fs", Workload.fs)
+    return Workload(**conf, fs=humanfriendly.parse_size(str(fs)))
 
 
 def _require(condition: object, option: str, value: object, expected: str) -> None:

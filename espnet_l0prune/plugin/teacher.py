@@ -1,5 +1,6 @@
 """The unpruned model, run beside the student on what the student's encoder gets."""
 
+import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ class Trace:
 
     encoder_args: tuple = ()
     encoder_kwargs: dict = field(default_factory=dict)
-    blocks: list[Tensor] = field(default_factory=list)  # (batch, time, size) each
+    blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
     encoder_out: Tensor | None = None  # (batch, time, size)
     encoder_lengths: Tensor | None = None  # (batch,)
     decoder_args: tuple = ()
     decoder_out: Tensor | None = None  # logits, (batch, tokens, vocabulary)
+    joint_out: Tensor | None = None  # logits, (batch, time, tokens + 1, vocabulary)
 
 
 def _first(output):
@@ -39,16 +41,23 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
         trace.encoder_out, trace.encoder_lengths = _first(output), output[1]
 
     def on_decoder(_, args, output):
-        trace.decoder_args, trace.decoder_out = args, output[0]
+        if not trace.decoder_args:  # a transducer decodes too, to report error rates
+            trace.decoder_args, trace.decoder_out = args, _first(output)
+
+    def on_joint(_, args, output):
+        if trace.joint_out is None:
+            trace.joint_out = output
 
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
-    for block in model.encoder.encoders:
+    for i, block in enumerate(model.encoder.encoders):
         hook = block.register_forward_hook(
-            lambda _, __, out: trace.blocks.append(_first(out))
+            lambda _, __, out, i=i: trace.blocks.update({i: _first(out)})
         )
         hooks.append(hook)
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
+    if model.use_transducer_decoder:
+        hooks.append(model.joint_network.register_forward_hook(on_joint))
     try:
         yield trace
     finally:
@@ -56,10 +65,8 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
             hook.remove()
 
 
-def _front_end(model: ESPnetASRModel) -> str:
-    embed = model.encoder.embed
-    shapes = [tuple(p.shape) for p in embed.parameters()]
-    return f"{type(embed).__name__} with weights of shapes {shapes}"
+def _input_size(model: ESPnetASRModel, args: argparse.Namespace) -> int:
+    return args.input_size if model.frontend is None else model.frontend.output_size()
 
 
 class Teacher:
@@ -78,14 +85,17 @@ class Teacher:
     def __init__(self, config_file: str, model_file: str, student: ESPnetASRModel):
         parameter = next(student.parameters())
         with torch.random.fork_rng():
-            self.model, _ = load_model(config_file, model_file)
-        self._check(student, config_file)
+            self.model, args = load_model(config_file, model_file)
+        self._check(student, config_file, args)
         self.model.to(device=parameter.device, dtype=parameter.dtype)
         self.model.eval().requires_grad_(False)
         logging.info(f"Teacher: {model_file}")
 
-    def _check(self, student: ESPnetASRModel, config_file: str) -> None:
+    def _check(
+        self, student: ESPnetASRModel, config_file: str, args: argparse.Namespace
+    ) -> None:
         teacher = self.model
+        input_size = getattr(student.encoder, "input_size", _input_size(teacher, args))
 
         def differ(what: str, theirs, ours) -> ValueError:
             return ValueError(
@@ -104,11 +114,14 @@ class Teacher:
                 if t != s
             )
             raise differ("another token list: first different token", *map(repr, pair))
+        if _input_size(teacher, args) != input_size:
+            raise differ("features of size", _input_size(teacher, args), input_size)
         for what, read in (
             ("an encoder output of size", lambda m: m.encoder.output_size()),
-            ("a front end of", _front_end),
+            ("a front end of type", lambda m: type(m.encoder.embed).__name__),
             ("encoder blocks:", lambda m: len(m.encoder.encoders)),
-            ("an attention decoder:", lambda m: m.decoder is not None),
+            ("a decoder:", lambda m: m.decoder is not None),
+            ("a transducer:", lambda m: m.use_transducer_decoder),
             ("a CTC head:", lambda m: m.ctc is not None),
         ):
             if read(teacher) != read(student):
@@ -122,6 +135,12 @@ class Teacher:
             kwargs["ctc"] = self.model.ctc
         with record(self.model) as trace:
             self.model.encoder(*student.encoder_args, **kwargs)
-            if student.decoder_args:
+            if self.model.use_transducer_decoder:
+                self.model.decoder.set_device(trace.encoder_out.device)
+                decoder_out = self.model.decoder(*student.decoder_args)
+                self.model.joint_network(
+                    trace.encoder_out.unsqueeze(2), decoder_out.unsqueeze(1)
+                )
+            elif student.decoder_args:
                 self.model.decoder(trace.encoder_out, *student.decoder_args[1:])
         return trace

@@ -11,7 +11,9 @@ from espnet_l0prune.core.gates import (
     RIGHT,
     HardConcrete,
     LogAlpha,
+    draw_all,
 )
+from espnet_l0prune.core.hooks import ScaleInput, SurvivorNorm, remove_gates_, spread
 
 
 def gates_at(values) -> HardConcrete:
@@ -23,7 +25,12 @@ def gates_at(values) -> HardConcrete:
 def test_samples_follow_the_hard_concrete_distribution():
     torch.manual_seed(0)
     gate = gates_at([-3.0, -1.0, 0.0, 1.0, 3.0]).double()
-    samples = torch.stack([gate.sample() for _ in range(20_000)])
+    gate.sampling = True
+    samples = []
+    for _ in range(20_000):
+        gate.draw_()
+        samples.append(gate())
+    samples = torch.stack(samples)
     opened = (samples > 0).double().mean(0)
     torch.testing.assert_close(opened, gate.probability(), atol=0.012, rtol=0)
     # P(z < 1) in closed form, from the inverse of the stretched sigmoid
@@ -36,9 +43,9 @@ def test_samples_follow_the_hard_concrete_distribution():
 def test_a_new_gate_is_transparent_bit_for_bit():
     x = torch.randn(3, 7, 8)
     for p in (LEAST_OPEN, 0.99, 0.9999):
-        gate = HardConcrete(4, width=2, open_probability=p)
+        gate = HardConcrete(4, open_probability=p)
         torch.testing.assert_close(gate.probability(), torch.full((4,), p).double())
-        assert torch.equal(gate(x), x)
+        assert torch.equal(ScaleInput(gate, inner=2).scaled(x, -1), x)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 0.98, 1.0, float("nan")])
@@ -48,30 +55,39 @@ def test_a_gate_that_would_not_start_dense_is_refused(p):
 
 
 def test_sampling_only_in_training_and_only_if_told():
-    gate, x = HardConcrete(1000), torch.ones(1000)
-    assert torch.equal(gate(x), x)
+    gate, one = HardConcrete(1000), torch.ones(1000)
+    assert torch.equal(gate(), one)
     gate.sampling = True
-    assert not torch.equal(gate(x), x)
-    assert torch.equal(gate.eval()(x), x)
+    assert not torch.equal(gate(), one)
+    assert torch.equal(gate.eval()(), one)
+
+
+def test_all_readers_of_a_forward_see_one_sample():
+    gate = HardConcrete(1000)
+    gate.sampling = True
+    draw_all(gate)
+    first = gate()
+    assert torch.equal(first, gate())
+    draw_all(gate)
+    assert not torch.equal(first, gate())
+    copy.deepcopy(gate)  # nothing of a graph is kept
 
 
 def test_layouts():
     gate = gates_at([100.0, -100.0])
-    gate.width = 3
-    assert gate(torch.ones(1, 6)).tolist() == [[1, 1, 1, 0, 0, 0]]
-    channels = gates_at([100.0, -100.0])
-    channels.dim = 1
-    assert channels(torch.ones(1, 2, 3)).tolist() == [[[1] * 3, [0] * 3]]
+    assert spread(gate(), 3, 1).tolist() == [1, 1, 1, 0, 0, 0]
+    assert spread(gate(), 1, 2).tolist() == [1, 0, 1, 0]
+    assert spread(gate(), 2, 2).tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
+    assert ScaleInput(gate).scaled(torch.ones(1, 2, 3), 1).tolist() == [[[1] * 3, [0] * 3]]
     whole = gates_at([-100.0])
-    whole.width = None
-    assert not whole(torch.ones(2, 3, 4)).any()
+    assert not ScaleInput(whole, inner=4).scaled(torch.ones(2, 3, 4), -1).any()
 
 
 def test_gradient_reaches_log_alpha():
     torch.manual_seed(0)
     gate = gates_at([0.5] * 100)
     gate.sampling = True
-    gate(torch.ones(100)).sum().backward()
+    gate().sum().backward()
     assert (gate.log_alpha.grad > 0).any()
     assert (gate.log_alpha.grad >= 0).all()
 
@@ -89,8 +105,8 @@ def test_decided_gates_are_exact_in_every_float_type():
 
 
 def test_half_precision_input_stays_half():
-    gate = HardConcrete(4)
-    assert gate(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    gate, x = HardConcrete(4), torch.ones(2, 4, dtype=torch.bfloat16)
+    assert ScaleInput(gate).scaled(x, -1).dtype == torch.bfloat16
     assert gate.log_alpha.dtype == torch.float32
 
 
@@ -98,3 +114,39 @@ def test_the_tag_survives_deepcopy():
     gate = copy.deepcopy(HardConcrete(3))
     assert isinstance(gate.log_alpha, LogAlpha)
     assert torch.equal(pickle.loads(pickle.dumps(gate)).log_alpha, gate.log_alpha)
+
+
+def test_hooks_survive_deepcopy_and_pickle_with_their_own_gate():
+    norm = torch.nn.LayerNorm(4)
+    norm.gate = gates_at([100.0, -100.0, 100.0, 100.0])
+    SurvivorNorm([norm.gate]).attach_(norm)
+    x = torch.randn(3, 4)
+    for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert torch.equal(other(x), norm(x))
+        other.gate.decide_(torch.tensor([True, True, True, False]))
+        assert not torch.equal(other(x), norm(x))
+
+
+def test_survivors_are_normalized_as_if_they_were_alone():
+    norm = torch.nn.LayerNorm(5).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    norm.gate = gates_at([100.0, -100.0, 100.0, -100.0, 100.0])
+    SurvivorNorm([norm.gate]).attach_(norm)
+    x, kept = torch.randn(7, 5).double(), [0, 2, 4]
+    alone = torch.nn.functional.layer_norm(
+        x[:, kept], (3,), norm.weight[kept], norm.bias[kept], norm.eps
+    )
+    torch.testing.assert_close(norm(x)[:, kept], alone)
+    assert not norm(x)[:, [1, 3]].any()
+
+
+def test_gates_are_removed_without_a_trace():
+    layer = torch.nn.Linear(4, 4)
+    before = copy.deepcopy(layer)
+    layer.gate = HardConcrete(4)
+    SurvivorNorm([layer.gate]).attach_(layer)
+    layer.register_forward_hook(lambda *_: None)
+    remove_gates_(layer)
+    assert list(layer.state_dict()) == list(before.state_dict())
+    assert len(layer._forward_hooks) == 1  # a stranger's hook stays

@@ -1,24 +1,28 @@
 import torch
 
 from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.hooks import ScaleInput
 from espnet_l0prune.core.optim import L0AdamW
 
 
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(4, 4), HardConcrete(4))
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    net[1].gate = HardConcrete(4)
+    ScaleInput(net[1].gate).attach_(net[1])
+    return net
 
 
 def test_gates_keep_their_rate_under_a_scheduler():
     net = network()
     optim = L0AdamW(net.parameters(), lr=1.0, gate_lr=0.5, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: 0.001)
-    before = net[1].log_alpha.clone()
-    net[1].log_alpha.grad = torch.ones(4)
+    before = net[1].gate.log_alpha.clone()
+    net[1].gate.log_alpha.grad = torch.ones(4)
     optim.step()
     scheduler.step()
     # Adam's first step is its rate; no weight decay
-    torch.testing.assert_close(before - net[1].log_alpha, torch.full((4,), 0.5))
+    torch.testing.assert_close(before - net[1].gate.log_alpha, torch.full((4,), 0.5))
     assert [g["lr"] for g in optim.param_groups] == [0.001, 0.001]
 
 
@@ -27,7 +31,7 @@ def test_weights_move_exactly_as_under_adamw():
     conf = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-9, "weight_decay": 0.1}
     optims = (
         L0AdamW(ours.parameters(), **conf),
-        torch.optim.AdamW(theirs[0].parameters(), **conf),
+        torch.optim.AdamW([*theirs[0].parameters(), *theirs[1].parameters()], **conf),
     )
     x = torch.randn(8, 4)
     for _ in range(5):
@@ -43,10 +47,10 @@ def test_groups_by_type_however_they_arrive():
     # ESPnet's exclude_weight_decay adds groups later, with all options repeated
     net, conf = network(), {"lr": 1e-3, "gate_lr": 0.1}
     optim = L0AdamW([net[0].weight], **conf)
-    later = [net[0].bias, net[1].log_alpha]
+    later = [net[0].bias, net[1].gate.log_alpha]
     optim.add_param_group({"params": later, **conf, "weight_decay": 0.0})
     gates = [g for g in optim.param_groups if g is optim.pruning]
-    assert [p is net[1].log_alpha for g in gates for p in g["params"]] == [True]
+    assert [p is net[1].gate.log_alpha for g in gates for p in g["params"]] == [True]
     assert sum(len(g["params"]) for g in optim.param_groups) == 3
     # Adam's first step is the rate: the bias must not move at the gates'
     before = {p: p.clone() for p in later}
@@ -69,7 +73,9 @@ def test_hooks_run_once_beside_other_optimizers():
 
 def test_state_travels_with_the_optimizer():
     optim = L0AdamW(network().parameters())
-    optim.pruning.update(update=7, lambda1=1.5, lambda2=2.5)
+    optim.start_multipliers(["params", "macs"])
+    optim.pruning.update(update=7, lambda1={"params": 1.5, "macs": 2.5})
     other = L0AdamW(network().parameters())
     other.load_state_dict(optim.state_dict())
-    assert [other.pruning[k] for k in ("update", "lambda1", "lambda2")] == [7, 1.5, 2.5]
+    assert other.pruning["update"] == 7
+    assert other.pruning["lambda1"] == {"params": 1.5, "macs": 2.5}

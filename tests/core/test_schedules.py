@@ -11,12 +11,23 @@ def test_phases_and_target():
         ["warmup"] * 2 + ["ramp"] * 4 + ["hold"] * 3 + ["frozen"] * 2
     )
     expected = [0, 0, 0.2, 0.3, 0.4, 0.5] + [0.6] * 5
-    assert [s.target(i) for i in range(11)] == pytest.approx(expected)
+    assert [s.targets(i)["params"] for i in range(11)] == pytest.approx(expected)
 
 
 def test_no_ramp_is_a_step():
     s = LinearSparsityScheduler(target=0.5, warmup_steps=1, ramp_steps=0, hold_steps=1)
-    assert [s.target(i) for i in range(3)] == [0, 0.5, 0.5]
+    assert [s.targets(i) for i in range(3)] == [
+        {"params": 0},
+        {"params": 0.5},
+        {"params": 0.5},
+    ]
+
+
+def test_each_cost_has_a_target_of_its_own():
+    target = {"params": 0.4, "macs": 0.6}
+    s = LinearSparsityScheduler(target=target, warmup_steps=0, ramp_steps=2, hold_steps=1)
+    assert s.targets(1) == {"params": 0.2, "macs": 0.3}
+    assert s.targets(2) == target
 
 
 @pytest.mark.parametrize(
@@ -25,6 +36,9 @@ def test_no_ramp_is_a_step():
         ({"target": 0}, "target is 0; expected a number in"),
         ({"target": 1}, "target is 1"),
         ({"target": -0.1}, "target is -0.1"),
+        ({"target": {"flops": 0.3}}, "some of params, macs"),
+        ({"target": {}}, "expected a number, or a mapping"),
+        ({"target": {"params": 0.3, "macs": 1.2}}, "target is 1.2.*the macs to remove"),
         ({"target": 0.3, "start": 0.4}, "start is 0.4; expected"),
         ({"warmup_steps": -1}, "warmup_steps is -1; expected a whole number"),
         ({"ramp_steps": 1.5}, "ramp_steps is 1.5"),

@@ -6,13 +6,13 @@ import os
 import pytest
 import torch
 import yaml
-from builders import arguments, disturb_
+from builders import arguments, budget, disturb_
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.core.sites import decide_, select
+from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.sites import decide_
 from espnet_l0prune.plugin.experiment import load_model
-from espnet_l0prune.plugin.sites import count_parameters
 
 SCHEDULE = {"target": 0.3, "warmup_steps": 1, "ramp_steps": 1, "hold_steps": 1}
 FINE = {"linear_units": 300}  # so that units are small against the encoder
@@ -35,7 +35,7 @@ def save(folder, sparsity: float | None = 0.3, **changes):
         for site in model.encoder.sites():
             for gate in site.gates.values():
                 gate.log_alpha.data.normal_(1.0, 2.0)
-        decide_(model.encoder.sites(), select(model.encoder.budget(), sparsity))
+        decide_(model.encoder.sites(), select(budget(model), {"params": sparsity}))
     (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
     torch.save(model.state_dict(), folder / "latest.pth")
     return model
@@ -45,7 +45,7 @@ def test_cut_inspect_verify(tmp_path, capsys):
     gated = save(tmp_path / "exp")
     assert main(["cut", str(tmp_path / "exp"), "--out", str(tmp_path / "cut")]) == 0
     report = json.loads((tmp_path / "cut/cut.json").read_text())
-    assert abs(report["sparsity"] - 0.3) <= 0.005
+    assert abs(report["sparsity"]["params"] - 0.3) <= 0.005
     assert report["difference"]["float64"] <= 1e-10
     assert report["difference"]["float32"] <= 1e-4
     assert main(["verify", str(tmp_path / "exp"), str(tmp_path / "cut")]) == 0
@@ -53,7 +53,7 @@ def test_cut_inspect_verify(tmp_path, capsys):
     small, _ = load_model(tmp_path / "cut/config.yaml", tmp_path / "cut/model.pth")
     total = count_parameters(gated.encoder)
     numel = sum(p.numel() for p in small.encoder.parameters())
-    assert 1 - numel / total == pytest.approx(report["sparsity"])
+    assert 1 - numel / total == pytest.approx(report["sparsity"]["params"])
     # decoder, CTC and the rest are as they were
     state = small.state_dict()
     for name, weight in gated.state_dict().items():
@@ -66,14 +66,12 @@ def test_cut_inspect_verify(tmp_path, capsys):
     assert gates["actual_sparsity"] == pytest.approx(report["sparsity"])
     assert main(["inspect", str(tmp_path / "cut"), "--json"]) == 0
     cut = json.loads(capsys.readouterr().out)
-    assert cut["encoder_parameters"] == numel
-    opened = {
-        (r["site"], r["unit"]): r["open"]
-        for r in gates["rows"]
-        if r["unit"] != "conv_channels"  # those of a closed module count for nothing
-    }
-    remaining = {(r["site"], r["unit"]): r["units"] for r in cut["rows"]}
-    assert opened.items() <= remaining.items()
+    assert cut["params"]["encoder"] == numel
+    # units and costs now: what the gates promise is what the cut network has
+    for name in ("rows", "params", "macs"):
+        assert gates[name] == cut[name], name
+    assert sum(row["params"] for row in cut["rows"]) == cut["params"]["model"]
+    assert sum(row["macs_share"] for row in cut["rows"]) == pytest.approx(1)
     assert main(["inspect", str(tmp_path / "cut")]) == 0
     assert "encoders.0.self_attn" in capsys.readouterr().out
 
@@ -96,7 +94,7 @@ def test_cut_refuses_what_is_not_ready(tmp_path, capsys):
 
     save(tmp_path / "missed", sparsity=0.2)
     err = message(capsys, "cut", tmp_path / "missed", "--out", out)
-    assert "misses its budget: actual sparsity 0.2" in err
+    assert "misses its budget (params: actual 0.2" in err
 
     save(tmp_path / "dense", None, encoder="conformer", model="espnet",
          sparsity_scheduler=None)  # fmt: skip

@@ -11,7 +11,7 @@ from espnet2.tasks import abs_task
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 
 from espnet_l0prune.plugin import register as plugin
-from espnet_l0prune.plugin.encoder import L0ConformerEncoder
+from espnet_l0prune.plugin.network import L0ConformerEncoder
 
 ROOT = Path(__file__).parents[2]
 ASK = (

@@ -69,7 +69,7 @@ def test_from_corpus_to_score(work):
     first = run(work)
     assert "WER test-mini" in first.stdout
     report = json.loads((work / "exp/asr_cut/cut.json").read_text())
-    assert abs(report["sparsity"] - STEPS["target"]) <= 0.005
+    assert abs(report["sparsity"]["params"] - STEPS["target"]) <= 0.005
     assert report["difference"]["float64"] <= 1e-10
     assert (work / "exp/asr_pruned.zip").exists()
     measures = json.loads((work / "exp/decode/measures.json").read_text())["models"]

@@ -28,8 +28,8 @@ with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
     from espnet2.bin.asr_inference import Speech2Text
     from espnet_model_zoo.downloader import ModelDownloader
 
+from espnet_l0prune.core.budget import count_parameters  # noqa: E402
 from espnet_l0prune.deploy.bench import encoder_macs, real_time_factors  # noqa: E402
-from espnet_l0prune.plugin.sites import count_parameters  # noqa: E402
 
 SECONDS = 10  # of audio, for the multiply-accumulates
 TIMED = 20  # utterances for the real-time factor

@@ -1,0 +1,351 @@
+"""What a network costs, as a differentiable function of its gates.
+
+Every tensor of a network is a term: a cost with all units open, times one factor for
+each group of units that it shrinks with. Gates are independent, so the expectation of
+a product over different gates is the product of the expectations:
+
+    mean   (1/n) sum_u p_u: a dimension of the tensor belongs to the units
+    both   (1/n) sum_u p_u q_u: to the units that two gates leave open
+    pair   ((sum_u p_u)^2 - sum_u p_u^2 + sum_u p_u) / n^2: two of its dimensions do,
+           since a gate that meets itself gives p, not p^2
+    any    1 - prod_u (1 - p_u): the tensor stays as long as some unit does
+
+At p in {0, 1} this counts the parameters of the cut network exactly.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet_l0prune.core.gates import SHIFT, HardConcrete, LogAlpha, noise_free
+from espnet_l0prune.core.sites import Claim, Plan, Shapes, Site
+
+COSTS = ("params", "macs")
+Key = tuple[int, str]  # a site, by its place in the list, and a kind of its units
+Factor = tuple[str, tuple[Key, ...]]  # how, and of which units
+
+
+@dataclass(frozen=True)
+class Term:
+    """A cost with all units open, and what it shrinks with.
+
+    Attributes:
+        owner: path of the module in the network
+        params: parameters
+        macs: multiply-accumulates
+        factors: see the head of this file
+    """
+
+    owner: str
+    params: float
+    macs: float
+    factors: tuple[Factor, ...]
+
+
+def count_parameters(*modules: nn.Module | None) -> int:
+    """Parameters of the modules, gates aside."""
+    return sum(
+        p.numel()
+        for module in modules
+        if module is not None
+        for p in module.parameters()
+        if not isinstance(p, LogAlpha)
+    )
+
+
+def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[Term]:
+    """One term for each parameter of a network, and for what the sites add.
+
+    Args:
+        network: all that is counted
+        sites: those whose gates count; the others' units are taken as open
+        shapes: of the calls of one forward; none, and there are no MACs
+    """
+    claims: dict[tuple[nn.Module, str], list[tuple[Key, Claim]]] = {}
+    dependents: dict[nn.Module, dict[Factor, None]] = {}
+    paths = {module: path for path, module in network.named_modules()}
+    extra = []
+    for i, site in enumerate(sites):
+        gated = site.gates
+        for claim in site.claims():
+            if claim.kind in gated:
+                where = claim.module, claim.tensor
+                claims.setdefault(where, []).append(((i, claim.kind), claim))
+        for root, kinds in site.dependents():
+            for module in root.modules():
+                for kind in kinds:
+                    if kind in gated:
+                        factor = "any", ((i, kind),)
+                        dependents.setdefault(module, {})[factor] = None
+        for macs, kinds in site.macs(shapes):
+            keys = [(i, kind) for kind in kinds if kind in gated]
+            extra.append((site.module, macs, keys))
+    terms = []
+    for module, path in paths.items():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, LogAlpha):
+                continue
+            numel, positions = parameter.numel(), 0
+            if name == "weight" and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+                call = shapes.get(module)
+                if call is not None:
+                    positions = math.prod(call.output) // module.weight.size(0)
+            factors = _factors(claims.get((module, name), ()), dependents.get(module, ()))
+            terms.append(Term(path, numel, numel * positions, factors))
+    for module, macs, keys in extra:
+        means = {("mean", (key,)): None for key in keys}
+        lost = [f for f in dependents.get(module, ()) if f[1][0] not in keys]
+        terms.append(Term(paths[module], 0, macs, (*means, *lost)))
+    return terms
+
+
+def _factors(
+    claims: Iterable[tuple[Key, Claim]], dependents: Iterable[Factor]
+) -> tuple[Factor, ...]:
+    """How a tensor shrinks: what claims its dimensions, and what it depends on."""
+    by_layout: dict[tuple, list[Key]] = {}
+    for key, claim in claims:
+        by_layout.setdefault((claim.dim, claim.inner, claim.outer), []).append(key)
+    factors: dict[Factor, None] = {}
+    for keys in by_layout.values():
+        factor = ("mean" if len(keys) == 1 else "both", tuple(keys))
+        if factor in factors:  # the same units in another dimension
+            del factors[factor]
+            factor = ("pair", tuple(keys))
+        factors[factor] = None
+    claimed = {key for _, keys in factors for key in keys}
+    for factor in dependents:  # no units left: nothing left, so a mean says it already
+        if factor[1][0] not in claimed:
+            factors[factor] = None
+    return tuple(factors)
+
+
+class Budget:
+    """Sparsity of a network in each cost, from its gates.
+
+    The sparsity in a cost is the share that is gone of all that is counted, prunable
+    or not (Jiang et al. 2023, section 2.2, with the exact count of the cut network).
+
+    Args:
+        sites: all of the network, with or without gates
+        terms: from `terms_of`, for these sites in this order
+    """
+
+    def __init__(self, sites: Sequence[Site], terms: Sequence[Term]):
+        self.sites, self.terms = list(sites), list(terms)
+        self.gates: dict[Key, HardConcrete] = {
+            (i, kind): gate
+            for i, site in enumerate(self.sites)
+            for kind, gate in site.gates.items()
+        }
+        device = next((g.log_alpha.device for g in self.gates.values()), None)
+        rows = {key: row for row, key in enumerate(self.gates)}
+        self._sizes = torch.tensor(
+            [gate.log_alpha.numel() for gate in self.gates.values()],
+            dtype=torch.float64,
+            device=device,
+        )
+        factors = list(dict.fromkeys(f for term in self.terms for f in term.factors))
+        self._couples = [f[1] for f in factors if f[0] == "both"]
+        # Places in the vector of `_values`: 1, then mean, any, pair of each gate, both.
+        n = len(rows)
+        start = {"mean": 1, "any": 1 + n, "pair": 1 + 2 * n}
+        places = {
+            (how, keys): start[how] + rows[keys[0]]
+            for how, keys in factors
+            if how != "both"
+        }
+        for j, keys in enumerate(self._couples):
+            places["both", keys] = 1 + 3 * n + j
+        self._couple_rows = torch.tensor(
+            [[rows[key] for key in keys] for keys in self._couples],
+            dtype=torch.long,
+            device=device,
+        ).view(-1, 2)
+        width = max((len(term.factors) for term in self.terms), default=0)
+        self._table = torch.zeros(len(self.terms), width, dtype=torch.long)
+        for i, term in enumerate(self.terms):
+            for j, factor in enumerate(term.factors):
+                self._table[i, j] = places[factor]
+        self._table = self._table.to(device)
+        self._amounts = torch.tensor(
+            [[term.params, term.macs] for term in self.terms],
+            dtype=torch.float64,
+            device=device,
+        ).view(-1, 2)
+        totals = self._amounts.sum(0).tolist()
+        self.totals = dict(zip(COSTS, totals, strict=True))
+
+    def _values(self, opened: Tensor) -> Tensor:
+        """The factors' values, in the order of `places`; opened: (gates, max. size)."""
+        one = opened.new_ones(1)
+        if not self.gates:
+            return one
+        count, n = opened.sum(1), self._sizes
+        mean = count / n
+        either = 1 - (1 - opened).prod(1)
+        pair = (count.square() - opened.square().sum(1) + count) / n.square()
+        first, second = self._couple_rows.unbind(1)
+        both = (opened[first] * opened[second]).sum(1) / n[first]
+        return torch.cat([one, mean, either, pair, both])
+
+    def amounts(self, opened: Tensor) -> Tensor:
+        """Each term's parameters and MACs, (terms, 2).
+
+        Args:
+            opened: (gates, largest size) in float64, 0 beyond a gate's size:
+                probabilities of being open, or 0 and 1
+        """
+        shares = self._values(opened)[self._table].prod(1)
+        return shares[:, None] * self._amounts
+
+    def sparsity(self, opened: Tensor) -> dict[str, Tensor]:
+        """Share of each cost that is gone; a cost that was not counted has none."""
+        left = self.amounts(opened).sum(0)
+        return {
+            cost: 1 - left[i] / self.totals[cost]
+            for i, cost in enumerate(COSTS)
+            if self.totals[cost]
+        }
+
+    def _padded(self, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `read` makes of all log_alphas, (gates, largest size)."""
+        if not self.gates:
+            return torch.zeros(0, 0, dtype=torch.float64)
+        alphas = [gate.log_alpha for gate in self.gates.values()]
+        value = read(pad_sequence(alphas, batch_first=True))
+        places = torch.arange(value.size(1), device=value.device)
+        return value.double() * (places < self._sizes[:, None])
+
+    def expected(self) -> dict[str, Tensor]:
+        """Expected sparsity in each cost; differentiable in every log_alpha."""
+        return self.sparsity(self._padded(lambda a: torch.sigmoid(a.double() + SHIFT)))
+
+    @torch.no_grad()
+    def opened(self) -> Tensor:
+        """Which gates are open when the network is evaluated, as `amounts` takes it."""
+        return self._padded(lambda alpha: noise_free(alpha) > 0)
+
+    @torch.no_grad()
+    def actual(self) -> dict[str, float]:
+        """Sparsity of the network that a cut of the open gates would leave."""
+        return {k: float(v) for k, v in self.sparsity(self.opened()).items()}
+
+    @torch.no_grad()
+    def reachable(self) -> dict[str, float]:
+        """The largest sparsity: that of all gates closed that may be."""
+        closed = self._padded(torch.zeros_like)
+        for row, (i, kind) in enumerate(self.gates):
+            unit = self.sites[i].protected(kind)
+            if unit is not None:
+                closed[row, unit] = 1
+        return {k: float(v) for k, v in self.sparsity(closed).items()}
+
+    def remaining(self, cost: str = "params") -> float:
+        """What is left of a cost, counted, with the open gates."""
+        return self.totals[cost] * (1 - self.actual()[cost])
+
+
+def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
+    """Raise ValueError where the units cannot reach a target; name what they reach."""
+    reachable = budget.reachable()
+    for cost, target in targets.items():
+        if cost not in reachable:
+            raise ValueError(
+                f"target has {cost}, which were not counted for this budget; expected "
+                f"some of {', '.join(reachable)}"
+            )
+        if target > reachable[cost]:
+            raise ValueError(
+                f"the target sparsity in {cost} is {target}, but these units reach at "
+                f"most {reachable[cost]:.4f} of the {budget.totals[cost]:,.0f} in scope; "
+                "choose a lower target or add kinds of units"
+            )
+
+
+@torch.no_grad()
+def select(budget: Budget, targets: Mapping[str, float], tolerance: float = 1e-3) -> Plan:
+    """Close the least probable units until the real counts meet the targets.
+
+    The plan's sparsity is at least the target in each cost. A unit that would overshoot
+    by more than `tolerance` is passed over as long as smaller ones can fill the gap.
+    Units go in groups of their gate's `round_to`.
+
+    Args:
+        budget: counts the network
+        targets: by cost
+        tolerance: how far beyond the target nearest to it a plan should be at most
+
+    Raises:
+        ValueError: the units cannot reach the targets
+    """
+    check_reachable(budget, targets)
+    rank, number = _ranks(budget)
+    full = budget._padded(torch.ones_like)
+
+    def excess(closing: int) -> float:
+        """How far a plan is beyond the target that it meets least."""
+        sparsity = budget.sparsity(full * (rank >= closing))
+        return min(float(sparsity[cost]) - target for cost, target in targets.items())
+
+    low, best = 0, None  # best: the smallest excess seen, and what is closed there
+    if excess(0) >= 0:
+        best = excess(0), rank < 0
+    while best is None or best[0] > tolerance:
+        high = number
+        if low == high or excess(high) < 0:
+            break  # what was passed over is needed
+        while high - low > 1:  # groups below high: enough; below low: too few
+            middle = (low + high) // 2
+            if excess(middle) < 0:
+                low = middle
+            else:
+                high = middle
+        if best is None or excess(high) < best[0]:
+            best = excess(high), rank < high
+        rank[rank == high - 1] = torch.inf
+        low = high
+    return _plan(budget, best[1])
+
+
+def _ranks(budget: Budget) -> tuple[Tensor, int]:
+    """The order in which units close, (gates, largest size), and its length.
+
+    Units of a rank go together, the least probable first; those at infinity stay.
+    """
+    rank = torch.full_like(budget._padded(torch.ones_like), torch.inf)
+    groups = []  # (log_alpha, row of the gate, units)
+    for row, ((i, kind), gate) in enumerate(budget.gates.items()):
+        alpha, stays = gate.log_alpha.detach().clone(), budget.sites[i].protected(kind)
+        if stays is not None:
+            alpha[stays] = torch.inf
+        alpha, order = alpha.sort()
+        size, step = len(order), gate.round_to
+        ends = list(range(size % step or step, size + 1, step))
+        begins = [0, *ends[:-1]]
+        if stays is not None:
+            begins, ends = begins[:-1], ends[:-1]
+        for begin, end in zip(begins, ends, strict=True):
+            # what exceeds a multiple goes first of all
+            first = step > 1 and end == size % step
+            value = -torch.inf if first else float(alpha[begin:end].mean())
+            groups.append((value, row, order[begin:end]))
+    for place, (_, row, units) in enumerate(sorted(groups, key=lambda g: g[:2])):
+        rank[row, units] = place
+    return rank, len(groups)
+
+
+def _plan(budget: Budget, closed: Tensor) -> Plan:
+    plan: Plan = {
+        site.name: {kind: list(range(n)) for kind, n in site.sizes.items()}
+        for site in budget.sites
+    }
+    for row, (i, kind) in enumerate(budget.gates):
+        site = budget.sites[i]
+        kept = ~closed[row, : site.sizes[kind]]
+        plan[site.name][kind] = kept.nonzero().flatten().tolist()
+    return plan

@@ -1,0 +1,182 @@
+"""How gates act on layers: as hooks, so that no forward of ESPnet's is copied.
+
+The hooks are plain objects that hold the gate: they survive deepcopy and pickle.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.core.gates import HardConcrete
+
+
+def feature_dim(layer: nn.Module) -> int:
+    """The dimension of a layer's features, in its input and in its output."""
+    return 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d)) else -1
+
+
+def spread(values: Tensor, inner: int, outer: int) -> Tensor:
+    """Give each feature the value of its unit: (n,) to (outer * n * inner,).
+
+    A unit owns `inner` neighbouring features, in each of `outer` repetitions.
+    """
+    if inner > 1:
+        values = values.repeat_interleave(inner)
+    return values.repeat(outer) if outer > 1 else values
+
+
+class GateHook(ABC):
+    """A hook that goes when the gates go."""
+
+    @abstractmethod
+    def attach_(self, layer: nn.Module) -> None:
+        """Register on the layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(GateHook):
+    """Multiply features by their units' gates.
+
+    Attributes:
+        gate: of n units
+        inner, outer: see `spread`
+    """
+
+    gate: HardConcrete
+    inner: int = 1
+    outer: int = 1
+
+    def scaled(self, x: Tensor, dim: int) -> Tensor:
+        z = self.gate()
+        if z.numel() > 1:
+            z = spread(z, self.inner, self.outer)
+            shape = [1] * x.dim()
+            shape[dim] = -1
+            z = z.view(shape)
+        return x * z.to(x.dtype)
+
+
+class ScaleInput(Scale):
+    """Forward pre-hook: gate what the layer consumes."""
+
+    def attach_(self, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(self)
+
+    def __call__(self, layer: nn.Module, args: tuple) -> tuple:
+        return (self.scaled(args[0], feature_dim(layer)), *args[1:])
+
+
+class ScaleOutput(Scale):
+    """Forward hook: gate what the layer gives."""
+
+    def attach_(self, layer: nn.Module) -> None:
+        layer.register_forward_hook(self)
+
+    def __call__(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self.scaled(output, feature_dim(layer))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskInput(GateHook):
+    """Forward pre-hook: hide the features (..., n) of closed units from the layer."""
+
+    gate: HardConcrete
+
+    def attach_(self, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(self)
+
+    def __call__(self, layer: nn.Module, args: tuple) -> tuple:
+        x = args[0]
+        return (x.masked_fill(self.gate() <= 0, 0), *args[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class SurvivorNorm(GateHook):
+    """Forward hook on a LayerNorm over n units: statistics over the open ones only.
+
+    The output of closed units is 0. It is what LayerNorm gives once they are cut. A
+    unit with several gates is open where all of them are.
+    """
+
+    gates: list[HardConcrete]
+
+    def attach_(self, layer: nn.Module) -> None:
+        for hook in layer._forward_hooks.values():
+            if isinstance(hook, SurvivorNorm):
+                hook.gates.extend(self.gates)
+                return
+        layer.register_forward_hook(self)
+
+    def __call__(self, layer: nn.LayerNorm, args: tuple, output: Tensor) -> Tensor:
+        opened = torch.stack([gate() > 0 for gate in self.gates]).all(0)
+        if bool(opened.all()):
+            return output
+        x, mask = args[0], opened.to(args[0].dtype)
+        n = mask.sum().clamp(min=1)
+        centred = (x - (x * mask).sum(-1, keepdim=True) / n) * mask
+        variance = centred.square().sum(-1, keepdim=True) / n
+        normed = centred * torch.rsqrt(variance + layer.eps)
+        return normed * layer.weight + layer.bias * mask
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleResidual(GateHook):
+    """Forward hook on a whole block: y = z block(x) + (1 - z) x.
+
+    x and y may be the first of a tuple, as with positional embeddings and masks.
+    """
+
+    gate: HardConcrete
+
+    def attach_(self, layer: nn.Module) -> None:
+        layer.register_forward_hook(self)
+
+    def __call__(self, layer: nn.Module, args: tuple, output: tuple) -> tuple:
+        return (self._mix(args[0], output[0]), *output[1:])
+
+    def _mix(self, x, y):
+        if isinstance(x, tuple):
+            return (self._mix(x[0], y[0]), *y[1:])
+        z = self.gate().to(y.dtype)
+        return z * y + (1 - z) * x
+
+
+# What a cut of the residual width leaves behind, for good: no gate is involved.
+
+
+def gather_input(layer: nn.Module, args: tuple) -> tuple:
+    """Forward pre-hook: the features of the stream that the layer reads."""
+    return (args[0].index_select(-1, layer.stream_index), *args[1:])
+
+
+def gather_output(layer: nn.Module, args: tuple, output):
+    """Forward hook on a front end: the features that the stream has left."""
+    if isinstance(output, tuple):
+        return (gather_output(layer, args, output[0]), *output[1:])
+    return output.index_select(-1, layer.stream_index)
+
+
+def scatter_output(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """Forward hook: put the features back in their places, with 0 elsewhere."""
+    dim, shape = feature_dim(layer), list(output.shape)
+    shape[dim] = layer.stream_size
+    return output.new_zeros(shape).index_copy(dim, layer.stream_index, output)
+
+
+def remember_stream_(layer: nn.Module, index: Tensor, size: int) -> None:
+    """Note which of `size` features of the stream a layer has; not saved with it."""
+    layer.register_buffer("stream_index", index, persistent=False)
+    layer.stream_size = size
+
+
+def remove_gates_(network: nn.Module) -> None:
+    """Remove every gate, and every hook through which one acts."""
+    for module in list(network.modules()):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, hook in hooks.items() if isinstance(hook, GateHook)]:
+                del hooks[key]
+        for name, child in list(module.named_children()):
+            if isinstance(child, HardConcrete):
+                delattr(module, name)

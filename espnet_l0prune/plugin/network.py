@@ -1,0 +1,144 @@
+"""ESPnet's encoders and decoders with gates, or cut down to a structure."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+
+from espnet_l0prune.core.gates import draw_all
+from espnet_l0prune.core.sites import Site, Structure, cut_, structure_of
+from espnet_l0prune.plugin.signature import check_options, show_stock_options
+from espnet_l0prune.plugin.sites import choose_units, find_sites
+
+
+class L0Network:
+    """Every option of the ESPnet class it is mixed with, the same defaults, and
+
+    Args:
+        units: kinds of units that get gates; or a word, `default`, `paper` (those of
+            Jiang et al. 2023) or `all`; an empty list for a network without gates
+        open_probability: P(z > 0) of every gate at the start
+        round_to: keep a multiple of this many channels and dimensions
+        structure: how many units each site has, where the network is a cut one
+
+    Raises:
+        ValueError: an unknown option or kind of unit, one that cannot be pruned with
+            these options, `round_to` beyond a site's size, or a structure that does
+            not fit
+    """
+
+    conf_name: str  # the option of ESPnet's that configures it
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        show_stock_options(cls, L0Network, cls.__mro__[2])
+
+    def __init__(
+        self,
+        *sizes: int,
+        units: str | Iterable[str] = "default",
+        open_probability: float = 0.99,
+        round_to: int = 1,
+        structure: Structure | None = None,
+        **stock_conf: Any,
+    ):
+        check_options(type(self), stock_conf, self.conf_name)
+        super().__init__(*sizes, **stock_conf)
+        self.input_size = sizes[0] if sizes else stock_conf.get("input_size")
+        if structure:
+            self._cut_to_(structure)
+        kinds = choose_units(self, units, self.conf_name)
+        for site in self.sites():
+            self._check_rounding(site, kinds, round_to)
+            site.attach_(kinds, open_probability, round_to)
+        self.register_forward_pre_hook(draw_all)
+
+    def _check_rounding(self, site: Site, kinds: list[str], round_to: int) -> None:
+        if round_to != int(round_to) or round_to < 1:
+            raise ValueError(
+                f"{self.conf_name}: round_to is {round_to}; expected a whole number "
+                "from 1 on"
+            )
+        for kind, size in site.sizes.items():
+            if kind in kinds and kind in site.fine and 0 < size < round_to:
+                raise ValueError(
+                    f"{self.conf_name}: round_to is {round_to}, but {site.name} has "
+                    f"{size} {kind}; expected at most {size}, or units without {kind}"
+                )
+
+    def _cut_to_(self, structure: Structure) -> None:
+        sites = {site.name: site for site in self.sites()}
+        plan = {}
+        for name, counts in structure.items():
+            if name not in sites:
+                raise ValueError(
+                    f"structure names {name!r}, which this network does not have; "
+                    f"expected some of: {', '.join(sites)}. Use the {self.conf_name} "
+                    "that was written beside the structure."
+                )
+            sizes, plan[name] = sites[name].sizes, {}
+            for kind, left in counts.items():
+                units = list(range(left)) if isinstance(left, int) else list(left)
+                if kind not in sizes or not set(units) <= set(range(sizes[kind])):
+                    raise ValueError(
+                        f"structure of {name!r} asks for {left} {kind}, but the "
+                        f"uncut module has {sizes}. Use the {self.conf_name} that was "
+                        "written beside the structure."
+                    )
+                plan[name][kind] = units
+        cut_(self, list(sites.values()), plan)
+
+    def sites(self) -> list[Site]:
+        """The places where units can be gated and cut."""
+        return find_sites(self)
+
+    def gated_sites(self) -> list[Site]:
+        """Those that have gates."""
+        return [site for site in self.sites() if site.gates]
+
+    def structure(self) -> Structure:
+        """What is left of each site now."""
+        return structure_of(self.sites())
+
+
+class L0ConformerEncoder(L0Network, ConformerEncoder):
+    """`encoder: l0_conformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
+class L0TransformerEncoder(L0Network, TransformerEncoder):
+    """`encoder: l0_transformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
+class L0BranchformerEncoder(L0Network, BranchformerEncoder):
+    """`encoder: l0_branchformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
+class L0EBranchformerEncoder(L0Network, EBranchformerEncoder):
+    """`encoder: l0_e_branchformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
+class L0TransformerDecoder(L0Network, TransformerDecoder):
+    """`decoder: l0_transformer`; see `L0Network`."""
+
+    conf_name = "decoder_conf"
+
+
+ENCODERS = {
+    "l0_conformer": L0ConformerEncoder,
+    "l0_transformer": L0TransformerEncoder,
+    "l0_branchformer": L0BranchformerEncoder,
+    "l0_e_branchformer": L0EBranchformerEncoder,
+}
+DECODERS = {"l0_transformer": L0TransformerDecoder}

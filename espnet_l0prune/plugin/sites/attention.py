@@ -1,0 +1,102 @@
+"""MultiHeadedAttention and its relative-position kinds."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from espnet_l0prune.core.sites import Claim, Shapes, inputs, outputs
+from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
+from espnet_l0prune.plugin.sites.branch import BranchSite
+
+
+class AttentionSite(BranchSite):
+    """Heads, and dimensions inside them.
+
+    A dimension is that of queries, keys and values of all heads together: ESPnet's
+    forward takes one `d_k` for all of them, and divides the scores by its root.
+    """
+
+    attributes = ("self_attn", "attn")
+    module_types = (MultiHeadedAttention,)
+    kinds = ("att_modules", "heads", "head_dims")
+    fine = ("head_dims",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        module, heads, dims = self.kinds
+        return {module: 1, heads: self.module.h, dims: self.module.d_k}
+
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        return self.module.linear_q, self.module.linear_k, self.module.linear_v
+
+    @property
+    def consumer(self) -> nn.Module:
+        return self.module.linear_out
+
+    @property
+    def norm_is_shared(self) -> bool:
+        return super().norm_is_shared or getattr(self.block, "concat_after", False)
+
+    @property
+    def _positions(self) -> nn.Module | None:
+        return getattr(self.module, "linear_pos", None)
+
+    def unit_claims(self) -> Iterator[Claim]:
+        attention, (_, heads, dims) = self.module, self.kinds
+        h, d_k = attention.h, attention.d_k
+        for layer in (*self.readers, self._positions):
+            if layer is not None:
+                # scores are products of queries with keys and positions: gate these
+                folds = layer in (attention.linear_k, self._positions)
+                yield from outputs(layer, heads, inner=d_k)
+                yield from outputs(layer, dims, outer=h, folds=folds)
+        for name in ("pos_bias_u", "pos_bias_v"):
+            if hasattr(attention, name):
+                yield Claim(attention, name, 0, heads)
+                yield Claim(attention, name, 1, dims)
+        yield from inputs(attention.linear_out, heads, inner=d_k, folds=True)
+        yield from inputs(attention.linear_out, dims, outer=h, folds=True)
+
+    def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+        yield from super().dependents()
+        yield self.module.q_norm, self.kinds
+        yield self.module.k_norm, self.kinds
+
+    def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
+        call = shapes.get(self.module)
+        if call is None:
+            return
+        batch, queries = call.inputs[0][:2]
+        keys, size = call.inputs[1][1], self.module.h * self.module.d_k
+        products = 2 * keys  # queries with keys, weights with values
+        if self._positions is not None:
+            products += call.inputs[3][1]  # queries with positions
+        yield batch * queries * products * size, self.kinds[1:]
+
+    def resize_(self, masks: Mapping[str, Tensor]) -> None:
+        attention, (_, heads, dims) = self.module, self.kinds
+        old, new = attention.d_k, int(masks[dims].sum())
+        attention.h, attention.d_k = int(masks[heads].sum()), new
+        if new != old:  # the scores were divided by the root of the old size
+            scale = math.sqrt(new / old)
+            for name in ("pos_bias_u", "pos_bias_v"):
+                if hasattr(attention, name):
+                    getattr(attention, name).mul_(scale)
+            attention.linear_q.weight.mul_(scale)
+            attention.linear_q.bias.mul_(scale)
+
+    def why_not(self, kind: str) -> str | None:
+        normed = not isinstance(self.module.q_norm, nn.Identity)
+        if kind == self.kinds[2] and normed:
+            return "qk_norm normalizes over all dimensions of a head"
+        return None
+
+
+class SourceAttentionSite(AttentionSite):
+    """The decoder's attention to the encoder's output."""
+
+    attributes = ("src_attn",)
+    kinds = ("src_att_modules", "src_heads", "src_head_dims")
+    fine = ("src_head_dims",)

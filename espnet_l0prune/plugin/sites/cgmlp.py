@@ -1,0 +1,55 @@
+"""ConvolutionalGatingMLP of the Branchformers."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.hooks import GateHook, MaskInput, SurvivorNorm
+from espnet_l0prune.core.sites import Claim, inputs, outputs
+from espnet_l0prune.plugin.espnet_modules import ConvolutionalGatingMLP
+from espnet_l0prune.plugin.sites.branch import BranchSite
+
+
+class ConvolutionalGatingSite(BranchSite):
+    """Channels after the gating: each has a gated and a gating half before it.
+
+    The norm spans the gating halves, so it takes its statistics over the survivors.
+    """
+
+    attributes = ("cgmlp",)
+    module_types = (ConvolutionalGatingMLP,)
+    kinds = ("cgmlp_modules", "cgmlp_channels")
+    fine = ("cgmlp_channels",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        channels = self.module.channel_proj2.in_features
+        return {"cgmlp_modules": 1, "cgmlp_channels": channels}
+
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        return (self.module.channel_proj1[0],)
+
+    @property
+    def consumer(self) -> nn.Module:
+        return self.module.channel_proj2
+
+    def unit_claims(self) -> Iterator[Claim]:
+        gating, kind = self.module.csgu, "cgmlp_channels"
+        yield from outputs(self.module.channel_proj1[0], kind, outer=2)
+        yield from outputs(gating.norm, kind)
+        yield from outputs(gating.conv, kind)
+        if gating.linear is not None:
+            yield from outputs(gating.linear, kind)
+            yield from inputs(gating.linear, kind)
+        yield from inputs(self.module.channel_proj2, kind, folds=True)
+
+    def hooks(
+        self, kind: str, gate: HardConcrete
+    ) -> Iterator[tuple[nn.Module, GateHook]]:
+        yield from super().hooks(kind, gate)
+        if kind == "cgmlp_channels":
+            yield self.module.csgu.norm, SurvivorNorm([gate])
+            if self.module.csgu.linear is not None:
+                yield self.module.csgu.linear, MaskInput(gate)

@@ -1,0 +1,38 @@
+"""The Conformer's ConvolutionModule."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from espnet_l0prune.core.sites import Claim, inputs, outputs
+from espnet_l0prune.plugin.espnet_modules import ConvolutionModule
+from espnet_l0prune.plugin.sites.branch import BranchSite
+
+
+class ConvolutionSite(BranchSite):
+    """Channels: the pair that goes into the GLU, depthwise channel, norm entry."""
+
+    attributes = ("conv_module",)
+    module_types = (ConvolutionModule,)
+    kinds = ("conv_modules", "conv_channels")
+    fine = ("conv_channels",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        channels = self.module.depthwise_conv.out_channels
+        return {"conv_modules": 1, "conv_channels": channels}
+
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        return (self.module.pointwise_conv1,)
+
+    @property
+    def consumer(self) -> nn.Module:
+        return self.module.pointwise_conv2
+
+    def unit_claims(self) -> Iterator[Claim]:
+        conv = self.module
+        yield from outputs(conv.pointwise_conv1, "conv_channels", outer=2)
+        yield from outputs(conv.depthwise_conv, "conv_channels")
+        yield from outputs(conv.norm, "conv_channels")
+        yield from inputs(conv.pointwise_conv2, "conv_channels", folds=True)

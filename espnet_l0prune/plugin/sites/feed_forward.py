@@ -1,0 +1,38 @@
+"""Feed-forward modules: of linear layers, of convolutions, of one of each."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from espnet_l0prune.core.sites import Claim, inputs, outputs
+from espnet_l0prune.plugin.espnet_modules import (
+    Conv1dLinear,
+    MultiLayeredConv1d,
+    PositionwiseFeedForward,
+)
+from espnet_l0prune.plugin.sites.branch import BranchSite
+
+
+class FeedForwardSite(BranchSite):
+    """Channels between the two layers."""
+
+    attributes = ("feed_forward", "feed_forward_macaron")
+    module_types = (PositionwiseFeedForward, MultiLayeredConv1d, Conv1dLinear)
+    kinds = ("ffn_modules", "ffn_channels")
+    fine = ("ffn_channels",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"ffn_modules": 1, "ffn_channels": self.module.w_1.weight.size(0)}
+
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        return (self.module.w_1,)
+
+    @property
+    def consumer(self) -> nn.Module:
+        return self.module.w_2
+
+    def unit_claims(self) -> Iterator[Claim]:
+        yield from outputs(self.module.w_1, "ffn_channels")
+        yield from inputs(self.module.w_2, "ffn_channels", folds=True)

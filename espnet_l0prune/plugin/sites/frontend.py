@@ -1,0 +1,59 @@
+"""The convolutional subsampling in front of the blocks."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
+from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
+
+
+def last_linear(embed: nn.Module) -> nn.Linear:
+    """The layer that brings a subsampling's features to the residual stream."""
+    return embed.out if isinstance(embed.out, nn.Linear) else embed.out[0]
+
+
+class FrontendSite(Site):
+    """Channels of one convolution; at least one stays.
+
+    Args:
+        name: path of the convolution in the encoder
+        conv: the convolution
+        consumer: the next one, or the linear layer, whose inputs are channel-major
+    """
+
+    kinds = ("frontend_channels",)
+    fine = ("frontend_channels",)
+
+    def __init__(self, name: str, conv: nn.Module, consumer: nn.Module):
+        self.name, self.conv, self.consumer = name, conv, consumer
+
+    @classmethod
+    def find(cls, network: nn.Module) -> Iterator["FrontendSite"]:
+        embed = getattr(network, "embed", None)
+        if isinstance(embed, SUBSAMPLINGS):
+            convs = [
+                (f"embed.conv.{i}", layer)
+                for i, layer in enumerate(embed.conv)
+                if isinstance(layer, (nn.Conv1d, nn.Conv2d))
+            ]
+            consumers = [*(conv for _, conv in convs[1:]), last_linear(embed)]
+            for (name, conv), consumer in zip(convs, consumers, strict=True):
+                yield cls(name, conv, consumer)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.conv
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"frontend_channels": self.conv.out_channels}
+
+    def claims(self) -> Iterator[Claim]:
+        kind = "frontend_channels"
+        yield from outputs(self.conv, kind)
+        inner = self.consumer.weight.size(1) // self.conv.out_channels
+        yield from inputs(self.consumer, kind, inner=inner, folds=True)
+
+    def protected(self, kind: str) -> int | None:
+        return int(self.gates[kind].log_alpha.argmax())

@@ -1,0 +1,248 @@
+"""Residual width: of the whole encoder, and of a block.
+
+The gates multiply the outputs of the norms, which are all that reads the stream; the
+norms take their statistics over what is open. In a block of its own width the branches
+also write to these features only. After a cut of the whole width, the front end's
+output is gathered, and that of the last norm scattered back to full width, so that
+positional encodings, decoder and CTC stay as they are.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.hooks import (
+    GateHook,
+    SurvivorNorm,
+    gather_input,
+    gather_output,
+    remember_stream_,
+    scatter_output,
+)
+from espnet_l0prune.core.replacements import Constant, Skip
+from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
+from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.plugin.sites.branch import BranchSite
+from espnet_l0prune.plugin.sites.frontend import last_linear
+
+STREAM = "stream"  # name of the site of the whole width
+
+
+def _norms(sites: list[Site]) -> list[nn.Module]:
+    return [
+        getattr(site.block, site.norm_name)
+        for site in sites
+        if isinstance(site, BranchSite)
+    ]
+
+
+def _writers(block: nn.Module, sites: list[Site]) -> list[nn.Module]:
+    """The layers of a block whose outputs are added to the stream."""
+    own = [s for s in sites if not _is_merged(block, s)]
+    found = [s.module if isinstance(s.module, Constant) else s.consumer for s in own]
+    return found if len(own) == len(sites) else [*found, block.merge_proj]
+
+
+def _is_merged(block: nn.Module, site: Site) -> bool:
+    merges = isinstance(getattr(block, "merge_proj", None), nn.Linear)
+    return merges and site.attribute in ("attn", "cgmlp")
+
+
+def _block_claims(
+    block: nn.Module, sites: list[Site], kind: str, folds: bool
+) -> Iterator[Claim]:
+    """Of a block's width; `folds`: whether the gates act on what is written too."""
+    for norm in _norms(sites):
+        yield from outputs(norm, kind, folds=True)
+    for site in sites:
+        if isinstance(site, BranchSite):
+            for reader in site.readers:
+                yield from inputs(reader, kind)
+    for writer in _writers(block, sites):
+        if not isinstance(writer, Constant):
+            yield from outputs(writer, kind, folds=folds)
+        elif writer.value is not None:
+            yield Claim(writer, "value", 0, kind, folds=folds)
+
+
+def open_stream(network: nn.Module) -> Tensor | None:
+    """The features that the residual stream of an encoder has left, (n,).
+
+    None where that is all of them.
+    """
+    norm, gate = (
+        getattr(network, "after_norm", None),
+        getattr(network, "width_gate", None),
+    )
+    if hasattr(norm, "stream_index"):
+        return norm.stream_index
+    if gate is None or bool((opened := gate() > 0).all()):
+        return None
+    return opened.nonzero().flatten()
+
+
+class _WidthSite(Site):
+    """What the two kinds of width share."""
+
+    network: nn.Module
+
+    @property
+    def cut_before(self) -> bool:
+        return any(hasattr(module, "stream_index") for module in self.network.modules())
+
+    def why_not(self, kind: str) -> str | None:
+        blocks = [b for b in self.network.encoders if not isinstance(b, Skip)]
+        if self.cut_before:
+            return "residual width was cut before, and it can be cut only once"
+        if getattr(self.network, "interctc_layer_idx", None):
+            return "intermediate CTC reads and writes the full residual stream"
+        if not getattr(self.network, "normalize_before", True):
+            return "with normalize_before: false the stream is read without a norm"
+        if any(getattr(block, "concat_after", False) for block in blocks):
+            return "with concat_after: true the stream is read beside the attention"
+        if self.network.embed is None or isinstance(self.network.embed, nn.Linear):
+            return "without a front end there is no place to take the width up"
+        return None
+
+    def hooks(
+        self, kind: str, gate: HardConcrete
+    ) -> Iterator[tuple[nn.Module, GateHook]]:
+        scales = list(super().hooks(kind, gate))
+        for layer, _ in scales:
+            if isinstance(layer, nn.LayerNorm):
+                yield layer, SurvivorNorm([gate])
+        yield from scales
+
+
+class StreamSite(_WidthSite):
+    """The width of the whole residual stream.
+
+    Args:
+        network: ESPnet's encoder
+        blocks: each block with the sites of its branches
+    """
+
+    kinds = ("width",)
+    fine = ("width",)
+    name = STREAM
+
+    def __init__(self, network: nn.Module, blocks: list[tuple[nn.Module, list[Site]]]):
+        self.network, self.blocks = network, blocks
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"width": self.network.after_norm.weight.numel()}
+
+    def structure(self) -> dict[str, int | list[int]]:
+        norm = self.network.after_norm
+        if hasattr(norm, "stream_index"):
+            return {"width": norm.stream_index.tolist()}
+        return dict(self.sizes)
+
+    def claims(self) -> Iterator[Claim]:
+        if self.cut_before:
+            return
+        if isinstance(self.network.embed, SUBSAMPLINGS):
+            yield from outputs(last_linear(self.network.embed), "width")
+        for block, sites in self.blocks:
+            yield from _block_claims(block, sites, "width", folds=False)
+            if hasattr(block, "norm_final"):
+                yield from outputs(block.norm_final, "width", folds=True)
+        yield from outputs(self.network.after_norm, "width", folds=True)
+
+    def protected(self, kind: str) -> int | None:
+        return int(self.gates[kind].log_alpha.argmax())
+
+    def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
+        mask = kept[self.name]["width"]
+        if bool(mask.all()):
+            return
+        network, size = self.network, mask.numel()
+        index = mask.nonzero().flatten().to(network.after_norm.weight.device)
+        if isinstance(network.embed, SUBSAMPLINGS):
+            linear = last_linear(network.embed)
+            remember_stream_(linear, index, size)
+            linear.register_forward_hook(scatter_output)
+        remember_stream_(network.embed, index, size)
+        network.embed.register_forward_hook(gather_output)
+        remember_stream_(network.after_norm, index, size)
+        network.after_norm.register_forward_hook(scatter_output)
+        for block, sites in self.blocks:
+            for site in sites:
+                if isinstance(site.module, Constant) and not _is_merged(block, site):
+                    site.module.size = len(index)
+
+
+class BlockWidthSite(_WidthSite):
+    """The width that one block reads and writes.
+
+    Args:
+        name: path of the block in the encoder, and `.stream`
+        network: ESPnet's encoder
+        block: the block
+        sites: of the block's branches
+    """
+
+    kinds = ("block_width",)
+    fine = ("block_width",)
+
+    def __init__(
+        self, name: str, network: nn.Module, block: nn.Module, sites: list[Site]
+    ):
+        self.name, self.network, self.block, self.sites = name, network, block, sites
+
+    @property
+    def module(self) -> nn.Module:
+        return self.block
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        index = self._index()
+        return {
+            "block_width": self.network.after_norm.weight.numel()
+            if index is None
+            else len(index)
+        }
+
+    def _index(self) -> Tensor | None:
+        """Which features of the stream the block has, after a cut of its width."""
+        cut = [m for m in self.block.modules() if hasattr(m, "stream_index")]
+        return cut[0].stream_index if cut else None
+
+    def structure(self) -> dict[str, int | list[int]]:
+        index, norm = self._index(), self.network.after_norm
+        if hasattr(norm, "stream_index"):  # in terms of the full width
+            whole = norm.stream_index
+            index = whole if index is None else whole[index]
+        return dict(self.sizes) if index is None else {"block_width": index.tolist()}
+
+    def claims(self) -> Iterator[Claim]:
+        if not self.cut_before:
+            yield from _block_claims(self.block, self.sites, "block_width", folds=True)
+
+    def protected(self, kind: str) -> int | None:
+        gate = getattr(self.network, "width_gate", None) or self.gates[kind]
+        return int(gate.log_alpha.argmax())
+
+    def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
+        mask = kept[self.name]["block_width"]
+        stream = kept.get(STREAM, {}).get("width", torch.ones_like(mask))
+        if bool(mask[stream].all()):
+            return
+        size = int(stream.sum())
+        index = mask[stream].nonzero().flatten().to(self.network.after_norm.weight.device)
+        for norm in _norms(self.sites):
+            if isinstance(norm, nn.LayerNorm):
+                remember_stream_(norm, index, size)
+                norm.register_forward_pre_hook(gather_input)
+        for writer in _writers(self.block, self.sites):
+            remember_stream_(writer, index, size)
+            writer.register_forward_hook(scatter_output)
+            if isinstance(writer, Constant):
+                writer.size = len(index)

@@ -1,0 +1,132 @@
+"""What a budget covers, and for how much speech its multiply-accumulates are counted."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.core.budget import Budget, terms_of
+from espnet_l0prune.core.sites import Call, Shapes, Site
+from espnet_l0prune.plugin.sites import find_sites
+
+FRAMES_A_SECOND = 100  # of a model that is fed with features
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Options of a budget.
+
+    Args:
+        scope: what is counted: `encoder`, `decoder` or `model`
+        seconds: length of the utterance that MACs are counted for
+        tokens: how many tokens the decoder emits for it, in one parallel pass
+        fs: samples a second
+    """
+
+    scope: str = "encoder"
+    seconds: float = 10.0
+    tokens: int = 40
+    fs: int = 16_000
+
+    def __post_init__(self):
+        scopes = "encoder", "decoder", "model"
+        if self.scope not in scopes:
+            raise ValueError(
+                f"sparsity_scheduler_conf: scope is {self.scope!r}; expected one of "
+                f"{', '.join(scopes)}"
+            )
+        for name in ("seconds", "tokens", "fs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"sparsity_scheduler_conf: {name} is {getattr(self, name)}; "
+                    "expected more than 0"
+                )
+
+
+def sites_of(model: nn.Module) -> list[Site]:
+    """The sites of an ESPnet model's encoder and decoder."""
+    return [s for network in (model.encoder, model.decoder) for s in find_sites(network)]
+
+
+def make_budget(model: nn.Module, workload: Workload) -> Budget:
+    """Count an ESPnet model; its gates are not counted.
+
+    Raises:
+        ValueError: a scope that the model does not have
+    """
+    network = model if workload.scope == "model" else getattr(model, workload.scope)
+    if network is None:
+        raise ValueError(
+            f"sparsity_scheduler_conf: scope is {workload.scope}, but this model has no "
+            f"{workload.scope}; expected encoder"
+        )
+    sites = sites_of(model) if workload.scope == "model" else find_sites(network)
+    shapes = trace(network, lambda: run(model, workload))
+    return Budget(sites, terms_of(network, sites, shapes))
+
+
+@torch.no_grad()
+def run(model: nn.Module, workload: Workload) -> None:
+    """Encode silence of the workload's length, and decode as many tokens as it says."""
+    encoder_out, lengths = encode_silence(model, workload)
+    if model.ctc is not None:
+        model.ctc.ctc_lo(encoder_out)
+    if model.decoder is not None and not model.use_transducer_decoder:
+        device = encoder_out.device
+        tokens = torch.zeros(1, workload.tokens, dtype=torch.long, device=device)
+        count = torch.tensor([workload.tokens], device=device)
+        model.decoder(encoder_out, lengths, tokens, count)
+
+
+def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor]:
+    """The encoder's output (1, time, size) and its length (1,)."""
+    parameter = next(model.parameters())
+    if model.frontend is None:
+        frames = int(workload.seconds * FRAMES_A_SECOND)
+        size = model.encoder.input_size
+        speech = torch.zeros(1, frames, size, device=parameter.device)
+    else:
+        samples = int(workload.seconds * workload.fs)
+        speech = torch.zeros(1, samples, device=parameter.device)
+    speech = speech.to(parameter.dtype)
+    lengths = torch.tensor([speech.size(1)], device=parameter.device)
+    encoder_out, lengths = model.encode(speech, lengths)
+    if isinstance(encoder_out, tuple):  # with intermediate CTC
+        encoder_out = encoder_out[0]
+    return encoder_out, lengths
+
+
+def trace(network: nn.Module, forward: Callable[[], None]) -> Shapes:
+    """The shapes of every module's last call in a forward, in evaluation mode.
+
+    Neither the network's mode nor the random state changes.
+    """
+    shapes: Shapes = {}
+
+    def note(module: nn.Module, args: tuple, output) -> None:
+        if isinstance(output, Tensor):
+            given = tuple(a.shape for a in args if isinstance(a, Tensor))
+            shapes[module] = Call(given, output.shape)
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    try:
+        with evaluation(network), torch.random.fork_rng(), torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+@contextmanager
+def evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module's own mode afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
