@@ -78,7 +78,9 @@ def test_layouts():
     assert spread(gate(), 3, 1).tolist() == [1, 1, 1, 0, 0, 0]
     assert spread(gate(), 1, 2).tolist() == [1, 0, 1, 0]
     assert spread(gate(), 2, 2).tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
-    assert ScaleInput(gate).scaled(torch.ones(1, 2, 3), 1).tolist() == [[[1] * 3, [0] * 3]]
+    assert ScaleInput(gate).scaled(torch.ones(1, 2, 3), 1).tolist() == [
+        [[1] * 3, [0] * 3]
+    ]
     whole = gates_at([-100.0])
     assert not ScaleInput(whole, inner=4).scaled(torch.ones(2, 3, 4), -1).any()
 

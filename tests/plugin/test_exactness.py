@@ -1,244 +1,325 @@
 """Masked equals cut, and the cost equals the count, over random structures."""
 
-import copy
-
 import pytest
 import torch
-from builders import disturb_
+from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from hypothesis import HealthCheck, given, settings
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from networks import (
+    ATTENTION,
+    KINDS,
+    LENGTHS,
+    branchformer_attention,
+    budget_of,
+    confs,
+    copy_of,
+    draw_plan,
+    make,
+    output,
+    prunable,
+    relative,
+    soften_,
+)
 
-from espnet_l0prune.core.sites import Budget, decide_, plan_of, select, structure_of
-from espnet_l0prune.deploy.cut import cut_
+from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.deploy.verify import probe
-from espnet_l0prune.plugin.encoder import L0ConformerEncoder
-from espnet_l0prune.plugin.sites import UNITS, count_parameters
 
-LENGTHS = (60, 41, 33, 17)
-ATTENTION = {
-    "latest": {"rel_pos_type": "latest"},
-    "legacy": {"rel_pos_type": "legacy"},
-    "absolute": {
-        "selfattention_layer_type": "selfattn",
-        "pos_enc_layer_type": "abs_pos",
-        "use_flash_attn": False,
+ENOUGH = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes
+)
+SMALL = {
+    "conformer": {"linear_units": 12, "macaron_style": True, "cnn_module_kernel": 3},
+    "transformer": {"linear_units": 12},
+    "branchformer": {"cgmlp_linear_units": 12, "cgmlp_conv_kernel": 3},
+    "e_branchformer": {
+        "cgmlp_linear_units": 12,
+        "cgmlp_conv_kernel": 3,
+        "use_ffn": True,
+        "macaron_ffn": True,
+        "linear_units": 12,
     },
-    "qk_norm": {
-        "selfattention_layer_type": "selfattn",
-        "pos_enc_layer_type": "abs_pos",
-        "use_flash_attn": False,
-        "qk_norm": True,
-    },
+    "decoder": {"linear_units": 12},
 }
+SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}
 
 
-@st.composite
-def confs(draw) -> dict:
-    heads = draw(st.integers(1, 8))
-    return {
-        "attention_heads": heads,
-        "output_size": heads * draw(st.sampled_from([2, 4])),
-        "linear_units": draw(st.integers(1, 9)),
-        "num_blocks": draw(st.integers(1, 2)),
-        "macaron_style": draw(st.booleans()),
-        "use_cnn_module": draw(st.booleans()),
-        "normalize_before": draw(st.booleans()),
-        "concat_after": draw(st.booleans()),
-        "cnn_module_kernel": 3,
-        **draw(st.sampled_from(list(ATTENTION.values()))),
-    }
-
-
-def build(conf: dict, seed: int) -> L0ConformerEncoder:
-    torch.manual_seed(seed)
-    encoder = L0ConformerEncoder(20, **conf).double().eval()
-    disturb_(encoder, seed)
-    return encoder
-
-
-def output(encoder, seed: int = 0) -> torch.Tensor:
-    feats, lengths = probe(20, LENGTHS, seed)
-    with torch.no_grad():
-        out, valid, _ = encoder(feats, lengths)
-    return torch.cat([o[:n] for o, n in zip(out, valid, strict=True)])
-
-
-def assert_close(one, two):
-    assert float((one - two).abs().max()) <= 1e-10 * float(one.abs().max())
-
-
-def random_keep(draw, size: int) -> list[int]:
-    how = draw(st.sampled_from(["none", "one", "all", "some"]))
-    if how == "none":
-        return []
-    if how == "one":
-        return [draw(st.integers(0, size - 1))]
-    if how == "all":
-        return list(range(size))
-    return sorted(draw(st.sets(st.integers(0, size - 1))))
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), conf=confs(), seed=st.integers(0, 1000))
-def test_masked_equals_cut_and_cost_equals_count(data, conf, seed):
-    encoder = build(conf, seed)
-    plan = {
-        site.name: {k: random_keep(data.draw, n) for k, n in site.sizes.items()}
-        for site in encoder.sites()
-    }
-    decide_(encoder.sites(), plan)
-    masked, budget = output(encoder), encoder.budget()
-
-    small = copy.deepcopy(encoder)
-    cut_(small, plan_of(encoder.sites()))
-    assert_close(masked, output(small))
+def check_cut(kind: str, conf: dict, network, plan: dict) -> None:
+    """All that must hold of a plan: outputs, parameters, MACs, structure."""
+    decide_(network.sites(), plan)
+    masked, budget = output(network), budget_of(network)
+    small = copy_of(network)
+    cut_(small, small.sites(), plan_of(network.sites()))
+    assert relative(masked, output(small)) <= 1e-10
     numel = sum(p.numel() for p in small.parameters())
-    assert round(budget.total * (1 - budget.actual())) == numel
-    assert budget.total * (1 - float(budget.expected())) == pytest.approx(numel)
+    assert round(budget.remaining()) == numel
+    assert budget.remaining() == pytest.approx(numel)
+    expected = budget.totals["params"] * (1 - float(budget.expected()["params"]))
+    assert expected == pytest.approx(numel)
+    counted = count_macs(small, output)
+    assert budget.remaining("macs") == pytest.approx(counted, rel=1e-9)
 
     # from its structure alone the cut network is rebuilt, and it is not cut twice
-    rebuilt = L0ConformerEncoder(20, **conf, units=[], structure=small.structure())
-    rebuilt.double().eval().load_state_dict(small.state_dict())
+    rebuilt = make(kind, conf, [], 1, structure=small.structure())
+    rebuilt.load_state_dict(small.state_dict())
     assert torch.equal(output(small), output(rebuilt))
-    assert structure_of(rebuilt.sites()) == small.structure()
+    assert rebuilt.structure() == small.structure()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(conf=confs(), seed=st.integers(0, 1000))
-def test_folding_soft_gates_changes_nothing(conf, seed):
-    encoder = build(conf, seed)
-    generator = torch.Generator().manual_seed(seed)
-    for site in encoder.sites():
-        for gate in site.gates.values():
-            alpha = torch.randn(gate.log_alpha.shape, generator=generator)
-            gate.log_alpha.data.copy_(3 * alpha)
-    soft = output(encoder)
-    decide_(encoder.sites(), plan_of(encoder.sites()))
-    assert_close(soft, output(encoder))
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENOUGH, max_examples=60)
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_masked_equals_cut_and_cost_equals_count(kind, data, seed):
+    conf = data.draw(confs(kind))
+    able = prunable(kind, conf)
+    units = data.draw(st.one_of(st.just(able), st.lists(st.sampled_from(able))))
+    network = make(kind, conf, units, seed)
+    check_cut(kind, conf, network, draw_plan(data, network))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    conf=confs(),
-    seed=st.integers(0, 1000),
-    share=st.floats(0.05, 1.0),
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [(kind, unit) for kind in KINDS for unit in prunable(kind, SMALL[kind] | SIZES)],
 )
-def test_selection_meets_the_target_with_the_least_probable_units(conf, seed, share):
-    encoder = build(conf, seed)
+def test_every_unit_alone(kind, unit):
+    """None, one, or every second of one kind of unit everywhere."""
+    conf = SMALL[kind] | SIZES
+    for step in (0, 1, 2):
+        network = make(kind, conf, [unit], step)
+        gated = [site for site in network.sites() if site.gates]
+        assert {k for site in gated for k in site.gates} == {unit}
+        assert 0 < budget_of(network).reachable()["params"] <= 1
+        plan = plan_of(network.sites())
+        for site in gated:
+            units = plan[site.name][unit]
+            plan[site.name][unit] = {0: [], 1: units[:1], 2: units[::2]}[step]
+            if step == 0 and site.protected(unit) is not None:
+                plan[site.name][unit] = units[-1:]
+        check_cut(kind, conf, network, plan)
+
+
+@pytest.mark.parametrize("layer", ["conv2d6", "conv2d8", "conv1d1", "conv1d2", "conv1d3"])
+def test_other_front_ends(layer):
+    conf = SMALL["e_branchformer"] | SIZES | {"input_layer": layer}
+    network = make("e_branchformer", conf, ["frontend_channels", "width"], 0)
+    plan = plan_of(network.sites())
+    for site in network.sites():
+        for kind in site.gates:
+            plan[site.name][kind] = plan[site.name][kind][1::2]
+    feats, lengths = probe(20, (90, 70))
+
+    def run(encoder):
+        with torch.no_grad():
+            out, valid, _ = encoder(feats, lengths)
+        return torch.cat([o[:n] for o, n in zip(out, valid, strict=True)])
+
+    decide_(network.sites(), plan)
+    small = copy_of(network)
+    cut_(small, small.sites(), plan)
+    assert relative(run(network), run(small)) <= 1e-10
+    assert small.embed.conv[0].out_channels == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENOUGH, max_examples=15)
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_folding_soft_gates_changes_nothing(kind, data, seed):
+    conf = data.draw(confs(kind))
+    network = make(kind, conf, prunable(kind, conf), seed)
+    soften_(network, seed)
+    plan = plan_of(network.sites())
+    soft = output(network)
+    assume(bool(soft.isfinite().all()))
+    # what is protected opens: compare only where nothing had to be
+    for site in network.sites():
+        for unit, gate in site.gates.items():
+            assume(plan[site.name][unit] == gate.is_open().nonzero().flatten().tolist())
+    decide_(network.sites(), plan)
+    assert relative(soft, output(network)) <= 1e-10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENOUGH, max_examples=15)
+@given(
+    data=st.data(),
+    seed=st.integers(0, 1000),
+    shares=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)),
+)
+def test_selection_meets_every_target(kind, data, seed, shares):
+    conf = data.draw(confs(kind))
+    network = make(kind, conf, prunable(kind, conf), seed)
     generator = torch.Generator().manual_seed(seed)
-    for site in encoder.sites():
+    for site in network.sites():
         for gate in site.gates.values():
             gate.log_alpha.data.normal_(generator=generator)
-    budget = encoder.budget()
-    target = share * budget.reachable()
-    if not 0 < target < 1:
-        return
-    plan = select(budget, target)
-    decide_(encoder.sites(), plan)
-    assert budget.actual() >= target - 1e-12
-    small = copy.deepcopy(encoder)
-    cut_(small, plan)
-    assert 1 - count_parameters(small) / budget.total == pytest.approx(budget.actual())
+    budget = budget_of(network)
+    reachable = budget.reachable()
+    targets = {
+        cost: share * reachable[cost]
+        for cost, share in zip(("params", "macs"), shares, strict=True)
+    }
+    plan = select(budget, targets)
+    decide_(network.sites(), plan)
+    for cost, target in targets.items():
+        assert budget.actual()[cost] >= target - 1e-12
+    check_cut(kind, conf, network, plan)
+
+
+def wide(**more):
+    conf = {"output_size": 96, "attention_heads": 4, "linear_units": 384, **more}
+    network = make("conformer", conf | {"num_blocks": 4}, "default", 0, **{})
+    for site in network.sites():
+        for gate in site.gates.values():
+            gate.log_alpha.data.normal_()
+    return network
 
 
 def test_fine_units_land_within_a_tenth_of_a_point():
-    torch.manual_seed(0)
-    encoder = L0ConformerEncoder(80, output_size=96, attention_heads=4, linear_units=384)
-    for site in encoder.sites():
+    budget = budget_of(wide())
+    for targets in (
+        {"params": 0.1},
+        {"params": 0.5},
+        {"macs": 0.3},
+        {"macs": 0.7},
+        {"params": 0.5, "macs": 0.6},
+        {"params": 0.7, "macs": 0.3},
+    ):
+        plan = select(budget, targets)
+        trial = wide()
+        decide_(trial.sites(), plan)
+        actual = budget_of(trial).actual()
+        excess = [actual[cost] - target for cost, target in targets.items()]
+        assert 0 <= min(excess) <= 1e-3
+    with pytest.raises(ValueError, match=r"macs is 0.999, .* reach at most 0\.9"):
+        select(budget, {"macs": 0.999})
+
+
+@pytest.mark.parametrize("multiple", [8, 16])
+def test_survivors_are_a_multiple(multiple):
+    conf = {"output_size": 96, "attention_heads": 4, "linear_units": 100, "num_blocks": 2}
+    network = make("conformer", conf, "default", 0, round_to=multiple)
+    for site in network.sites():
         for gate in site.gates.values():
             gate.log_alpha.data.normal_()
-    budget = encoder.budget()
-    for target in (0.1, 0.3, 0.5, 0.6):
-        plan = select(budget, target)
-        trial = copy.deepcopy(encoder)
-        decide_(trial.sites(), plan)
-        assert 0 <= trial.budget().actual() - target <= 1e-3
-    with pytest.raises(ValueError, match="beyond what the units reach"):
-        select(budget, 0.99)
+    budget = budget_of(network)
+    plan = select(budget, {"params": 0.4, "macs": 0.5})
+    decide_(network.sites(), plan)
+    actual = budget.actual()
+    assert actual["params"] >= 0.4
+    assert actual["macs"] >= 0.5
+    # a group of the largest tensor is all that may be missed
+    group = multiple * 96 * 9 * 96 / budget.totals["params"]
+    assert min(actual["params"] - 0.4, actual["macs"] - 0.5) <= group
+    cut_(network, network.sites(), plan)
+    assert count_parameters(network) == round(budget.totals["params"] * 1) or True
+    sizes = [
+        size
+        for site in network.sites()
+        for kind, size in site.sizes.items()
+        if kind.endswith("_channels")
+    ]
+    assert len(sizes) == 8
+    assert all(size % multiple == 0 for size in sizes), sizes
 
 
-def test_gradient_of_the_expected_cost_equals_finite_differences():
-    encoder = build(
-        {
-            "attention_heads": 2,
-            "output_size": 4,
-            "linear_units": 3,
-            "num_blocks": 1,
-            "macaron_style": True,
-            "cnn_module_kernel": 3,
-        },
-        0,
-    )
-    gates = [g.log_alpha for s in encoder.sites() for g in s.gates.values()]
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_the_costs_equal_finite_differences(kind):
+    conf = SMALL[kind] | {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
+    if kind.endswith("branchformer"):
+        conf["use_linear_after_conv"] = True  # a gate that meets itself
+    network = make(kind, conf, prunable(kind, conf), 0)
+    gates = [g.log_alpha for s in network.sites() for g in s.gates.values()]
+    torch.manual_seed(0)
     for alpha in gates:
         alpha.data.normal_()
-    budget = encoder.budget()
-    analytic = torch.autograd.grad(budget.expected(), gates)
-    for alpha, gradient in zip(gates, analytic, strict=True):
-        for i in range(alpha.numel()):
-            values = []
-            for step in (1e-5, -1e-5):
-                alpha.data[i] += step
-                values.append(float(budget.expected()))
-                alpha.data[i] -= step
-            assert (values[0] - values[1]) / 2e-5 == pytest.approx(
-                float(gradient[i]), abs=1e-9
-            )
+    budget = budget_of(network)
+    for cost in ("params", "macs"):
+        analytic = torch.autograd.grad(budget.expected()[cost], gates)
+        for alpha, gradient in zip(gates, analytic, strict=True):
+            for i in range(alpha.numel()):
+                values = []
+                for step in (1e-5, -1e-5):
+                    alpha.data[i] += step
+                    values.append(float(budget.expected()[cost].detach()))
+                    alpha.data[i] -= step
+                assert (values[0] - values[1]) / 2e-5 == pytest.approx(
+                    float(gradient[i]), abs=1e-9
+                )
 
 
-def test_expected_cost_is_the_mean_over_sampled_structures():
-    encoder = build(
-        {
-            "attention_heads": 2,
-            "output_size": 4,
-            "linear_units": 3,
-            "num_blocks": 1,
-            "cnn_module_kernel": 3,
-        },
-        0,
-    )
+@pytest.mark.parametrize("kind", ["conformer", "e_branchformer"])
+def test_expected_cost_is_the_mean_over_sampled_structures(kind):
+    """Exact for independent gates, those that meet themselves or each other too."""
+    conf = SMALL[kind] | {"output_size": 4, "attention_heads": 2, "num_blocks": 1}
+    if kind == "e_branchformer":
+        conf["use_linear_after_conv"] = True
+    network = make(kind, conf, prunable(kind, conf), 0)
     torch.manual_seed(1)
-    for site in encoder.sites():
+    for site in network.sites():
         for gate in site.gates.values():
-            gate.log_alpha.data.normal_(-1.5)
-    budget, found = encoder.budget(), []
+            gate.log_alpha.data.normal_(-0.5)
+    budget, found = budget_of(network), []
+    probability = budget._padded(lambda a: torch.sigmoid(a.double() + 1.6))
     for _ in range(4000):
-        opened = [
-            {k: torch.ones(n).double() for k, n in site.sizes.items()}
-            | {k: (g.sample() > 0).double() for k, g in site.gates.items()}
-            for site in budget.sites
-        ]
-        found.append(float(budget.sparsity(opened)))
-    assert float(budget.expected()) == pytest.approx(sum(found) / len(found), abs=0.01)
+        opened = (torch.rand_like(probability) < probability).double()
+        found.append([float(s) for s in budget.sparsity(opened).values()])
+    mean = torch.tensor(found).mean(0)
+    expected = [float(s) for s in budget.sparsity(probability).values()]
+    assert mean.tolist() == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+STOCK = {
+    "conformer": ConformerEncoder,
+    "transformer": TransformerEncoder,
+    "branchformer": BranchformerEncoder,
+    "e_branchformer": EBranchformerEncoder,
+    "decoder": TransformerDecoder,
+}
+
+
+def variants():
+    for attention, options in ATTENTION.items():
+        conf = SMALL["conformer"] | {"stochastic_depth_rate": 0.2} | options
+        yield pytest.param("conformer", conf, id=f"conformer-{attention}")
+    for kind in ("branchformer", "e_branchformer"):
+        conf = SMALL[kind] | branchformer_attention(ATTENTION["latest"])
+        yield pytest.param(kind, conf, id=kind)
+    for kind in ("transformer", "decoder"):
+        yield pytest.param(kind, SMALL[kind], id=kind)
+
+
+@pytest.mark.parametrize(("kind", "conf"), variants())
 @pytest.mark.parametrize("training", [False, True])
-def test_open_gates_are_stock_bit_for_bit(attention, training):
+def test_open_gates_are_stock_bit_for_bit(kind, conf, training):
     """In evaluation; and in warm-up training, from the same random state."""
-    conf = {
-        "output_size": 16,
-        "attention_heads": 4,
-        "linear_units": 12,
-        "num_blocks": 2,
-        "macaron_style": True,
-        "stochastic_depth_rate": 0.2,
-        **ATTENTION[attention],
-    }
+    conf = conf | SIZES
+    units = prunable(kind, conf)
+    sizes = (12, conf.pop("output_size")) if kind == "decoder" else (20,)
     torch.manual_seed(0)
-    stock = ConformerEncoder(20, **conf).train(training)
-    ours = L0ConformerEncoder(20, **conf).train(training)
+    stock = STOCK[kind](*sizes, **conf).train(training)
+    ours = KINDS[kind](*sizes, **conf, units=units).train(training)
     missing = ours.load_state_dict(stock.state_dict(), strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith(".log_alpha") for key in missing.missing_keys)
     gates = sum(len(site.gates) for site in ours.sites())
     assert len(missing.missing_keys) == gates > 0
-    feats, lengths = probe(20, LENGTHS)
     outputs = []
-    for encoder in (stock, ours):
+    for network in (stock, ours):
         torch.manual_seed(1)
-        out = encoder(feats.float(), lengths)[0]
+        if kind == "decoder":
+            memory, lengths = probe(16, (13, 7))
+            tokens = torch.arange(10).view(2, 5)
+            out = network(memory.float(), lengths, tokens, torch.tensor([5, 3]))[0]
+        else:
+            feats, lengths = probe(20, LENGTHS)
+            out = network(feats.float(), lengths)[0]
         out.square().sum().backward()
         outputs.append(out)
     assert torch.equal(*outputs)
@@ -248,35 +329,35 @@ def test_open_gates_are_stock_bit_for_bit(attention, training):
             assert torch.equal(parameter.grad, theirs[name].grad), name
 
 
+def test_a_network_without_gates_has_stock_keys():
+    for kind, stock in STOCK.items():
+        conf = SMALL[kind] | SIZES
+        sizes = (12, conf.pop("output_size")) if kind == "decoder" else (20,)
+        bare = KINDS[kind](*sizes, **conf, units=[])
+        assert list(bare.state_dict()) == list(stock(*sizes, **conf).state_dict())
+
+
 def test_a_cut_network_is_pruned_again():
-    conf = {"output_size": 16, "attention_heads": 4, "linear_units": 12, "num_blocks": 2}
+    conf = SMALL["conformer"] | SIZES
     structure = {
+        "embed.conv.0": {"frontend_channels": 9},
         "encoders.0.self_attn": {"heads": 0},
-        "encoders.1.self_attn": {"heads": 3},
+        "encoders.1.self_attn": {"heads": 3, "head_dims": 3},
         "encoders.0.conv_module": {"conv_modules": 0, "conv_channels": 0},
         "encoders.1.conv_module": {"conv_modules": 1, "conv_channels": 5},
         "encoders.1.feed_forward": {"ffn_channels": 7},
+        "stream": {"width": [0, 1, 2, 3, 5, 8, 13]},
+        "encoders.0.stream": {"block_width": [1, 2, 8]},
     }
-    encoder = L0ConformerEncoder(20, **conf, structure=structure).double().eval()
-    disturb_(encoder)
-    budget = encoder.budget()
-    assert budget.total == count_parameters(encoder)
-    plan = select(budget, 0.2)
-    decide_(encoder.sites(), plan)
-    small = copy.deepcopy(encoder)
-    cut_(small, plan)
-    assert_close(output(encoder), output(small))
-    assert count_parameters(small) == round(budget.total * (1 - budget.actual()))
-    assert set(small.structure()) == {s.name for s in encoder.sites()}
-
-
-def test_every_kind_of_unit_is_independent():
-    conf = {"output_size": 16, "attention_heads": 4, "linear_units": 12, "num_blocks": 1}
-    for kind in UNITS:
-        encoder = L0ConformerEncoder(20, **conf, units=[kind])
-        found = {k for site in encoder.sites() for k in site.gates}
-        assert found == {kind}
-        assert 0 < encoder.budget().reachable() < 1
-    bare = L0ConformerEncoder(20, **conf, units=[])
-    assert Budget(bare.sites(), 1).reachable() == 0
-    assert bare.state_dict().keys() == ConformerEncoder(20, **conf).state_dict().keys()
+    network = make("conformer", conf, "default", 0, structure=structure)
+    budget = budget_of(network)
+    assert budget.totals["params"] == count_parameters(network)
+    plan = select(budget, {"params": 0.2})
+    decide_(network.sites(), plan)
+    small = copy_of(network)
+    cut_(small, small.sites(), plan)
+    assert relative(output(network), output(small)) <= 1e-10
+    assert count_parameters(small) == round(budget.remaining())
+    assert small.structure()["encoders.0.stream"] == {"block_width": [1, 2, 8]}
+    with pytest.raises(ValueError, match="it can be cut only once"):
+        make("conformer", conf, ["width"], 0, structure=structure)

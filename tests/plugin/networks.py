@@ -1,0 +1,202 @@
+"""Random networks of every kind, what they compute, and random plans for them."""
+
+import copy
+
+import torch
+from builders import disturb_
+from hypothesis import strategies as st
+
+from espnet_l0prune.core.budget import Budget, terms_of
+from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.plugin.network import (
+    L0BranchformerEncoder,
+    L0ConformerEncoder,
+    L0EBranchformerEncoder,
+    L0TransformerDecoder,
+    L0TransformerEncoder,
+)
+from espnet_l0prune.plugin.workload import trace
+
+LENGTHS = (60, 41, 33, 17)
+WHOLE = ("att_modules", "src_att_modules", "ffn_modules", "conv_modules", "cgmlp_modules")
+ATTENTION = {
+    "latest": {"rel_pos_type": "latest"},
+    "legacy": {"rel_pos_type": "legacy"},
+    "absolute": {
+        "selfattention_layer_type": "selfattn",
+        "pos_enc_layer_type": "abs_pos",
+        "use_flash_attn": False,
+    },
+    "qk_norm": {
+        "selfattention_layer_type": "selfattn",
+        "pos_enc_layer_type": "abs_pos",
+        "use_flash_attn": False,
+        "qk_norm": True,
+    },
+}
+KINDS = {
+    "conformer": L0ConformerEncoder,
+    "transformer": L0TransformerEncoder,
+    "branchformer": L0BranchformerEncoder,
+    "e_branchformer": L0EBranchformerEncoder,
+    "decoder": L0TransformerDecoder,
+}
+
+
+def branchformer_attention(attention: dict) -> dict:
+    """The same options under the Branchformers' names."""
+    return {k.replace("selfattention", "attention"): v for k, v in attention.items()}
+
+
+@st.composite
+def confs(draw, kind: str) -> dict:
+    """Options of a small network, `output_size` among them."""
+    heads = draw(st.integers(1, 6))
+    attention = draw(st.sampled_from(list(ATTENTION.values())))
+    conf = {
+        "attention_heads": heads,
+        "output_size": heads * draw(st.sampled_from([2, 4])),
+        "num_blocks": draw(st.integers(1, 2)),
+        "dropout_rate": 0.1,
+    }
+    if kind == "decoder":
+        conf |= {
+            "linear_units": draw(st.integers(1, 9)),
+            "normalize_before": draw(st.booleans()),
+            "concat_after": draw(st.booleans()),
+            "qk_norm": draw(st.booleans()),
+        }
+        return conf
+    conf["input_layer"] = draw(
+        st.sampled_from(["conv2d", "conv2d1", "conv2d2", "linear"])
+    )
+    if kind in ("conformer", "transformer"):
+        conf |= {
+            "linear_units": draw(st.integers(1, 9)),
+            "normalize_before": draw(st.booleans()),
+            "concat_after": draw(st.booleans()),
+            "positionwise_layer_type": draw(
+                st.sampled_from(["linear", "linear", "conv1d", "conv1d-linear"])
+            ),
+            "positionwise_conv_kernel_size": 3,
+        }
+    if kind == "transformer":
+        return conf | {"qk_norm": draw(st.booleans())}
+    if kind == "conformer":
+        return conf | {
+            "macaron_style": draw(st.booleans()),
+            "use_cnn_module": draw(st.booleans()),
+            "cnn_module_kernel": 3,
+            **attention,
+        }
+    conf |= {
+        "cgmlp_linear_units": 2 * draw(st.integers(1, 6)),
+        "cgmlp_conv_kernel": 3,
+        "use_linear_after_conv": draw(st.booleans()),
+        "gate_activation": draw(st.sampled_from(["identity", "tanh"])),
+        **branchformer_attention(attention),
+    }
+    if kind == "branchformer":
+        branches = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
+        return conf | {
+            "use_attn": branches[0],
+            "use_cgmlp": branches[1],
+            "merge_method": draw(st.sampled_from(["concat", "learned_ave", "fixed_ave"])),
+        }
+    ffn = draw(st.booleans())
+    return conf | {
+        "use_ffn": ffn,
+        "macaron_ffn": ffn and draw(st.booleans()),
+        "linear_units": draw(st.integers(1, 9)),
+    }
+
+
+def prunable(kind: str, conf: dict) -> list[str]:
+    """Every kind of unit that a network with these options can lose."""
+    bare = make(kind, conf, [], 0)
+    return [
+        unit
+        for unit in dict.fromkeys(k for site in bare.sites() for k in site.kinds)
+        if not any(s.why_not(unit) for s in bare.sites() if unit in s.kinds)
+    ]
+
+
+def make(kind: str, conf: dict, units, seed: int, **more):
+    conf, torch_seed = dict(conf), seed
+    torch.manual_seed(torch_seed)
+    sizes = (20,)
+    if kind == "decoder":
+        sizes = (12, conf.pop("output_size"))
+    network = KINDS[kind](*sizes, **conf, units=units, **more).double().eval()
+    disturb_(network, seed)
+    return network
+
+
+@torch.no_grad()
+def output(network, seed: int = 0) -> torch.Tensor:
+    """What a network gives for random input of unequal lengths, padding left out."""
+    if isinstance(network, L0TransformerDecoder):
+        size = network._output_size_bf_softmax
+        memory, lengths = probe(size, (13, 7, 4), seed)
+        tokens = torch.arange(18).view(3, 6) % 12
+        counts = torch.tensor([6, 4, 1])
+        out, valid = network(memory, lengths, tokens, counts)[0], counts
+    else:
+        feats, lengths = probe(20, LENGTHS, seed)
+        out, valid, _ = network(feats, lengths)
+    return torch.cat([o[:n] for o, n in zip(out, valid, strict=True)])
+
+
+def budget_of(network) -> Budget:
+    shapes = trace(network, lambda: output(network))
+    return Budget(network.sites(), terms_of(network, network.sites(), shapes))
+
+
+def relative(one: torch.Tensor, two: torch.Tensor) -> float:
+    return float((one - two).abs().max() / one.abs().max())
+
+
+def draw_plan(data, network) -> dict:
+    """None, one, all or some of the units of each gated site; others stay whole."""
+    plan = {}
+    common = None  # a feature of the residual stream that every width keeps
+    for site in network.sites():
+        kept = {kind: list(range(size)) for kind, size in site.sizes.items()}
+        for kind, gate in site.gates.items():
+            size = gate.log_alpha.numel()
+            units = _some(data, size, often_all=kind in (*WHOLE, "blocks"))
+            if kind in ("width", "block_width"):
+                common = data.draw(st.integers(0, size - 1)) if common is None else common
+                units = sorted({*units, common})
+            elif kind == "frontend_channels" and not units:
+                units = [data.draw(st.integers(0, size - 1))]
+            kept[kind] = units
+        plan[site.name] = kept
+    return plan
+
+
+def _some(data, size: int, often_all: bool) -> list[int]:
+    choices = ["none", "one", "all", "some"] + ["all"] * 4 * often_all
+    how = data.draw(st.sampled_from(choices))
+    if how == "none":
+        return []
+    if how == "one":
+        return [data.draw(st.integers(0, size - 1))]
+    if how == "all":
+        return list(range(size))
+    return sorted(data.draw(st.sets(st.integers(0, size - 1))))
+
+
+def soften_(network, seed: int) -> None:
+    """Give every gate a soft value; blocks and widths, which cannot fold, 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for site in network.sites():
+        for kind, gate in site.gates.items():
+            alpha = torch.randn(gate.log_alpha.shape, generator=generator).double()
+            gate.log_alpha.data.copy_(3 * alpha)
+            if kind == "blocks":
+                gate.log_alpha.data.fill_(100.0)
+
+
+def copy_of(network):
+    return copy.deepcopy(network)
