@@ -48,6 +48,7 @@ SMALL = {
     },
     "decoder": {"linear_units": 12},
 }
+WIDTHS = ("width", "block_width")
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}
 
 
@@ -218,7 +219,6 @@ def test_survivors_are_a_multiple(multiple):
     group = multiple * 96 * 9 * 96 / budget.totals["params"]
     assert min(actual["params"] - 0.4, actual["macs"] - 0.5) <= group
     cut_(network, network.sites(), plan)
-    assert count_parameters(network) == round(budget.totals["params"] * 1) or True
     sizes = [
         size
         for site in network.sites()
