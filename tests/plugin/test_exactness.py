@@ -198,8 +198,8 @@ def test_fine_units_land_within_a_tenth_of_a_point():
         actual = budget_of(trial).actual()
         excess = [actual[cost] - target for cost, target in targets.items()]
         assert 0 <= min(excess) <= 1e-3
-    with pytest.raises(ValueError, match=r"macs is 0.999, .* reach at most 0\.9"):
-        select(budget, {"macs": 0.999})
+    with pytest.raises(ValueError, match=r"macs is 0.9999, .* reach at most 0\.9"):
+        select(budget, {"macs": 0.9999})
 
 
 @pytest.mark.parametrize("multiple", [8, 16])
@@ -225,7 +225,7 @@ def test_survivors_are_a_multiple(multiple):
         for kind, size in site.sizes.items()
         if kind.endswith("_channels")
     ]
-    assert len(sizes) == 8
+    assert len(sizes) == 6
     assert all(size % multiple == 0 for size in sizes), sizes
 
 
