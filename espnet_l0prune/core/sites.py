@@ -140,6 +140,13 @@ class Site(ABC):
         """A unit that stays in any case, where not all of a kind can go."""
         return None
 
+    def survivors(self, kind: str) -> Tensor:
+        """Which units a cut leaves, (n,) bool: the open ones, or the protected one."""
+        opened, stays = self.gates[kind].is_open(), self.protected(kind)
+        if stays is not None and not bool(opened.any()):
+            opened[stays] = True
+        return opened
+
     def finish_(  # noqa: B027 (most have nothing to mend)
         self, kept: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
@@ -184,18 +191,13 @@ def structure_of(sites: Sequence[Site]) -> Structure:
 
 
 def plan_of(sites: Sequence[Site]) -> Plan:
-    """List the units whose gates are open, and the protected ones.
-
-    Units without a gate all remain.
-    """
+    """List the units that survive; those without a gate all do."""
     plan: Plan = {}
     for site in sites:
         plan[site.name] = {k: list(range(n)) for k, n in site.sizes.items()}
-        for kind, gate in site.gates.items():
-            opened, stays = gate.is_open(), site.protected(kind)
-            if stays is not None:
-                opened[stays] = True
-            plan[site.name][kind] = opened.nonzero().flatten().tolist()
+        for kind in site.gates:
+            units = site.survivors(kind).nonzero().flatten()
+            plan[site.name][kind] = units.tolist()
     return plan
 
 

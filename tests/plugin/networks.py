@@ -112,17 +112,12 @@ def confs(draw, kind: str) -> dict:
 
 
 def prunable(kind: str, conf: dict) -> list[str]:
-    """Every kind of unit that a network with these options can lose.
-
-    Residual widths are left out: beside other kinds some plans are not exact yet (open
-    in issue B; `cut` refuses them, since it verifies). Alone they are tested.
-    """
+    """Every kind of unit that a network with these options can lose."""
     bare = make(kind, conf, [], 0)
     return [
         unit
         for unit in dict.fromkeys(k for site in bare.sites() for k in site.kinds)
-        if unit not in ("width", "block_width")
-        and not any(s.why_not(unit) for s in bare.sites() if unit in s.kinds)
+        if not any(s.why_not(unit) for s in bare.sites() if unit in s.kinds)
     ]
 
 

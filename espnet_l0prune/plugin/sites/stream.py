@@ -230,8 +230,17 @@ class BlockWidthSite(_WidthSite):
         gate = getattr(self.network, "width_gate", None) or self.gates[kind]
         return int(gate.log_alpha.argmax())
 
+    def survivors(self, kind: str) -> Tensor:
+        """As ever, but one of them at least is left by the gates of the whole width."""
+        opened, gate = super().survivors(kind), getattr(self.network, "width_gate", None)
+        if gate is not None and not bool((opened & gate.is_open()).any()):
+            opened[self.protected(kind)] = True
+        return opened
+
     def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
         mask = kept[self.name]["block_width"]
+        if bool(mask.all()):
+            return
         stream = kept.get(STREAM, {}).get("width", torch.ones_like(mask))
         if bool(mask[stream].all()):
             return
