@@ -1,0 +1,123 @@
+"""What the benchmarks share: models of real size, fair timing, and what is written."""
+
+import argparse
+import datetime
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import espnet
+import torch
+import yaml
+from espnet2.tasks.asr import ASRTask
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = ("librispeech100", "librispeech960")
+VOCABULARY = 5000  # BPE tokens of the published models
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every benchmark."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    options.add_argument("--json", type=Path, metavar="FILE", help="write figures here")
+    options.add_argument("--quick", action="store_true", help="rough, within a minute")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--rounds", type=int, default=7, help="turns of each candidate")
+    return options
+
+
+def start(options: argparse.Namespace) -> None:
+    """Check the options before anything takes time."""
+    logging.disable(logging.WARNING)
+    if options.rounds < 1:
+        raise SystemExit(f"--rounds is {options.rounds}; expected 1 or more")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise SystemExit(f"--json: there is no folder {options.json.parent}")
+    torch.manual_seed(options.seed)
+
+
+def arguments(size: str, **changes) -> argparse.Namespace:
+    """The recipe's dense configuration of a size, as `ASRTask` takes it.
+
+    Args:
+        size: of `SIZES`
+        changes: options to replace; mappings are merged into the configuration's
+    """
+    conf = ROOT / f"egs/librispeech/conf/train_{size}.yaml"
+    text = ["--output_dir", "none", "--token_type", "char", "--config", str(conf)]
+    args = ASRTask.get_parser().parse_args(text)
+    args.token_list = ["<blank>", "<unk>", *map(str, range(VOCABULARY - 3)), "<sos/eos>"]
+    for name, value in changes.items():
+        old = getattr(args, name)
+        new = {**old, **value} if isinstance(value, dict) else value
+        setattr(args, name, new)
+    return args
+
+
+def save_experiment(folder: Path, args: argparse.Namespace, model) -> None:
+    """Write what ESPnet leaves of a training: config.yaml and latest.pth."""
+    folder.mkdir()
+    text = yaml.safe_dump(yaml.safe_load(yaml.dump(vars(args))))
+    (folder / "config.yaml").write_text(text, "utf-8")
+    torch.save(model.state_dict(), folder / "latest.pth")
+
+
+def take_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict:
+    """Median seconds of each candidate; they alternate, and one round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds + 1):
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(spent[1:]) for name, spent in times.items()}
+
+
+def resident(peak: bool = False) -> int:
+    """Bytes of memory that this process has, or at most had (Linux)."""
+    key = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def write(options: argparse.Namespace, rows: list[dict]) -> None:
+    """Print rows as a table, and keep them with where they come from."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        texts = (f"{c:.4g}" if isinstance(c, float) else f"{c}" for c in cells)
+        print("| " + " | ".join(texts) + " |")
+    if options.json is not None:
+        found = {"machine": machine(), "options": vars(options), "rows": rows}
+        text = json.dumps(found, indent=1, default=str)
+        options.json.write_text(text + "\n", "utf-8")
+
+
+def machine() -> dict[str, object]:
+    """Where and when: processor, versions, commit and date."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    model = next((line for line in lines if line.startswith("model name")), ":")
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": model.split(":")[1].strip(),
+        "device": cuda,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "espnet": espnet.__version__,
+        "commit": commit.stdout.strip(),
+    }
