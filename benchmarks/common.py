@@ -13,8 +13,8 @@ from pathlib import Path
 
 import espnet
 import torch
-import yaml
 from espnet2.tasks.asr import ASRTask
+from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ("librispeech100", "librispeech960")
@@ -64,8 +64,7 @@ def arguments(size: str, **changes) -> argparse.Namespace:
 def save_experiment(folder: Path, args: argparse.Namespace, model) -> None:
     """Write what ESPnet leaves of a training: config.yaml and latest.pth."""
     folder.mkdir()
-    text = yaml.safe_dump(yaml.safe_load(yaml.dump(vars(args))))
-    (folder / "config.yaml").write_text(text, "utf-8")
+    (folder / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)), "utf-8")
     torch.save(model.state_dict(), folder / "latest.pth")
 
 

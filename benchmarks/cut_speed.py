@@ -25,12 +25,10 @@ FEATURES = 80
 FRAMES_A_SECOND = 100
 
 
-def encoders(size: str, units: str, seconds: float) -> dict:
+def encoders(size: str, units: dict, seconds: float) -> dict:
     """The dense encoder of a size, and a cut one for each target."""
-    conf = {"units": units}
-    model = ASRTask.build_model(
-        arguments(size, encoder="l0_conformer", encoder_conf=conf)
-    )
+    gated = arguments(size, encoder="l0_conformer", encoder_conf=units)
+    model = ASRTask.build_model(gated)
     for site in sites_of(model):
         for gate in site.gates.values():
             gate.log_alpha.data.normal_()
@@ -46,7 +44,7 @@ def encoders(size: str, units: str, seconds: float) -> dict:
 
 
 @torch.no_grad()
-def measure(size: str, units: str, seconds: float, rounds: int) -> list[dict]:
+def measure(size: str, units: dict, seconds: float, rounds: int) -> list[dict]:
     """One row for each encoder of a size and each number of threads."""
     feats = torch.randn(1, int(seconds * FRAMES_A_SECOND), FEATURES)
     lengths = torch.tensor([feats.size(1)])
@@ -77,7 +75,7 @@ def measure(size: str, units: str, seconds: float, rounds: int) -> list[dict]:
 
 
 @torch.no_grad()
-def show_profile(size: str, units: str, seconds: float) -> None:
+def show_profile(size: str, units: dict, seconds: float) -> None:
     """Where dense and cut encoder spend their time, on one thread."""
     feats = torch.randn(1, int(seconds * FRAMES_A_SECOND), FEATURES)
     lengths = torch.tensor([feats.size(1)])
@@ -96,16 +94,18 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--size", choices=SIZES, nargs="+", default=SIZES)
     options.add_argument("--units", default="default", help="a word, as in encoder_conf")
+    options.add_argument("--round_to", type=int, default=1, help="as in encoder_conf")
     options.add_argument("--seconds", type=float, default=10.0, help="of audio")
     options.add_argument("--profile", action="store_true", help="show operators instead")
     args = options.parse_args()
     start(args)
+    units = {"units": args.units, "round_to": args.round_to}
     sizes, rounds = (SIZES[:1], 3) if args.quick else (args.size, args.rounds)
     if args.profile:
         for size in sizes:
-            show_profile(size, args.units, args.seconds)
+            show_profile(size, units, args.seconds)
         return
-    write(args, [r for s in sizes for r in measure(s, args.units, args.seconds, rounds)])
+    write(args, [r for s in sizes for r in measure(s, units, args.seconds, rounds)])
 
 
 if __name__ == "__main__":

@@ -59,13 +59,29 @@ class Scale(GateHook):
 
 
 class ScaleInput(Scale):
-    """Forward pre-hook: gate what the layer consumes."""
+    """Gate what a linear layer or a convolution consumes, by way of its weight.
+
+    W (z x) = (W z) x: it costs as much as the weight is large, not the activations, and
+    the gates' gradient needs no copy of them. For the length of a forward the scaled
+    weight stands in front of the parameter.
+    """
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_pre_hook(self)
+        OwnWeight().attach_(layer)
 
-    def __call__(self, layer: nn.Module, args: tuple) -> tuple:
-        return (self.scaled(args[0], feature_dim(layer)), *args[1:])
+    def __call__(self, layer: nn.Module, args: tuple) -> None:
+        layer.__dict__["weight"] = self.scaled(layer.weight, 1)
+
+
+class OwnWeight(GateHook):
+    """Forward hook: the layer has its own weight again, also after an error."""
+
+    def attach_(self, layer: nn.Module) -> None:
+        layer.register_forward_hook(self, always_call=True)
+
+    def __call__(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        layer.__dict__.pop("weight", None)
 
 
 class ScaleOutput(Scale):

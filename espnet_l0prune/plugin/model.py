@@ -3,7 +3,6 @@
 import importlib.util
 from typing import Any
 
-import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.torch_utils.device_funcs import force_gatherable
@@ -133,10 +132,9 @@ class L0DistillModel(ESPnetASRModel):
             layer = layerwise_mse(*zip(*pairs, strict=True), frames)
             losses["loss_layer"] = self.layer_weight, layer
         if self.ctc is not None:
-            student_ctc = self.ctc.ctc_lo(student.encoder_out)
-            with torch.no_grad():
-                teacher_ctc = self.teacher.model.ctc.ctc_lo(teacher.encoder_out)
-            kl = prediction_kl(student_ctc, teacher_ctc, frames, self.temperature)
+            kl = prediction_kl(
+                student.ctc_out, teacher.ctc_out, frames, self.temperature
+            )
             losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
         if self.use_transducer_decoder:
             kl = transducer_kl(

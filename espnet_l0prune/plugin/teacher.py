@@ -25,6 +25,7 @@ class Trace:
     decoder_args: tuple = ()
     decoder_out: Tensor | None = None  # logits, (batch, tokens, vocabulary)
     joint_out: Tensor | None = None  # logits, (batch, time, tokens + 1, vocabulary)
+    ctc_out: Tensor | None = None  # logits, (batch, time, vocabulary)
 
 
 def _first(output):
@@ -33,7 +34,7 @@ def _first(output):
 
 @contextmanager
 def record(model: ESPnetASRModel) -> Iterator[Trace]:
-    """Watch the model's encoder, its blocks and its decoder, without touching them."""
+    """Watch the model's encoder, its blocks and its heads, without touching them."""
     trace = Trace()
 
     def on_encoder(_, args, kwargs, output):
@@ -48,6 +49,11 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
         if trace.joint_out is None:
             trace.joint_out = output
 
+    def on_ctc(_, args, output):
+        # conditioning reads it before the encoder is done, intermediate CTC later
+        if trace.encoder_out is not None and trace.ctc_out is None:
+            trace.ctc_out = output
+
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
     for i, block in enumerate(model.encoder.encoders):
         hook = block.register_forward_hook(
@@ -56,6 +62,8 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
         hooks.append(hook)
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
+    if model.ctc is not None:
+        hooks.append(model.ctc.ctc_lo.register_forward_hook(on_ctc))
     if model.use_transducer_decoder:
         hooks.append(model.joint_network.register_forward_hook(on_joint))
     try:
@@ -135,6 +143,8 @@ class Teacher:
             kwargs["ctc"] = self.model.ctc
         with record(self.model) as trace:
             self.model.encoder(*student.encoder_args, **kwargs)
+            if self.model.ctc is not None:
+                self.model.ctc.ctc_lo(trace.encoder_out)
             if self.model.use_transducer_decoder:
                 self.model.decoder.set_device(trace.encoder_out.device)
                 decoder_out = self.model.decoder(*student.decoder_args)

@@ -79,8 +79,11 @@ def rows(measures: dict, sets: dict[str, dict[str, Errors]]) -> list[list[str]]:
             "macs",
             lambda n: f"{n / 1e6:,.0f} M",
         ),
-        compare("encoder RTF, one thread", "rtf", "{:.4f}".format),
+        compare("encoder RTF, one thread, by utterance", "rtf", "{:.4f}".format),
     ]
+    if "long_rtf" in dense:
+        name = f"encoder RTF, one thread, {measures['seconds']} s at once"
+        table.append(compare(name, "long_rtf", "{:.4f}".format))
     for test, errors in sets.items():
         for kind in ("wer", "cer"):
             a, b = (getattr(errors[model], kind) for model in ("dense", "pruned"))
