@@ -4,13 +4,11 @@ Random weights; half of the encoder's parameters and of its MACs go. Both figure
 `cut_experiment` in a process of its own, the imports not counted.
 """
 
-import json
 import multiprocessing
 import tempfile
 import time
 from pathlib import Path
 
-import torch
 from common import SIZES, arguments, parser, resident, save_experiment, start, write
 from espnet2.tasks.asr import ASRTask
 

@@ -85,9 +85,8 @@ def show_profile(size: str, units: dict, seconds: float) -> None:
         with profile(activities=[ProfilerActivity.CPU]) as found:
             for _ in range(3):
                 encoder(feats, lengths)
-        averages = found.key_averages()
-        print(f"{size}, {name}")
-        print(averages.table("self_cpu_time_total", row_limit=12, max_name_column_width=40))
+        table = found.key_averages().table("self_cpu_time_total", row_limit=12)
+        print(f"{size}, {name}\n{table}")
 
 
 def main() -> None:

@@ -132,9 +132,7 @@ class L0DistillModel(ESPnetASRModel):
             layer = layerwise_mse(*zip(*pairs, strict=True), frames)
             losses["loss_layer"] = self.layer_weight, layer
         if self.ctc is not None:
-            kl = prediction_kl(
-                student.ctc_out, teacher.ctc_out, frames, self.temperature
-            )
+            kl = prediction_kl(student.ctc_out, teacher.ctc_out, frames, self.temperature)
             losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
         if self.use_transducer_decoder:
             kl = transducer_kl(
