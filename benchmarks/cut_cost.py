@@ -56,10 +56,10 @@ def run_cut(folder: Path) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--size", choices=SIZES, default="librispeech960")
-    args = options.parse_args()
+    args = options.parse_args(argv)
     start(args)
     size = SIZES[0] if args.quick else args.size
     with tempfile.TemporaryDirectory() as folder:

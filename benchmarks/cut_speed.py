@@ -89,14 +89,14 @@ def show_profile(size: str, units: dict, seconds: float) -> None:
         print(f"{size}, {name}\n{table}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--size", choices=SIZES, nargs="+", default=SIZES)
     options.add_argument("--units", default="default", help="a word, as in encoder_conf")
     options.add_argument("--round_to", type=int, default=1, help="as in encoder_conf")
     options.add_argument("--seconds", type=float, default=10.0, help="of audio")
     options.add_argument("--profile", action="store_true", help="show operators instead")
-    args = options.parse_args()
+    args = options.parse_args(argv)
     start(args)
     units = {"units": args.units, "round_to": args.round_to}
     sizes, rounds = (SIZES[:1], 3) if args.quick else (args.size, args.rounds)

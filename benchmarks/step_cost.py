@@ -75,11 +75,11 @@ def peak_memory(name: str, teacher: Path, batch: int, seconds: float) -> int:
     return resident(peak=True) - before
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--batch", type=int, default=4, help="utterances")
     options.add_argument("--seconds", type=float, default=10.0, help="of each utterance")
-    args = options.parse_args()
+    args = options.parse_args(argv)
     start(args)
     if args.quick:
         args.rounds, args.batch, args.seconds = 2, 1, 5.0

@@ -29,6 +29,7 @@ from espnet_l0prune.core.budget import count_parameters, select
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.plugin.sites import choose_units
 
 ENOUGH = settings(
     deadline=None,
@@ -273,6 +274,22 @@ def test_expected_cost_is_the_mean_over_sampled_structures(kind):
     mean = torch.tensor(found).mean(0)
     expected = [float(s) for s in budget.sparsity(probability).values()]
     assert mean.tolist() == pytest.approx(expected, abs=0.01)
+
+
+def test_layers_that_cannot_be_cut_are_refused_by_name():
+    foreign = SMALL["e_branchformer"] | SIZES
+    foreign |= {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}
+    with pytest.raises(ValueError, match=r"encoders.0.attn is a FastSelfAttention; only"):
+        make("e_branchformer", foreign, ["heads"], 0)
+    make("e_branchformer", foreign, ["cgmlp_channels"], 0)  # what is beside it can be
+
+    network = make("conformer", SMALL["conformer"] | SIZES, [], 0)
+    network.encoders[1].feed_forward = network.encoders[0].feed_forward
+    with pytest.raises(
+        ValueError, match=r"0.feed_forward\S* and \S*1.feed_forward\S* are"
+    ):
+        choose_units(network, ["ffn_channels"], "encoder_conf")
+    assert choose_units(network, ["heads"], "encoder_conf") == ["heads"]
 
 
 STOCK = {

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-import yaml
-from builders import arguments, batch, budget, model
+from builders import arguments, batch, budget, model, save_experiment, train
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.optim import L0AdamW
@@ -18,18 +17,6 @@ SCHEDULE = {
     "seconds": 0.8,
     "tokens": 6,
 }
-
-
-def save_experiment(folder, seed: int = 0, **changes):
-    """Write a dense experiment as ESPnet leaves it: config.yaml and a checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw", **changes}
-    args = arguments(**changes)
-    torch.manual_seed(seed)
-    dense = ASRTask.build_model(args)
-    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    torch.save(dense.state_dict(), folder / "model.pth")
-    return dense
 
 
 def start(seed: int = 0, **changes):
@@ -45,20 +32,6 @@ def start(seed: int = 0, **changes):
     net = ASRTask.build_model(args)
     (optimizer,) = ASRTask.build_optimizers(args, net)
     return net, optimizer
-
-
-def train(net, optimizer, steps: range, clip: float = 5.0):
-    """Updates as ESPnet's trainer makes them, each from a random state of its own."""
-    history = []
-    for i in steps:
-        torch.manual_seed(1000 + i)
-        loss, stats, _ = net.train()(**batch(i))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({k: float(v) for k, v in stats.items() if v is not None})
-    return history
 
 
 def gates(net):
@@ -284,6 +257,56 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         (
             {"encoder_conf": {"use_cnn_module": False, "units": ["conv_channels"]}},
             "nothing in this network has such units",
+        ),
+        (
+            {"encoder_conf": {"round_to": 64}},
+            "round_to is 64, but embed.conv.0 has 16 frontend_channels; .* at most 16",
+        ),
+        ({"encoder_conf": {"round_to": 0}}, "round_to is 0; expected a whole number"),
+        (
+            {"sparsity_scheduler_conf": {"scope": "all"}},
+            "scope is 'all'; expected one of encoder, decoder, model",
+        ),
+        (
+            {"sparsity_scheduler_conf": {"scope": "decoder"}},
+            "scope is decoder, but encoder_conf has units; expected scope: model",
+        ),
+        (
+            {"decoder": "l0_transformer"},
+            "scope is encoder, but decoder_conf has units; expected scope: model",
+        ),
+        (
+            {
+                "encoder_conf": {"units": []},
+                "decoder": "l0_transformer",
+                "decoder_conf": {"units": []},
+            },
+            "expects encoder: one of l0_conformer",
+        ),
+        (
+            {"sparsity_scheduler_conf": {"target": {"params": 0.3, "flops": 0.3}}},
+            "expected a number, or a mapping with some of params, macs",
+        ),
+        ({"sparsity_scheduler_conf": {"seconds": 0}}, "seconds is 0; expected more"),
+        ({"encoder_conf": {"input_layer": "conv3d"}}, "unknown input_layer: conv3d"),
+        (
+            {"encoder_conf": {"input_layer": "linear", "units": ["frontend_channels"]}},
+            "nothing in this network has such units; it has att_modules",
+        ),
+        (
+            {"encoder_conf": {"concat_after": True, "units": ["width"]}},
+            "'width', which cannot be pruned at stream: with concat_after: true",
+        ),
+        (
+            {
+                "encoder_conf": {
+                    "selfattention_layer_type": "selfattn",
+                    "pos_enc_layer_type": "abs_pos",
+                    "qk_norm": True,
+                    "units": ["head_dims"],
+                }
+            },
+            "qk_norm normalizes over all dimensions of a head. Choose among .*heads",
         ),
         (
             {"encoder_conf": {"structure": "/nonexistent"}},
