@@ -188,7 +188,7 @@ def _some(data, size: int, often_all: bool) -> list[int]:
 
 
 def soften_(network, seed: int) -> None:
-    """Give every gate a soft value; blocks and widths, which cannot fold, 0 or 1."""
+    """Give every gate a soft value, but keep whole blocks, which cannot fold it."""
     generator = torch.Generator().manual_seed(seed)
     for site in network.sites():
         for kind, gate in site.gates.items():
