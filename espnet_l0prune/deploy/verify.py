@@ -1,6 +1,7 @@
 """Do two models compute the same?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,27 +41,36 @@ def probe(
 def outputs(model: nn.Module) -> Outputs:
     """What a model gives for the probe, in float64 and in float32.
 
-    The model, in float32 and on the CPU, is converted and converted back: no second
-    copy of a big one is made, and no digit is lost.
+    Encoder and decoder of the model, in float32 and on the CPU, are converted in turn
+    and converted back: no second copy of a big model is made, and no digit is lost.
 
     Returns:
         by type, the encoder's valid frames and, with an attention decoder, its logits
     """
-    found = {}
     with evaluation(model):
-        for dtype in (torch.float64, torch.float32):
-            model.to(dtype)
-            found[dtype] = _outputs(model, dtype)
-    return found
+        return {dtype: _outputs(model, dtype) for dtype in (torch.float64, torch.float32)}
+
+
+@contextmanager
+def _converted(dtype: torch.dtype, *modules: nn.Module | None) -> Iterator[None]:
+    there = [module for module in modules if module is not None]
+    try:
+        for module in there:
+            module.to(dtype)
+        yield
+    finally:
+        for module in there:
+            module.to(torch.float32)
 
 
 def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     feats, lengths = probe(model.encoder.input_size)
     encoder, needs = model.encoder, ("interctc_use_conditioning", "ctc_trim")
     with_ctc = any(getattr(encoder, name, False) for name in needs)
-    output, valid, _ = encoder(
-        feats.to(dtype), lengths, **({"ctc": model.ctc} if with_ctc else {})
-    )
+    with _converted(dtype, encoder, model.ctc):
+        output, valid, _ = encoder(
+            feats.to(dtype), lengths, **({"ctc": model.ctc} if with_ctc else {})
+        )
     if isinstance(output, tuple):  # with intermediate CTC
         output = output[0]
     mask = torch.arange(output.size(1)) < valid[:, None]
@@ -68,7 +78,8 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     if model.decoder is not None and not model.use_transducer_decoder:
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
-        found["decoder"], _ = model.decoder(output, valid, tokens, counts)
+        with _converted(dtype, model.decoder):
+            found["decoder"], _ = model.decoder(output, valid, tokens, counts)
     return found
 
 
