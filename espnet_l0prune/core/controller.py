@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from espnet_l0prune.core.budget import Budget, check_reachable, select
+from espnet_l0prune.core.constraints import AbsConstraint, Multipliers
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
@@ -22,12 +23,8 @@ MEANING = {
 class SparsityController:
     """Leads the gates of a network to a target sparsity in one cost, or in several.
 
-    With the expected sparsity S and the target s in a cost, the loss gains
-
-        lambda1 (s - S) + lambda2 (s - S)^2
-
-    and the cost's multipliers go up its gradient (Jiang et al. 2023, equation 6): after
-    every update, lambda1 += eta (s - S) and lambda2 += eta (s - S)^2. Clipping,
+    The loss gains the constraint's penalty of each cost's shortfall, target minus
+    expected sparsity, and after every update the cost's multipliers move. Clipping,
     weight decay and loss scaling never see the multipliers.
 
     All that must be resumed lives in the optimizer and in the gates.
@@ -35,6 +32,7 @@ class SparsityController:
     Args:
         budget: counts the network
         scheduler: phase and targets as functions of the number of updates
+        constraint: penalty and multipliers
         optimizer: trains the gates; keeps the number of updates and the multipliers
 
     Raises:
@@ -42,11 +40,16 @@ class SparsityController:
     """
 
     def __init__(
-        self, budget: Budget, scheduler: AbsSparsityScheduler, optimizer: L0AdamW
+        self,
+        budget: Budget,
+        scheduler: AbsSparsityScheduler,
+        constraint: AbsConstraint,
+        optimizer: L0AdamW,
     ):
         check_reachable(budget, scheduler.goal)
-        self.budget, self.scheduler, self.optimizer = budget, scheduler, optimizer
-        optimizer.start_multipliers(scheduler.goal)
+        self.budget, self.scheduler, self.constraint = budget, scheduler, constraint
+        self.optimizer = optimizer
+        optimizer.pruning["multipliers"] = {c: constraint.start() for c in scheduler.goal}
         self._announced: str | None = None
         self._enter_phase()
         optimizer.register_step_pre_hook(lambda *_: self._before_update())
@@ -69,7 +72,12 @@ class SparsityController:
     def _gates(self) -> list[HardConcrete]:
         return list(self.budget.gates.values())
 
-    def _violations(self) -> dict[str, Tensor]:
+    @property
+    def multipliers(self) -> dict[str, Multipliers]:
+        """Those of each cost."""
+        return self.optimizer.pruning["multipliers"]
+
+    def _shortfalls(self) -> dict[str, Tensor]:
         expected = self.budget.expected()
         targets = self.scheduler.targets(self.update)
         return {cost: target - expected[cost] for cost, target in targets.items()}
@@ -79,25 +87,24 @@ class SparsityController:
         total = torch.zeros((), dtype=torch.float64)
         if not self._training:
             return total
-        lambda1, lambda2 = (self.optimizer.pruning[k] for k in ("lambda1", "lambda2"))
-        for cost, violation in self._violations().items():
-            total = total.to(violation.device)
-            total = total + lambda1[cost] * violation + lambda2[cost] * violation**2
+        for cost, shortfall in self._shortfalls().items():
+            penalty = self.constraint.penalty(shortfall, self.multipliers[cost])
+            total = total.to(penalty.device) + penalty
         return total
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
         """Target, expected and actual sparsity in each cost, and the multipliers."""
-        state = self.optimizer.pruning
         targets = self.scheduler.targets(self.update)
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}
         found = {
             "sparsity_target": targets,
             "sparsity_expected": expected,
             "sparsity_actual": self.budget.actual(),
-            "lambda1": state["lambda1"],
-            "lambda2": state["lambda2"],
         }
+        for cost, multipliers in self.multipliers.items():
+            for name, value in multipliers.items():
+                found.setdefault(name, {})[cost] = value
         return {
             f"{k}_{cost}": v for k, costs in found.items() for cost, v in costs.items()
         }
@@ -109,13 +116,10 @@ class SparsityController:
 
     @torch.no_grad()
     def _after_update(self) -> None:
-        state = self.optimizer.pruning
         if self._training:
-            for cost, tensor in self._violations().items():
-                violation = float(tensor)
-                state["lambda1"][cost] += state["multiplier_lr"] * violation
-                state["lambda2"][cost] += state["multiplier_lr"] * violation**2
-        state["update"] += 1
+            for cost, shortfall in self._shortfalls().items():
+                self.constraint.update_(float(shortfall), self.multipliers[cost])
+        self.optimizer.pruning["update"] += 1
         self._enter_phase()
 
     def _enter_phase(self) -> None:

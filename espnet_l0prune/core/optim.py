@@ -1,4 +1,4 @@
-"""AdamW with rates of their own for weights, gates and multipliers."""
+"""AdamW with rates of their own for weights and gates."""
 
 from collections.abc import Iterable
 
@@ -13,14 +13,12 @@ class L0AdamW(torch.optim.AdamW):
     Parameters of type LogAlpha form a group of their own, without weight decay, at
     the constant rate `gate_lr`: schedulers of the learning rate do not touch it. That
     group also carries what pruning must resume from, as plain numbers: `update` (the
-    updates made) and the multipliers `lambda1` and `lambda2` of each constrained cost.
+    updates made) and the `multipliers` of each constrained cost.
 
     Args:
         params: parameters or parameter groups of the model
         lr: learning rate of the weights; the one a scheduler scales
         gate_lr: step size of the log_alphas
-        multiplier_lr: step size of the multipliers' gradient ascent
-        lambda1, lambda2: the multipliers at the start
         betas, eps, weight_decay: as in AdamW
     """
 
@@ -29,19 +27,14 @@ class L0AdamW(torch.optim.AdamW):
         params: Iterable,
         lr: float = 1e-3,
         gate_lr: float = 0.02,
-        multiplier_lr: float = 1.0,
-        lambda1: float = 0.0,
-        lambda2: float = 0.0,
         betas: tuple[float, float] | list[float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ):
         self._gate_group = {
             "gate_lr": gate_lr,
-            "multiplier_lr": multiplier_lr,
             "update": 0,
-            "lambda1": lambda1,
-            "lambda2": lambda2,
+            "multipliers": {},
             "weight_decay": 0.0,
         }
         super().__init__(
@@ -63,13 +56,8 @@ class L0AdamW(torch.optim.AdamW):
 
     @property
     def pruning(self) -> dict:
-        """The group of the gates, with `update`, `lambda1` and `lambda2`."""
+        """The group of the gates, with `update` and `multipliers`."""
         return next(g for g in self.param_groups if "update" in g)
-
-    def start_multipliers(self, costs: Iterable[str]) -> None:
-        """Give each cost multipliers of its own, at the values of the start."""
-        for name in ("lambda1", "lambda2"):
-            self.pruning[name] = dict.fromkeys(costs, self.pruning[name])
 
 
 # `step` itself is not overridden: torch runs the hooks of an optimizer once for every

@@ -6,6 +6,7 @@ hold     the targets stand, the gates settle
 frozen   the gates are 0 or 1, the weights go on training
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -80,11 +81,11 @@ class AbsSparsityScheduler(ABC):
         if update >= self.hold_begins:
             return dict(self.goal)
         done = (update - self.ramp_begins) / (self.hold_begins - self.ramp_begins)
-        share = self.ramp(done)
-        return {
-            cost: self.start + (goal - self.start) * share
-            for cost, goal in self.goal.items()
-        }
+        return {cost: self.sparsity(goal, done) for cost, goal in self.goal.items()}
+
+    def sparsity(self, goal: float, done: float) -> float:
+        """The target on the ramp, `done` in [0, 1) of the way to a goal."""
+        return self.start + (goal - self.start) * self.ramp(done)
 
     @abstractmethod
     def ramp(self, done: float) -> float:
@@ -96,3 +97,60 @@ class LinearSparsityScheduler(AbsSparsityScheduler):
 
     def ramp(self, done: float) -> float:
         return done
+
+
+class ConstantSparsityScheduler(AbsSparsityScheduler):
+    """The whole target at once, from the end of the warm-up on."""
+
+    def ramp(self, done: float) -> float:
+        return 1.0
+
+
+class CubicSparsityScheduler(AbsSparsityScheduler):
+    """1 - (1 - t)^3: fast at first, slow at the end (Zhu and Gupta 2017)."""
+
+    def ramp(self, done: float) -> float:
+        return 1 - (1 - done) ** 3
+
+
+class CosineSparsityScheduler(AbsSparsityScheduler):
+    """(1 - cos(pi t)) / 2: slow at both ends."""
+
+    def ramp(self, done: float) -> float:
+        return (1 - math.cos(math.pi * done)) / 2
+
+
+class ExponentialSparsityScheduler(LinearSparsityScheduler):
+    """The density falls by the same factor in every update."""
+
+    def sparsity(self, goal: float, done: float) -> float:
+        return 1 - (1 - self.start) * ((1 - goal) / (1 - self.start)) ** done
+
+
+class StaircaseSparsityScheduler(AbsSparsityScheduler):
+    """Equal steps up, each of which stands for a while; the first is climbed at once.
+
+    Args:
+        stairs: how many
+        target, start, warmup_steps, ramp_steps, hold_steps: see `AbsSparsityScheduler`
+    """
+
+    def __init__(
+        self,
+        target: float | Mapping[str, float] = 0.5,
+        start: float = 0.0,
+        warmup_steps: int = 1000,
+        ramp_steps: int = 10000,
+        hold_steps: int = 10000,
+        stairs: int = 5,
+    ):
+        super().__init__(target, start, warmup_steps, ramp_steps, hold_steps)
+        if stairs != int(stairs) or stairs < 1:
+            raise ValueError(
+                f"sparsity_scheduler_conf: stairs is {stairs}; expected a whole number "
+                "from 1 on"
+            )
+        self.stairs = stairs
+
+    def ramp(self, done: float) -> float:
+        return (math.floor(done * self.stairs) + 1) / self.stairs

@@ -28,6 +28,8 @@ TOLERANCE = 0.005  # how far the real sparsity may be from its target
 PRUNING_OPTIONS = (
     "sparsity_scheduler",
     "sparsity_scheduler_conf",
+    "sparsity_constraint",
+    "sparsity_constraint_conf",
     "init_param",
     "config",
 )

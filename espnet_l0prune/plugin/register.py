@@ -15,9 +15,24 @@ from espnet2.tasks.asr import (
 )
 from espnet2.train.class_choices import ClassChoices
 
+from espnet_l0prune.core.constraints import (
+    AbsConstraint,
+    InequalityConstraint,
+    LagrangianConstraint,
+    NuPIConstraint,
+    PenaltyConstraint,
+)
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.schedules import AbsSparsityScheduler, LinearSparsityScheduler
+from espnet_l0prune.core.schedules import (
+    AbsSparsityScheduler,
+    ConstantSparsityScheduler,
+    CosineSparsityScheduler,
+    CubicSparsityScheduler,
+    ExponentialSparsityScheduler,
+    LinearSparsityScheduler,
+    StaircaseSparsityScheduler,
+)
 from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.model import L0DistillModel
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
@@ -26,11 +41,31 @@ from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
 
 sparsity_scheduler_choices = ClassChoices(
     "sparsity_scheduler",
-    classes={"linear": LinearSparsityScheduler},
+    classes={
+        "constant": ConstantSparsityScheduler,
+        "linear": LinearSparsityScheduler,
+        "cubic": CubicSparsityScheduler,
+        "cosine": CosineSparsityScheduler,
+        "exponential": ExponentialSparsityScheduler,
+        "staircase": StaircaseSparsityScheduler,
+    },
     type_check=AbsSparsityScheduler,
     default=None,
     optional=True,
 )
+sparsity_constraint_choices = ClassChoices(
+    "sparsity_constraint",
+    classes={
+        "lagrangian": LagrangianConstraint,
+        "inequality": InequalityConstraint,
+        "nupi": NuPIConstraint,
+        "penalty": PenaltyConstraint,
+    },
+    type_check=AbsConstraint,
+    default=None,
+    optional=True,
+)
+OPTIONS = (sparsity_scheduler_choices, sparsity_constraint_choices)
 
 
 def register() -> None:
@@ -46,11 +81,12 @@ def register() -> None:
     _add(model_choices.classes, "l0_distill", L0DistillModel, "model")
     _add(abs_task.optim_classes, "l0_adamw", L0AdamW, "optim")
     choices = {c.name: c for c in ASRTask.class_choices_list}
-    _add(choices, sparsity_scheduler_choices.name, sparsity_scheduler_choices, "option")
+    for option in OPTIONS:
+        _add(choices, option.name, option, "option")
     if sparsity_scheduler_choices not in ASRTask.class_choices_list:
-        ASRTask.class_choices_list.append(sparsity_scheduler_choices)
+        ASRTask.class_choices_list.extend(OPTIONS)
         ASRTask.build_model = _wrap(
-            ASRTask.build_model, before=inline_structure, after=drop_unset_option
+            ASRTask.build_model, before=inline_structure, after=settle_options
         )
         ASRTask.build_optimizers = _wrap(ASRTask.build_optimizers, after=prepare_training)
 
@@ -90,14 +126,18 @@ def inline_structure(args: argparse.Namespace) -> None:
             conf["structure"] = read_mapping(path, f"{name}: structure", expected)
 
 
-def drop_unset_option(args: argparse.Namespace, model: torch.nn.Module) -> None:
-    """After ESPnet's build_model: keep our option, if unset, out of `config.yaml`.
+def settle_options(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """After ESPnet's build_model: keep our options out of `config.yaml` without pruning.
 
-    A machine without the plugin would reject the option even where it is null.
+    A machine without the plugin would reject an option even where it is null. With
+    pruning, `config.yaml` names the constraint that is the default.
     """
     if getattr(args, "sparsity_scheduler", None) is None:
-        for name in ("sparsity_scheduler", "sparsity_scheduler_conf"):
-            vars(args).pop(name, None)
+        for option in OPTIONS:
+            for name in (option.name, f"{option.name}_conf"):
+                vars(args).pop(name, None)
+    elif getattr(args, "sparsity_constraint", None) is None:
+        args.sparsity_constraint = "lagrangian"
 
 
 def prepare_training(
@@ -125,7 +165,9 @@ def prepare_training(
         workload = make_workload(args)
         _require_gates_in_scope(model, workload)
         budget = make_budget(model, workload)
-        model.controller = SparsityController(budget, make_scheduler(args), optimizers[0])
+        model.controller = SparsityController(
+            budget, make_scheduler(args), make_constraint(args), optimizers[0]
+        )
     if isinstance(model, L0DistillModel):
         _require(
             args.ngpu <= 1 or getattr(args, "distributed", False),
@@ -172,6 +214,18 @@ def make_scheduler(args: argparse.Namespace) -> AbsSparsityScheduler:
     """
     scheduler, conf, _ = _split_conf(args)
     return scheduler(**conf)
+
+
+def make_constraint(args: argparse.Namespace) -> AbsConstraint:
+    """The constraint that `sparsity_constraint` and its `_conf` ask for.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that makes no sense
+    """
+    constraint = sparsity_constraint_choices.get_class(args.sparsity_constraint)
+    conf = args.sparsity_constraint_conf
+    check_options(constraint, conf, "sparsity_constraint_conf")
+    return constraint(**conf)
 
 
 def make_workload(args: argparse.Namespace) -> Workload:

@@ -73,9 +73,9 @@ def test_hooks_run_once_beside_other_optimizers():
 
 def test_state_travels_with_the_optimizer():
     optim = L0AdamW(network().parameters())
-    optim.start_multipliers(["params", "macs"])
-    optim.pruning.update(update=7, lambda1={"params": 1.5, "macs": 2.5})
+    found = {"params": {"lambda1": 1.5}, "macs": {"lambda1": 2.5}}
+    optim.pruning.update(update=7, multipliers=found)
     other = L0AdamW(network().parameters())
     other.load_state_dict(optim.state_dict())
     assert other.pruning["update"] == 7
-    assert other.pruning["lambda1"] == {"params": 1.5, "macs": 2.5}
+    assert other.pruning["multipliers"] == found

@@ -1,6 +1,13 @@
 import pytest
 
-from espnet_l0prune.core.schedules import LinearSparsityScheduler
+from espnet_l0prune.core.schedules import (
+    ConstantSparsityScheduler,
+    CosineSparsityScheduler,
+    CubicSparsityScheduler,
+    ExponentialSparsityScheduler,
+    LinearSparsityScheduler,
+    StaircaseSparsityScheduler,
+)
 
 
 def test_phases_and_target():
@@ -48,3 +55,28 @@ def test_each_cost_has_a_target_of_its_own():
 def test_bad_options(conf, message):
     with pytest.raises(ValueError, match=message):
         LinearSparsityScheduler(**conf)
+
+
+SHAPES = {
+    ConstantSparsityScheduler: [0.8, 0.8, 0.8, 0.8],
+    LinearSparsityScheduler: [0, 0.2, 0.4, 0.6],
+    CubicSparsityScheduler: [0, 0.8 * 37 / 64, 0.8 * 7 / 8, 0.8 * 63 / 64],
+    CosineSparsityScheduler: [0, 0.4 - 0.2 * 2**0.5, 0.4, 0.4 + 0.2 * 2**0.5],
+    ExponentialSparsityScheduler: [1 - 0.2 ** (i / 4) for i in range(4)],
+    StaircaseSparsityScheduler: [0.4, 0.4, 0.8, 0.8],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_ramps_shape(shape):
+    conf = {"target": 0.8, "warmup_steps": 2, "ramp_steps": 4, "hold_steps": 1}
+    more = {"stairs": 2} if shape is StaircaseSparsityScheduler else {}
+    scheduler = shape(**conf, **more)
+    found = [scheduler.targets(i)["params"] for i in range(9)]
+    assert found == pytest.approx([0, 0, *SHAPES[shape], 0.8, 0.8, 0.8])
+    assert found == sorted(found)
+
+
+def test_stairs():
+    with pytest.raises(ValueError, match="stairs is 0; expected a whole number"):
+        StaircaseSparsityScheduler(stairs=0)

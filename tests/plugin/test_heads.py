@@ -43,7 +43,7 @@ SCHEDULE = {
     "seconds": 0.8,
     "tokens": 6,
 }
-RATES = {"gate_lr": 0.3, "multiplier_lr": 50.0, "lambda2": 50.0}
+RATES = {"multiplier_lr": 50.0, "lambda2": 50.0}
 
 
 def configuration(head: str, **changes):
@@ -97,7 +97,8 @@ def test_a_head_from_the_teacher_to_the_text(head, tmp_path):
         head,
         sparsity_scheduler="linear",
         sparsity_scheduler_conf=SCHEDULE,
-        optim_conf=RATES,
+        sparsity_constraint_conf=RATES,
+        optim_conf={"gate_lr": 0.3},
     )
     args.model_conf |= {
         "teacher_config": str(tmp_path / "dense/config.yaml"),

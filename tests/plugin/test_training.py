@@ -24,7 +24,8 @@ def start(seed: int = 0, **changes):
     changes = {
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": SCHEDULE,
-        "optim_conf": {"gate_lr": 0.3, "multiplier_lr": 50.0, "lambda2": 50.0},
+        "optim_conf": {"gate_lr": 0.3},
+        "sparsity_constraint_conf": {"multiplier_lr": 50.0, "lambda2": 50.0},
         **changes,
     }
     args = arguments(**changes)
@@ -47,7 +48,7 @@ def test_phases_of_a_training():
     assert all(
         torch.equal(a, g.log_alpha) for a, g in zip(first, gates(net), strict=True)
     )
-    assert optimizer.pruning["lambda1"] == {"params": 0}
+    assert controller.multipliers == {"params": {"lambda1": 0, "lambda2": 50}}
 
     history = train(net, optimizer, range(2, 14))
     assert controller.phase == "frozen"
@@ -73,22 +74,22 @@ def test_penalty_and_multipliers_in_closed_form():
     both = {**SCHEDULE, "target": {"params": 0.3, "macs": 0.4}}
     net, optimizer = start(sparsity_scheduler_conf=both)
     train(net, optimizer, range(5))
-    state, controller = optimizer.pruning, net.controller
+    controller = net.controller
     targets, expected = controller.scheduler.targets(5), budget(net).expected()
     penalty, after = 0.0, {}
-    for cost in ("params", "macs"):
-        violation = targets[cost] - float(expected[cost])
-        lambda1, lambda2 = state["lambda1"][cost], state["lambda2"][cost]
-        penalty += lambda1 * violation + lambda2 * violation**2
-        rate = state["multiplier_lr"]
-        after[cost] = lambda1 + rate * violation, lambda2 + rate * violation**2
+    for cost, multipliers in controller.multipliers.items():
+        shortfall = targets[cost] - float(expected[cost])
+        lambda1, lambda2 = multipliers["lambda1"], multipliers["lambda2"]
+        penalty += lambda1 * shortfall + lambda2 * shortfall**2
+        after[cost] = {
+            "lambda1": pytest.approx(lambda1 + 50 * shortfall),
+            "lambda2": pytest.approx(lambda2 + 50 * shortfall**2),
+        }
     assert float(controller.penalty()) == pytest.approx(penalty)
     controller._before_update()
     controller._after_update()
-    for cost, values in after.items():
-        found = state["lambda1"][cost], state["lambda2"][cost]
-        assert found == pytest.approx(values)
-    assert state["update"] == 6
+    assert controller.multipliers == after
+    assert controller.update == 6
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9, 14])
@@ -111,7 +112,7 @@ def test_resume_equals_never_having_stopped(stop, tmp_path):
         net.state_dict().items(), other.state_dict().items(), strict=True
     ):
         assert torch.equal(a, b), name
-    assert optimizer.pruning["lambda1"] == other_optimizer.pruning["lambda1"]
+    assert net.controller.multipliers == other.controller.multipliers
 
 
 def test_what_is_reported_in_training_and_validation(tmp_path):

@@ -1,0 +1,156 @@
+"""Constraints on the expected sparsity: what the loss gains, how multipliers move.
+
+The shortfall v = s - S of the expected sparsity S from its target s is positive while
+the network is too large. Every constraint adds a penalty of v to the loss, which the
+gates descend, and after every update moves its multipliers, which are plain numbers by
+name, so that they are saved and resumed with the optimizer.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+Multipliers = dict[str, float]
+
+
+class AbsConstraint(ABC):
+    """How the gates are held to their target; the interface of all constraints."""
+
+    @abstractmethod
+    def start(self) -> Multipliers:
+        """The multipliers at the start of training."""
+
+    @abstractmethod
+    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+        """What the loss gains: a scalar."""
+
+    def update_(  # noqa: B027 (a plain penalty has nothing to move)
+        self, shortfall: float, multipliers: Multipliers
+    ) -> None:
+        """Move the multipliers after an update; `shortfall` is that before it."""
+
+
+class LagrangianConstraint(AbsConstraint):
+    """S = s, by lambda1 v + lambda2 v^2 (Jiang et al. 2023, equation 6).
+
+    Both multipliers ascend the gradient: lambda1 += eta v, lambda2 += eta v^2.
+
+    Args:
+        multiplier_lr: eta
+        lambda1, lambda2: the multipliers at the start
+    """
+
+    def __init__(
+        self, multiplier_lr: float = 1.0, lambda1: float = 0.0, lambda2: float = 0.0
+    ):
+        _check_positive(multiplier_lr=multiplier_lr)
+        self.multiplier_lr, self.lambda1, self.lambda2 = multiplier_lr, lambda1, lambda2
+
+    def start(self) -> Multipliers:
+        return {"lambda1": self.lambda1, "lambda2": self.lambda2}
+
+    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+        linear = multipliers["lambda1"] * shortfall
+        return linear + multipliers["lambda2"] * shortfall**2
+
+    def update_(self, shortfall: float, multipliers: Multipliers) -> None:
+        multipliers["lambda1"] += self.multiplier_lr * shortfall
+        multipliers["lambda2"] += self.multiplier_lr * shortfall**2
+
+
+class InequalityConstraint(AbsConstraint):
+    """S >= s, by lambda v with lambda >= 0 (Gallego-Posada et al. 2022, arXiv
+    2208.04425): the multiplier ascends, and restarts from 0 where the target is met.
+
+    Args:
+        multiplier_lr: eta
+        restart: whether a satisfied constraint sets its multiplier to 0; otherwise it
+            descends to 0 as it came
+    """
+
+    def __init__(self, multiplier_lr: float = 1.0, restart: bool = True):
+        _check_positive(multiplier_lr=multiplier_lr)
+        self.multiplier_lr, self.restart = multiplier_lr, restart
+
+    def start(self) -> Multipliers:
+        return {"lambda": 0.0}
+
+    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+        return multipliers["lambda"] * shortfall
+
+    def update_(self, shortfall: float, multipliers: Multipliers) -> None:
+        moved = multipliers["lambda"] + self.multiplier_lr * shortfall
+        met = self.restart and shortfall <= 0
+        multipliers["lambda"] = 0.0 if met else max(moved, 0.0)
+
+
+class NuPIConstraint(AbsConstraint):
+    """S = s, by lambda v, where a PI controller moves lambda (Sohrabi et al. 2024, arXiv
+    2406.04558, algorithm 1):
+
+        xi_t = nu xi_(t-1) + (1 - nu) v_t
+        lambda_(t+1) = lambda_t + eta (Ki v_t + Kp (xi_t - xi_(t-1))),  xi_(-1) = 0
+
+    The proportional term damps the oscillations of plain ascent (Kp = 0).
+
+    Args:
+        multiplier_lr: eta
+        kp, ki: gains of the proportional and of the integral term
+        nu: smoothing of the shortfall, in [0, 1)
+    """
+
+    def __init__(
+        self,
+        multiplier_lr: float = 1.0,
+        kp: float = 10.0,
+        ki: float = 1.0,
+        nu: float = 0.0,
+    ):
+        _check_positive(multiplier_lr=multiplier_lr, ki=ki)
+        if kp < 0 or not 0 <= nu < 1:
+            raise ValueError(
+                f"sparsity_constraint_conf: kp is {kp}, nu is {nu}; expected kp of 0 or "
+                "more, nu in [0, 1)"
+            )
+        self.multiplier_lr, self.kp, self.ki, self.nu = multiplier_lr, kp, ki, nu
+
+    def start(self) -> Multipliers:
+        return {"lambda": 0.0, "xi": 0.0}
+
+    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+        return multipliers["lambda"] * shortfall
+
+    def update_(self, shortfall: float, multipliers: Multipliers) -> None:
+        change = (1 - self.nu) * (shortfall - multipliers["xi"])
+        step = self.ki * shortfall + self.kp * change
+        multipliers["lambda"] += self.multiplier_lr * step
+        multipliers["xi"] += change
+
+
+class PenaltyConstraint(AbsConstraint):
+    """No target: a price on what is left (Louizos et al. 2018), for comparison.
+
+    The gates drift wherever the price takes them; only the last selection, on the way
+    into phase `frozen`, meets the budget.
+
+    Args:
+        weight: the price of the whole cost
+    """
+
+    def __init__(self, weight: float = 1.0):
+        _check_positive(weight=weight)
+        self.weight = weight
+
+    def start(self) -> Multipliers:
+        return {}
+
+    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+        return self.weight * shortfall
+
+
+def _check_positive(**options: float) -> None:
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(
+                f"sparsity_constraint_conf: {name} is {value}; expected more than 0"
+            )
