@@ -40,10 +40,7 @@ class BlockSite(Site):
         yield self.module, self.kinds
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
-        for name in (
-            "pooling_proj1",
-            "pooling_proj2",
-        ):  # a Branchformer's learned average
+        for name in ("pooling_proj1", "pooling_proj2"):  # a learned average's sums
             call = shapes.get(getattr(self.module, name, None))
             if call is not None:
                 yield math.prod(call.inputs[0]), ()
