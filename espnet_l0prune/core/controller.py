@@ -1,6 +1,8 @@
 """The constrained part of training: phases, multipliers and the penalty."""
 
 import logging
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.sites import decide_
 
+OFF_TARGET = 0.05  # from here on a warning names the remedy, in phase hold
 MEANING = {
     "warmup": "the gates are bypassed, the network is dense",
     "ramp": "the gates train, and the target sparsity rises",
@@ -47,14 +50,23 @@ class SparsityController:
         optimizer: L0AdamW,
     ):
         check_reachable(budget, scheduler.goal)
+        _check_not_met(budget, scheduler.goal)
         self.budget, self.scheduler, self.constraint = budget, scheduler, constraint
         self.optimizer = optimizer
-        optimizer.pruning["multipliers"] = {c: constraint.start() for c in scheduler.goal}
+        self.settings = {
+            **scheduler.settings,
+            "sparsity_constraint": type(constraint).__name__,
+        }
+        optimizer.pruning.update(
+            multipliers={cost: constraint.start() for cost in scheduler.goal},
+            settings=self.settings,
+            scale=scheduler.scale,
+        )
         self._announced: str | None = None
         self._enter_phase()
         optimizer.register_step_pre_hook(lambda *_: self._before_update())
         optimizer.register_step_post_hook(lambda *_: self._after_update())
-        optimizer.register_load_state_dict_post_hook(lambda _: self._enter_phase())
+        optimizer.register_load_state_dict_post_hook(lambda _: self._resume())
 
     @property
     def update(self) -> int:
@@ -68,6 +80,63 @@ class SparsityController:
     @property
     def _training(self) -> bool:
         return self.phase in ("ramp", "hold")
+
+    def begin_epoch(self, updates: int, epochs: int) -> None:
+        """Fit the schedule to the run, and say so early where it does not fit.
+
+        Args:
+            updates: of this epoch
+            epochs: of the whole run
+
+        Raises:
+            ValueError: gates that would not be frozen when the run ends; epochs of
+                another length than before the run was resumed
+        """
+        scheduler, state = self.scheduler, self.optimizer.pruning
+        if scheduler.in_epochs:
+            if self.update and updates != scheduler.scale:
+                raise ValueError(
+                    f"an epoch has {updates} updates, but had {scheduler.scale} when "
+                    "the run began; the schedule, which is in epochs, would jump. "
+                    "Resume with the same data, batches and accum_grad."
+                )
+            scheduler.scale = state["scale"] = updates
+        needed, last = scheduler.frozen_begins, updates * epochs
+        if needed > last:
+            raise ValueError(
+                f"the gates freeze after {needed} updates (warmup, ramp and hold), but "
+                f"this run ends after {last}: {epochs} epochs of {updates}. Raise "
+                f"max_epoch to {-(-needed // updates) + 1}, or shorten warmup_steps, "
+                f"ramp_steps and hold_steps to {max(last - updates, 1)} in all."
+            )
+        if self.phase == "hold":
+            self._check_landing()
+
+    def _check_landing(self) -> None:
+        for cost, shortfall in self._shortfalls().items():
+            if abs(float(shortfall)) > OFF_TARGET:
+                logging.warning(
+                    f"The expected sparsity in {cost} is {float(shortfall):.3f} from its "
+                    "target in phase 'hold'. If it swings around the target, lower "
+                    "multiplier_lr; if it lags behind, raise multiplier_lr or gate_lr, "
+                    "or lengthen ramp_steps."
+                )
+
+    def _resume(self) -> None:
+        state = self.optimizer.pruning
+        changed = [
+            f"{name} was {old}, is {self.settings.get(name)}"
+            for name, old in state["settings"].items()
+            if old != self.settings.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"this run was begun with other settings: {'; '.join(changed)}. Its "
+                "phases, targets and multipliers would jump. Resume with the old "
+                "settings, or begin in a new --output_dir with --init_param."
+            )
+        self.scheduler.scale = state["scale"]
+        self._enter_phase()
 
     def _gates(self) -> list[HardConcrete]:
         return list(self.budget.gates.values())
@@ -119,6 +188,7 @@ class SparsityController:
         if self._training:
             for cost, shortfall in self._shortfalls().items():
                 self.constraint.update_(float(shortfall), self.multipliers[cost])
+                _check_finite(cost, self.multipliers[cost])
         self.optimizer.pruning["update"] += 1
         self._enter_phase()
 
@@ -136,3 +206,23 @@ class SparsityController:
                 f"Pruning enters phase {self.phase!r} at update {self.update}: "
                 f"{MEANING[self.phase]} (actual sparsity: {actual})"
             )
+
+
+def _check_not_met(budget: Budget, goal: Mapping[str, float]) -> None:
+    """Raise ValueError for a target that new gates, all but open, have passed already."""
+    expected = budget.expected()
+    for cost, target in goal.items():
+        if target <= float(expected[cost]):
+            raise ValueError(
+                f"the target sparsity in {cost} is {target}, but the gates' expected "
+                f"sparsity at the start is {float(expected[cost]):.4f} already; expected "
+                "a higher target, or an open_probability nearer to 1"
+            )
+
+
+def _check_finite(cost: str, multipliers: Multipliers) -> None:
+    if not all(math.isfinite(value) for value in multipliers.values()):
+        raise ValueError(
+            f"the multipliers of {cost} diverged: {multipliers}; expected finite "
+            "numbers. Lower multiplier_lr in sparsity_constraint_conf."
+        )

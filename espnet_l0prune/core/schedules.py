@@ -21,6 +21,10 @@ class AbsSparsityScheduler(ABC):
             a mapping from costs, `params` and `macs`, to the share of each
         start: sparsity at which the ramp begins
         warmup_steps, ramp_steps, hold_steps: lengths of the phases, in updates
+        in_epochs: the lengths are in epochs instead, and need not be whole
+
+    Attributes:
+        scale: updates in the unit of the lengths; set once an epoch's are known
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class AbsSparsityScheduler(ABC):
         warmup_steps: int = 1000,
         ramp_steps: int = 10000,
         hold_steps: int = 10000,
+        in_epochs: bool = False,
     ):
         self.goal = dict(target) if isinstance(target, Mapping) else {"params": target}
         if not self.goal or not set(self.goal) <= set(COSTS):
@@ -51,20 +56,41 @@ class AbsSparsityScheduler(ABC):
             )
         lengths = {"warmup_steps": warmup_steps, "ramp_steps": ramp_steps}
         for name, length in {**lengths, "hold_steps": hold_steps}.items():
-            if length != int(length) or length < 0:
+            if length < 0 or not (in_epochs or length == int(length)):
                 raise ValueError(
-                    f"sparsity_scheduler_conf: {name} is {length}; "
-                    "expected a whole number of updates, 0 or more"
+                    f"sparsity_scheduler_conf: {name} is {length}; expected a whole "
+                    "number of updates, 0 or more; or epochs with in_epochs: true"
                 )
         if ramp_steps + hold_steps == 0:
             raise ValueError(
                 "sparsity_scheduler_conf: ramp_steps and hold_steps are both 0; "
                 "expected some updates in which the gates can train"
             )
-        self.start = start
-        self.ramp_begins = warmup_steps
-        self.hold_begins = warmup_steps + ramp_steps
-        self.frozen_begins = warmup_steps + ramp_steps + hold_steps
+        self.start, self.in_epochs, self.scale = start, in_epochs, 1
+        self.lengths = warmup_steps, ramp_steps, hold_steps
+
+    @property
+    def ramp_begins(self) -> int:
+        return round(self.scale * self.lengths[0])
+
+    @property
+    def hold_begins(self) -> int:
+        return round(self.scale * sum(self.lengths[:2]))
+
+    @property
+    def frozen_begins(self) -> int:
+        return round(self.scale * sum(self.lengths))
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a resumed run must have in common with the one that it continues."""
+        names = "warmup_steps", "ramp_steps", "hold_steps"
+        return {
+            "sparsity_scheduler": type(self).__name__,
+            "target": self.goal,
+            "start": self.start,
+            **dict(zip(names, self.lengths, strict=True)),
+        }
 
     def phase(self, update: int) -> str:
         """The phase after `update` updates."""
@@ -132,7 +158,7 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
 
     Args:
         stairs: how many
-        target, start, warmup_steps, ramp_steps, hold_steps: see `AbsSparsityScheduler`
+        others: see `AbsSparsityScheduler`
     """
 
     def __init__(
@@ -142,9 +168,10 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
         warmup_steps: int = 1000,
         ramp_steps: int = 10000,
         hold_steps: int = 10000,
+        in_epochs: bool = False,
         stairs: int = 5,
     ):
-        super().__init__(target, start, warmup_steps, ramp_steps, hold_steps)
+        super().__init__(target, start, warmup_steps, ramp_steps, hold_steps, in_epochs)
         if stairs != int(stairs) or stairs < 1:
             raise ValueError(
                 f"sparsity_scheduler_conf: stairs is {stairs}; expected a whole number "

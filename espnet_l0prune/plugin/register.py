@@ -14,6 +14,7 @@ from espnet2.tasks.asr import (
     model_choices,
 )
 from espnet2.train.class_choices import ClassChoices
+from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.constraints import (
     AbsConstraint,
@@ -37,6 +38,7 @@ from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.model import L0DistillModel
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.signature import check_options
+from espnet_l0prune.plugin.trainer import L0Trainer
 from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
 
 sparsity_scheduler_choices = ClassChoices(
@@ -102,7 +104,7 @@ def _add(registry: dict, name: str, value: object, what: str) -> None:
 
 
 def _wrap(method, after, before=None):
-    """A class method with `before(args)` and `after(args, result, ...)` around it."""
+    """A class method with `before(args)` and `after(cls, args, result, ...)` around."""
     inner = method.__func__
 
     @functools.wraps(inner)
@@ -110,7 +112,7 @@ def _wrap(method, after, before=None):
         if before is not None:
             before(args)
         result = inner(cls, args, *rest, **kwargs)
-        after(args, result, *rest, **kwargs)
+        after(cls, args, result, *rest, **kwargs)
         return result
 
     return classmethod(wrapped)
@@ -126,7 +128,9 @@ def inline_structure(args: argparse.Namespace) -> None:
             conf["structure"] = read_mapping(path, f"{name}: structure", expected)
 
 
-def settle_options(args: argparse.Namespace, model: torch.nn.Module) -> None:
+def settle_options(
+    task: type[ASRTask], args: argparse.Namespace, model: torch.nn.Module
+) -> None:
     """After ESPnet's build_model: keep our options out of `config.yaml` without pruning.
 
     A machine without the plugin would reject an option even where it is null. With
@@ -141,6 +145,7 @@ def settle_options(args: argparse.Namespace, model: torch.nn.Module) -> None:
 
 
 def prepare_training(
+    task: type[ASRTask],
     args: argparse.Namespace,
     optimizers: list[torch.optim.Optimizer],
     model: torch.nn.Module,
@@ -176,6 +181,8 @@ def prepare_training(
             "1, or more with --multiprocessing_distributed true",
         )
         model.load_teacher_()
+        if task.trainer is Trainer:
+            task.trainer = L0Trainer
 
 
 def _require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:

@@ -1,0 +1,94 @@
+"""ESPnet's trainer, for runs that are pruned: nothing that was finished is ever lost.
+
+ESPnet writes a checkpoint in place, so that a kill in the middle leaves half a file.
+Here each epoch begins with a copy of the last whole checkpoint, and resuming takes it
+where the newer one is damaged.
+"""
+
+import logging
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+from espnet2.train.trainer import Trainer
+
+PREVIOUS = "checkpoint.previous.pth"
+
+
+class L0Trainer(Trainer):
+    """The trainer of `l0_distill` models under a sparsity constraint."""
+
+    @classmethod
+    def train_one_epoch(cls, model, iterator, options, distributed_option, **kwargs):
+        controller = getattr(model, "module", model).controller
+        if controller is not None:
+            updates = len(iterator) // options.accum_grad
+            controller.begin_epoch(updates, options.max_epoch)
+        if not distributed_option.distributed or distributed_option.dist_rank == 0:
+            keep_checkpoint(Path(options.output_dir))
+        return super().train_one_epoch(
+            model=model,
+            iterator=iterator,
+            options=options,
+            distributed_option=distributed_option,
+            **kwargs,
+        )
+
+    @staticmethod
+    def resume(checkpoint, model, reporter, *args, **kwargs):
+        checkpoint = Path(checkpoint)
+        Trainer.resume(choose_checkpoint(checkpoint), model, reporter, *args, **kwargs)
+        epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
+        if not is_whole(epoch):  # the kill came between the checkpoint and this
+            logging.warning(f"{epoch} is damaged or missing: written again")
+            replace(epoch, lambda path: torch.save(model.state_dict(), path))
+            latest = checkpoint.with_name("latest.pth")
+            latest.unlink(missing_ok=True)
+            latest.symlink_to(epoch.name)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file that torch saved is there, to its last byte, undamaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def replace(path: Path, write) -> None:
+    """Write a file elsewhere first, so that it is never seen half-written."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    os.replace(part, path)
+
+
+def keep_checkpoint(folder: Path) -> None:
+    """Copy the last epoch's checkpoint, if it is whole, before the next is written."""
+    checkpoint = folder / "checkpoint.pth"
+    if is_whole(checkpoint):
+        replace(folder / PREVIOUS, lambda path: shutil.copyfile(checkpoint, path))
+
+
+def choose_checkpoint(checkpoint: Path) -> Path:
+    """The checkpoint to resume from: the newest that is whole.
+
+    Raises:
+        RuntimeError: none is
+    """
+    if is_whole(checkpoint):
+        return checkpoint
+    previous = checkpoint.with_name(PREVIOUS)
+    if is_whole(previous):
+        logging.warning(
+            f"{checkpoint} is damaged, as after a kill in the middle of saving: resuming "
+            f"from {previous}, one epoch earlier"
+        )
+        return previous
+    raise RuntimeError(
+        f"{checkpoint} is damaged and there is no whole {PREVIOUS} beside it; expected "
+        "a checkpoint that ESPnet saved. Remove both to begin again (the epochs' models "
+        "stay), or train into another --output_dir."
+    )
