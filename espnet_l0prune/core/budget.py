@@ -91,9 +91,10 @@ def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[
                 continue
             numel, positions = parameter.numel(), 0
             if name == "weight" and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                call = shapes.get(module)
-                if call is not None:
-                    positions = math.prod(call.output) // module.weight.size(0)
+                # of a layer cut in width, the output is scattered back to full width
+                size = getattr(module, "stream_size", parameter.size(0))
+                calls = shapes.get(module, ())
+                positions = sum(math.prod(call.output) // size for call in calls)
             factors = _factors(claims.get((module, name), ()), dependents.get(module, ()))
             terms.append(Term(path, numel, numel * positions, factors))
     for module, macs, keys in extra:
@@ -238,12 +239,9 @@ class Budget:
     @torch.no_grad()
     def reachable(self) -> dict[str, float]:
         """The largest sparsity: that of all gates closed that may be."""
-        closed = self._padded(torch.zeros_like)
-        for row, (i, kind) in enumerate(self.gates):
-            unit = self.sites[i].protected(kind)
-            if unit is not None:
-                closed[row, unit] = 1
-        return {k: float(v) for k, v in self.sparsity(closed).items()}
+        rank, _ = _ranks(self)
+        stays = self._padded(torch.ones_like) * rank.isinf()
+        return {k: float(v) for k, v in self.sparsity(stays).items()}
 
     def remaining(self, cost: str = "params") -> float:
         """What is left of a cost, counted, with the open gates."""
@@ -309,6 +307,11 @@ def select(budget: Budget, targets: Mapping[str, float], tolerance: float = 1e-3
             best = excess(high), rank < high
         rank[rank == high - 1] = torch.inf
         low = high
+    if best is None:
+        raise ValueError(
+            f"no choice of units meets the targets {dict(targets)}; these gates reach "
+            f"{budget.reachable()}. Choose lower targets or add kinds of units."
+        )
     return _plan(budget, best[1])
 
 

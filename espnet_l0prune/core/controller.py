@@ -135,7 +135,7 @@ class SparsityController:
                 "phases, targets and multipliers would jump. Resume with the old "
                 "settings, or begin in a new --output_dir with --init_param."
             )
-        self.scheduler.scale = state["scale"]
+        self.scheduler.scale, self._announced = state["scale"], None
         self._enter_phase()
 
     def _gates(self) -> list[HardConcrete]:
@@ -193,19 +193,20 @@ class SparsityController:
         self._enter_phase()
 
     def _enter_phase(self) -> None:
-        """Tell the gates the phase; on the way into `frozen`, fix them."""
+        """On the way into a phase, tell the gates; into `frozen`, fix them."""
+        if self.phase == self._announced:
+            return
         for gate in self._gates():
             gate.sampling = self._training
         if self.phase == "frozen" and not all(g.is_decided() for g in self._gates()):
             plan = select(self.budget, self.scheduler.goal)
             decide_(self.budget.sites, plan)
-        if self.phase != self._announced:
-            self._announced = self.phase
-            actual = ", ".join(f"{k} {v:.4f}" for k, v in self.budget.actual().items())
-            logging.info(
-                f"Pruning enters phase {self.phase!r} at update {self.update}: "
-                f"{MEANING[self.phase]} (actual sparsity: {actual})"
-            )
+        self._announced = self.phase
+        actual = ", ".join(f"{k} {v:.4f}" for k, v in self.budget.actual().items())
+        logging.info(
+            f"Pruning enters phase {self.phase!r} at update {self.update}: "
+            f"{MEANING[self.phase]} (actual sparsity: {actual})"
+        )
 
 
 def _check_not_met(budget: Budget, goal: Mapping[str, float]) -> None:

@@ -24,6 +24,9 @@ LEAST_OPEN = 1 / (1 + math.exp(-(math.log((1 - LEFT) / (RIGHT - 1)) + SHIFT)))
 class LogAlpha(nn.Parameter):
     """The parameter of a gate: optimizers tell it from a weight by this type."""
 
+    def __reduce_ex__(self, protocol):
+        return LogAlpha, (self.data, self.requires_grad)
+
 
 def noise_free(log_alpha: Tensor) -> Tensor:
     """The gate without noise, of any shape, in [0, 1]."""

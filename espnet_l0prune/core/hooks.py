@@ -75,12 +75,13 @@ class ScaleInput(Scale):
 
 
 class OwnWeight(GateHook):
-    """Forward hook: the layer has its own weight again, also after an error."""
+    """Before and after a forward, also one that failed, a layer has its own weight."""
 
     def attach_(self, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(self, prepend=True)
         layer.register_forward_hook(self, always_call=True)
 
-    def __call__(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
+    def __call__(self, layer: nn.Module, *_) -> None:
         layer.__dict__.pop("weight", None)
 
 
@@ -129,7 +130,8 @@ class SurvivorNorm(GateHook):
         opened = torch.stack([gate() > 0 for gate in self.gates]).all(0)
         if bool(opened.all()):
             return output
-        x, mask = args[0], opened.to(args[0].dtype)
+        x = args[0].to(layer.weight.dtype)  # as under autocast
+        mask = opened.to(x.dtype)
         n = mask.sum().clamp(min=1)
         centred = (x - (x * mask).sum(-1, keepdim=True) / n) * mask
         variance = centred.square().sum(-1, keepdim=True) / n
@@ -147,10 +149,15 @@ class ScaleResidual(GateHook):
     gate: HardConcrete
 
     def attach_(self, layer: nn.Module) -> None:
-        layer.register_forward_hook(self)
+        layer.register_forward_hook(self, with_kwargs=True)
 
-    def __call__(self, layer: nn.Module, args: tuple, output: tuple) -> tuple:
-        return (self._mix(args[0], output[0]), *output[1:])
+    def __call__(
+        self, layer: nn.Module, args: tuple, kwargs: dict, output: tuple
+    ) -> tuple:
+        mixed = self._mix(args[0], output[0])
+        if kwargs.get("cache") is not None:  # what was decoded before is mixed already
+            mixed = torch.cat([kwargs["cache"], mixed[:, -1:]], dim=1)
+        return (mixed, *output[1:])
 
     def _mix(self, x, y):
         if isinstance(x, tuple):

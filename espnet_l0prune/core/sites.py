@@ -25,7 +25,7 @@ from espnet_l0prune.core.hooks import (
 
 Plan = dict[str, dict[str, list[int]]]
 Structure = dict[str, dict[str, int | list[int]]]
-Shapes = dict[nn.Module, "Call"]
+Shapes = dict[nn.Module, list["Call"]]  # of one forward
 
 
 @dataclass(frozen=True)

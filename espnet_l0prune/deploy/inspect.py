@@ -59,8 +59,6 @@ def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
             "branchformer or e_branchformer, or one of them with l0_ in front"
         )
     workload = make_workload(args)
-    # a dense model may have no input size of its own
-    model.encoder.input_size = _input_size(model, args)
     sparsities = _sparsities(model, workload)
     cut_(model, sites_of(model), plan_of(sites_of(model)))
     sites, shapes = sites_of(model), trace(model, lambda: run(model, workload))
@@ -87,10 +85,6 @@ def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
         **sums,
         **sparsities,
     )
-
-
-def _input_size(model: nn.Module, args: argparse.Namespace) -> int:
-    return args.input_size if model.frontend is None else model.frontend.output_size()
 
 
 @torch.no_grad()

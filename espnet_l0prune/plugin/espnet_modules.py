@@ -16,6 +16,7 @@ __all__ = [
     "Conv1dLinear",
     "ConvolutionModule",
     "ConvolutionalGatingMLP",
+    "ConvolutionalPositionalEmbedding",
     "DecoderLayer",
     "EBranchformerEncoderLayer",
     "MultiHeadedAttention",
@@ -43,6 +44,9 @@ DecoderLayer = _find("transformer.decoder_layer", "DecoderLayer")
 MultiHeadedAttention = _find("transformer.attention", "MultiHeadedAttention")
 PositionwiseFeedForward = _find(
     "transformer.positionwise_feed_forward", "PositionwiseFeedForward"
+)
+ConvolutionalPositionalEmbedding = _find(
+    "transformer.embedding", "ConvolutionalPositionalEmbedding"
 )
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
 Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")

@@ -70,6 +70,15 @@ def load_weights(model: nn.Module, model_file: str | Path) -> None:
         ) from e
 
 
+def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
+    """Tell an encoder of ESPnet's own, which does not keep it, its size of input."""
+    size = args.input_size
+    for part in (model.frontend, model.preencoder):
+        if part is not None:
+            size = part.output_size()
+    model.encoder.input_size = size
+
+
 def load_model(
     config_file: str | Path, model_file: str | Path
 ) -> tuple[nn.Module, argparse.Namespace]:
@@ -79,6 +88,7 @@ def load_model(
 
     args = read_config(config_file)
     model = ASRTask.build_model(args)
+    note_input_size_(model, args)
     load_weights(model, model_file)
     return model, args
 

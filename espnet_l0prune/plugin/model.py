@@ -128,13 +128,14 @@ class L0DistillModel(ESPnetASRModel):
         teacher, frames = self.teacher.follow(student), student.encoder_lengths
         losses = {}
         pairs = self._hidden_states(student, teacher)
-        if pairs:
+        if pairs and self.layer_weight:
             layer = layerwise_mse(*zip(*pairs, strict=True), frames)
             losses["loss_layer"] = self.layer_weight, layer
-        if self.ctc is not None:
+        if self.ctc is not None and self.ctc_kl_weight:
             kl = prediction_kl(student.ctc_out, teacher.ctc_out, frames, self.temperature)
             losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
-        if self.use_transducer_decoder:
+        attends = student.decoder_out is not None and not self.use_transducer_decoder
+        if self.use_transducer_decoder and self.transducer_kl_weight:
             kl = transducer_kl(
                 student.joint_out,
                 teacher.joint_out,
@@ -144,7 +145,7 @@ class L0DistillModel(ESPnetASRModel):
                 self.blank_id,
             )
             losses["loss_transducer_kl"] = self.transducer_kl_weight, kl
-        elif student.decoder_out is not None:
+        if attends and self.att_kl_weight:
             tokens = student.decoder_args[3]
             kl = prediction_kl(
                 student.decoder_out, teacher.decoder_out, tokens, self.temperature

@@ -34,7 +34,7 @@ from espnet_l0prune.core.schedules import (
     LinearSparsityScheduler,
     StaircaseSparsityScheduler,
 )
-from espnet_l0prune.plugin.experiment import read_mapping
+from espnet_l0prune.plugin.experiment import note_input_size_, read_mapping
 from espnet_l0prune.plugin.model import L0DistillModel
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.signature import check_options
@@ -157,6 +157,7 @@ def prepare_training(
     """
     if args.collect_stats:
         return
+    note_input_size_(model, args)
     name = getattr(args, "sparsity_scheduler", None)
     gated = any(site.gates for site in sites_of(model))
     if gated or name is not None:
@@ -165,6 +166,8 @@ def prepare_training(
         _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
         _require(isinstance(model, L0DistillModel), "model", args.model, "l0_distill")
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
+        deepspeed = getattr(args, "use_deepspeed", False)
+        _require(not deepspeed, "use_deepspeed", deepspeed, "false")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
         workload = make_workload(args)
@@ -180,6 +183,8 @@ def prepare_training(
             args.ngpu,
             "1, or more with --multiprocessing_distributed true",
         )
+        post = model.postencoder
+        _require(post is None, "postencoder", type(post).__name__, "none")
         model.load_teacher_()
         if task.trainer is Trainer:
             task.trainer = L0Trainer

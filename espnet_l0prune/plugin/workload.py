@@ -63,7 +63,8 @@ def make_budget(model: nn.Module, workload: Workload) -> Budget:
             f"{workload.scope}; expected encoder"
         )
     sites = sites_of(model) if workload.scope == "model" else find_sites(network)
-    shapes = trace(network, lambda: run(model, workload))
+    with evaluation(model):
+        shapes = trace(network, lambda: run(model, workload))
     return Budget(sites, terms_of(network, sites, shapes))
 
 
@@ -99,16 +100,20 @@ def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor
 
 
 def trace(network: nn.Module, forward: Callable[[], None]) -> Shapes:
-    """The shapes of every module's last call in a forward, in evaluation mode.
+    """The shapes of every module's calls in a forward of evaluation mode.
 
-    Neither the network's mode nor the random state changes.
+    Neither a module's mode nor the random state changes.
+
+    Args:
+        network: whose modules are watched, and put into evaluation mode
+        forward: runs it
     """
     shapes: Shapes = {}
 
     def note(module: nn.Module, args: tuple, output) -> None:
         if isinstance(output, Tensor):
             given = tuple(a.shape for a in args if isinstance(a, Tensor))
-            shapes[module] = Call(given, output.shape)
+            shapes.setdefault(module, []).append(Call(given, output.shape))
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:

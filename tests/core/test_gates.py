@@ -118,6 +118,31 @@ def test_the_tag_survives_deepcopy():
     assert torch.equal(pickle.loads(pickle.dumps(gate)).log_alpha, gate.log_alpha)
 
 
+def test_the_tag_survives_saving(tmp_path):
+    torch.save(HardConcrete(4), tmp_path / "gate.pth")
+    gate = torch.load(tmp_path / "gate.pth", weights_only=False)
+    assert isinstance(gate.log_alpha, LogAlpha)
+    assert gate.log_alpha.requires_grad
+
+
+def test_a_forward_that_failed_leaves_the_weight_alone():
+    linear, gate = torch.nn.Linear(4, 2), gates_at([100.0, -100.0, 100.0, 0.0])
+    for _ in range(2):  # two gates on one layer
+        ScaleInput(gate).attach_(linear)
+    expected = linear(torch.eye(4))
+    for error in (ValueError, KeyboardInterrupt):
+
+        def fail(*_, error=error):
+            raise error
+
+        hook = linear.register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            linear(torch.eye(4))
+        hook.remove()
+        assert torch.equal(linear(torch.eye(4)), expected)
+        assert "weight" not in linear.__dict__
+
+
 def test_hooks_survive_deepcopy_and_pickle_with_their_own_gate():
     norm = torch.nn.LayerNorm(4)
     norm.gate = gates_at([100.0, -100.0, 100.0, 100.0])

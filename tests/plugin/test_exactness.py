@@ -276,12 +276,29 @@ def test_expected_cost_is_the_mean_over_sampled_structures(kind):
     assert mean.tolist() == pytest.approx(expected, abs=0.01)
 
 
+def test_what_round_to_keeps_is_not_reachable():
+    """A target beyond it is refused before the training, not after."""
+    conf = SMALL["conformer"] | SIZES
+    network = make("conformer", conf, ["frontend_channels"], 0, round_to=8)
+    budget = budget_of(network)
+    most = budget.reachable()["params"]
+    plan = select(budget, {"params": most})
+    assert all(len(plan[f"embed.conv.{i}"]["frontend_channels"]) == 8 for i in (0, 2))
+    with pytest.raises(ValueError, match="reach at most"):
+        select(budget, {"params": most + 0.001})
+
+
 def test_layers_that_cannot_be_cut_are_refused_by_name():
     foreign = SMALL["e_branchformer"] | SIZES
     foreign |= {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}
     with pytest.raises(ValueError, match=r"encoders.0.attn is a FastSelfAttention; only"):
         make("e_branchformer", foreign, ["heads"], 0)
     make("e_branchformer", foreign, ["cgmlp_channels"], 0)  # what is beside it can be
+
+    mixing = SMALL["conformer"] | SIZES | ATTENTION["absolute"]
+    mixing |= {"pos_enc_layer_type": "conv"}
+    with pytest.raises(ValueError, match="convolutional positional encoding mixes"):
+        make("conformer", mixing, ["width"], 0)
 
     network = make("conformer", SMALL["conformer"] | SIZES, [], 0)
     network.encoders[1].feed_forward = network.encoders[0].feed_forward
@@ -375,6 +392,8 @@ def test_a_cut_network_is_pruned_again():
     cut_(small, small.sites(), plan)
     assert relative(output(network), output(small)) <= 1e-10
     assert count_parameters(small) == round(budget.remaining())
+    assert budget_of(small).totals["macs"] == count_macs(small, output)
+    assert budget.remaining("macs") == pytest.approx(count_macs(small, output))
     assert small.structure()["encoders.0.stream"] == {"block_width": [1, 2, 8]}
     with pytest.raises(ValueError, match="it can be cut only once"):
         make("conformer", conf, ["width"], 0, structure=structure)

@@ -6,6 +6,7 @@ import yaml
 from builders import arguments, batch, budget, disturb_, train
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
+from networks import make
 
 from espnet_l0prune.cli import main
 
@@ -134,6 +135,42 @@ def test_a_head_from_the_teacher_to_the_text(head, tmp_path):
         assert one == two
         texts |= {text for text, *_ in one}
     assert len(texts) > 1  # not always the same, nor empty
+
+
+def test_a_decoder_is_pruned_beside_a_stock_encoder(tmp_path, capsys):
+    args = arguments(
+        encoder="conformer",
+        decoder="l0_transformer",
+        decoder_conf={"linear_units": 99, "units": ["src_heads", "ffn_channels"]},
+        sparsity_scheduler="linear",
+        sparsity_scheduler_conf={**SCHEDULE, "target": 0.3, "scope": "decoder"},
+        sparsity_constraint_conf=RATES,
+        optim_conf={"gate_lr": 0.3},
+    )
+    args.encoder_conf.pop("units", None)
+    net = ASRTask.build_model(args)
+    (optimizer,) = ASRTask.build_optimizers(args, net)
+    train(net, optimizer, range(15))
+    save(tmp_path / "pruned", args, net, "latest.pth")
+    command = ["cut", str(tmp_path / "pruned"), "--out", str(tmp_path / "cut")]
+    assert main(command) == 0, capsys.readouterr().err
+    assert (tmp_path / "cut/decoder_structure.yaml").exists()
+    assert not (tmp_path / "cut/structure.yaml").exists()
+
+
+def test_soft_block_gates_decode_step_by_step_as_in_parallel():
+    net = make("decoder", {"output_size": 16, "attention_heads": 4}, ["blocks"], 0)
+    for block, alpha in zip(net.decoders, (-1.0, 0.3, 1.0, 100.0, 0.0, 0.5), strict=True):
+        block.blocks_gate.log_alpha.data.fill_(alpha)
+    memory = torch.randn(1, 7, 16).double()
+    tokens = torch.tensor([[1, 5, 3, 2, 7]])
+    lengths = torch.tensor([7]), torch.tensor([5])
+    whole = net(memory, lengths[0], tokens, lengths[1])[0].log_softmax(-1)
+    cache = None
+    for i in range(1, 6):
+        mask = torch.ones(1, i, i, dtype=torch.bool).tril()
+        step, cache = net.forward_one_step(tokens[:, :i], mask, memory, cache=cache)
+        torch.testing.assert_close(step[0], whole[0, i - 1])
 
 
 def test_transducer_loss_is_that_of_all_alignments():

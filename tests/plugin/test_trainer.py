@@ -7,9 +7,12 @@ import pytest
 import torch
 import yaml
 from builders import ENCODER, TOKENS
+from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.tasks.asr import ASRTask
 from espnet2.train import trainer as espnet_trainer
+from espnet2.train.reporter import Reporter
 
+from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.trainer import PREVIOUS, is_whole
 
 UTTERANCES = 12
@@ -201,3 +204,111 @@ def test_a_schedule_in_epochs(data, uninterrupted, tmp_path):
     found = final(tmp_path / "exp")
     assert_same(found["model"], uninterrupted["model"])
     assert found["optimizers"][0]["param_groups"][1]["scale"] == 3
+
+
+def phases(out) -> dict[str, float]:
+    """What the last checkpoint says of the pruning."""
+    group = final(out)["optimizers"][0]["param_groups"][1]
+    return {"update": group["update"], **group["multipliers"]["params"]}
+
+
+def test_updates_are_counted_not_batches(data, tmp_path):
+    """accum_grad makes of three batches one update."""
+    lengths = {"warmup_steps": 0, "ramp_steps": 2, "hold_steps": 2}
+    conf = {"target": 0.3, **lengths}
+    run(data, tmp_path / "exp", accum_grad=3, sparsity_scheduler_conf=conf)
+    assert phases(tmp_path / "exp")["update"] == CONFIG["max_epoch"]
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_moves_nothing(norm, data, tmp_path):
+    """Gates, multipliers and schedule are skipped with the weights."""
+    clip, made = torch.nn.utils.clip_grad_norm_, []
+
+    def clip_or_fail(parameters, *args, **kwargs):
+        made.append(clip(parameters, *args, **kwargs))
+        return made[-1] * norm if len(made) > 12 else made[-1]
+
+    run_killed(data, tmp_path / "exp", "4epoch.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", clip_or_fail)
+        made.extend([0] * 12)
+        run(data, tmp_path / "exp")  # stops after an epoch without an update
+    before = torch.load(tmp_path / "exp" / PREVIOUS, weights_only=False)
+    after = final(tmp_path / "exp")
+    assert after["reporter"]["epoch"] == 5
+    assert before["reporter"]["epoch"] == 4
+    parameters = dict(
+        ASRTask.build_model_from_file(tmp_path / "exp/config.yaml")[0].named_parameters()
+    )
+    for name in parameters:
+        assert torch.equal(before["model"][name], after["model"][name]), name
+    assert_same(before["optimizers"], after["optimizers"])
+
+
+def test_clipping_leaves_the_multipliers_alone(data, tmp_path):
+    """Their path depends on the gates' costs alone, which start alike."""
+    found = []
+    for clip in (1e-3, 1e3):
+        out = tmp_path / f"{clip}"
+        frozen_gates = {"gate_lr": 0.0, "lr": 1e-3, "weight_decay": clip}
+        run(data, out, grad_clip=clip, optim_conf=frozen_gates)
+        found.append(phases(out))
+    assert found[0] == found[1]
+    assert found[0]["lambda"] > 0
+
+
+def test_averaged_checkpoints_are_cut_only_once_all_are_frozen(data, tmp_path, capsys):
+    out = tmp_path / "exp"
+    run(data, out, keep_nbest_models=6, max_epoch=6)
+    assert (out / "valid.acc.ave_6best.pth").exists()
+    command = ["cut", str(out), "--out", str(tmp_path / "cut")]
+    assert main([*command, "--checkpoint", "valid.acc.ave_6best.pth"]) == 1
+    assert "are not frozen yet" in capsys.readouterr().err
+
+    frozen = {epoch: out / f"{epoch}epoch.pth" for epoch in (4, 5, 6)}
+    states = [torch.load(path, weights_only=True) for path in frozen.values()]
+    alphas = [key for key in states[0] if key.endswith("log_alpha")]
+    assert alphas
+    for key in alphas:  # decided in the last update of epoch 4, and never moved
+        assert all(torch.equal(states[0][key], state[key]) for state in states)
+    reporter = Reporter()
+    reporter.load_state_dict(final(out)["reporter"])
+    for stale in out.glob("*ave*"):
+        stale.unlink()
+    for epoch in (1, 2, 3):
+        reporter.stats.pop(epoch)
+    average_nbest_models(out, reporter, [("valid", "acc", "max")], [3])
+    averaged = torch.load(out / "valid.acc.ave_3best.pth", weights_only=True)
+    for key in alphas:
+        assert torch.equal(averaged[key], states[0][key])
+    assert main([*command, "--checkpoint", "valid.acc.ave_3best.pth"]) == 0
+
+
+OPTIONS = {
+    "init_param and freeze_param": lambda out: {
+        "init_param": [f"{out}/latest.pth:::encoder.after_norm"],
+        "freeze_param": ["encoder.embed"],
+    },
+    "tensorboard": lambda out: {"use_tensorboard": True},
+    "averaging": lambda out: {"nbest_averaging_interval": 2},
+    "iterations": lambda out: {"num_iters_per_epoch": 4},
+    "unused parameters": lambda out: {"unused_parameters": True},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_espnets_options(name, data, tmp_path):
+    conf = OPTIONS[name](tmp_path / "first")
+    if "init_param" in conf:
+        run(data, tmp_path / "first")
+    out = tmp_path / "exp"
+    run(data, out, **conf)
+    per_epoch = conf.get("num_iters_per_epoch", 3)
+    assert phases(out)["update"] == per_epoch * CONFIG["max_epoch"]
+    assert main(["cut", str(out), "--out", str(tmp_path / "cut")]) == 0
+    if "freeze_param" in conf:
+        one, two = (final(tmp_path / e)["model"] for e in ("first", "exp"))
+        assert not torch.equal(one["ctc.ctc_lo.weight"], two["ctc.ctc_lo.weight"])
+    if "use_tensorboard" in conf:
+        assert list((out / "tensorboard").rglob("events*"))

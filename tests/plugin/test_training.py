@@ -244,6 +244,11 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ({"model": "espnet"}, "model is espnet; .* l0_distill"),
         ({"encoder": "conformer"}, "encoder is conformer; .* l0_conformer"),
         ({"encoder_conf": {"units": []}}, "encoder is l0_conformer; .* some `units`"),
+        ({"use_deepspeed": True}, "use_deepspeed is True; .* false"),
+        (
+            {"postencoder": "length_adaptor"},
+            "postencoder is LengthAdaptorPostEncoder; .* none",
+        ),
         ({"train_dtype": "float16"}, "train_dtype is float16; .* float32"),
         ({"sparsity_scheduler_conf": {"target": 1.5}}, "target is 1.5; expected"),
         ({"sparsity_scheduler_conf": {"target": 0.99}}, "reach at most"),

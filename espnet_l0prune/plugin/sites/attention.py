@@ -65,15 +65,13 @@ class AttentionSite(BranchSite):
         yield self.module.k_norm, self.kinds
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
-        call = shapes.get(self.module)
-        if call is None:
-            return
-        batch, queries = call.inputs[0][:2]
-        keys, size = call.inputs[1][1], self.module.h * self.module.d_k
-        products = 2 * keys  # queries with keys, weights with values
-        if self._positions is not None:
-            products += call.inputs[3][1]  # queries with positions
-        yield batch * queries * products * size, self.kinds[1:]
+        for call in shapes.get(self.module, ()):
+            batch, queries = call.inputs[0][:2]
+            keys, size = call.inputs[1][1], self.module.h * self.module.d_k
+            products = 2 * keys  # queries with keys, weights with values
+            if self._positions is not None:
+                products += call.inputs[3][1]  # queries with positions
+            yield batch * queries * products * size, self.kinds[1:]
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
         attention, (_, heads, dims) = self.module, self.kinds

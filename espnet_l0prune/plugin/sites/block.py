@@ -41,8 +41,7 @@ class BlockSite(Site):
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
         for name in ("pooling_proj1", "pooling_proj2"):  # a learned average's sums
-            call = shapes.get(getattr(self.module, name, None))
-            if call is not None:
+            for call in shapes.get(getattr(self.module, name, None), ()):
                 yield math.prod(call.inputs[0]), ()
 
     def hooks(

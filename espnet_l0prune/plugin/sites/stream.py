@@ -23,7 +23,10 @@ from espnet_l0prune.core.hooks import (
 )
 from espnet_l0prune.core.replacements import Constant, Skip
 from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.plugin.espnet_modules import (
+    SUBSAMPLINGS,
+    ConvolutionalPositionalEmbedding,
+)
 from espnet_l0prune.plugin.sites.branch import BranchSite
 from espnet_l0prune.plugin.sites.frontend import last_linear
 
@@ -102,8 +105,11 @@ class _WidthSite(Site):
             return "with normalize_before: false the stream is read without a norm"
         if any(getattr(block, "concat_after", False) for block in blocks):
             return "with concat_after: true the stream is read beside the attention"
-        if self.network.embed is None or isinstance(self.network.embed, nn.Linear):
+        embed = self.network.embed
+        if embed is None or isinstance(embed, nn.Linear):
             return "without a front end there is no place to take the width up"
+        if any(isinstance(m, ConvolutionalPositionalEmbedding) for m in embed.modules()):
+            return "a convolutional positional encoding mixes the features of the stream"
         return None
 
     def hooks(
