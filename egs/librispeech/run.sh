@@ -210,10 +210,14 @@ step 5 "$pruned/.done" "$features $dense/$dense_model" "$pruned/latest.pth" \
 step 6 "$expdir/.cut.done" "$pruned/latest.pth $pruned/config.yaml" \
     "$cut/model.pth $cut/config.yaml $cut/structure.yaml" \
     espnet-l0prune cut "$pruned" --out "$cut" --force
+structures=(--encoder_conf "structure=$cut/structure.yaml")
+if [ -f "$cut/decoder_structure.yaml" ]; then
+    structures+=(--decoder_conf "structure=$cut/decoder_structure.yaml")
+fi
 step 7 "$finetuned/.done" "$features $dense/$dense_model $cut/model.pth" \
     "$finetuned/$finetuned_model" \
     fit "$finetuned" "$finetune_config" --seed "$seed" --init_param "$cut/model.pth" \
-    --encoder_conf "structure=$cut/structure.yaml" "${teacher[@]}" "${more[@]}"
+    "${structures[@]}" "${teacher[@]}" "${more[@]}"
 step 8 "$expdir/.pack.done" "$finetuned/$finetuned_model $finetuned/config.yaml" "$zip" \
     python3 local/pack.py --experiment "$finetuned" --model "$finetuned_model" --out "$zip"
 # shellcheck disable=SC2086 # the sets are lists

@@ -209,6 +209,7 @@ class SparsityController:
         )
 
 
+@torch.no_grad()
 def _check_not_met(budget: Budget, goal: Mapping[str, float]) -> None:
     """Raise ValueError for a target that new gates, all but open, have passed already."""
     expected = budget.expected()

@@ -4,18 +4,71 @@ Both predictions' losses are summed over positions and averaged over utterances,
 ESPnet's CTC and attention losses are, so that their weights compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Layers = Mapping[int, Tensor]  # hidden states (batch, time, size), by place
+Pair = tuple[int, int]
 NEVER = -1e4  # the log-probability of what cannot happen
 
 
 def _valid(lengths: Tensor, size: int) -> Tensor:
     """(batch, size): which positions are not padding."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+# Which layers are compared: pairs (student's, teacher's) of places. The student's layers
+# are those that still exist.
+
+
+def same_depth(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+    """Each layer with that of the same place (Jiang et al. 2023)."""
+    return [(i, i) for i in student if i in teacher]
+
+
+def uniform(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+    """Layer j of n with layer j T / n of T, so that the last ones meet."""
+    theirs, n = list(teacher), len(student)
+    places = (round((j + 1) * len(theirs) / n) - 1 for j in range(n))
+    return [(i, theirs[max(k, 0)]) for i, k in zip(student, places, strict=True)]
+
+
+def last_layers(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+    """The last n layers of both."""
+    n = min(len(student), len(teacher))
+    return list(zip(list(student)[-n:], list(teacher)[-n:], strict=True))
+
+
+@torch.no_grad()
+def dynamic(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+    """Each layer of the teacher with the student's that is closest to it now, in mean
+    squared error (Xia et al. 2022, arXiv 2204.00408)."""
+    return [
+        (min(student, key=lambda i: float(_mse(student[i], hidden, lengths))), j)
+        for j, hidden in teacher.items()
+    ]
+
+
+LAYER_MAPS = {
+    "same": same_depth,
+    "uniform": uniform,
+    "last": last_layers,
+    "dynamic": dynamic,
+}
+
+
+def _mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    valid = _valid(lengths, student.size(1))
+    return F.mse_loss(student[valid], teacher[valid])
+
+
+def _l1_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    valid = _valid(lengths, student.size(1))
+    s, t = student[valid], teacher[valid]
+    return F.l1_loss(s, t) - F.logsigmoid(F.cosine_similarity(s, t, dim=-1)).mean()
 
 
 def layerwise_mse(
@@ -30,15 +83,28 @@ def layerwise_mse(
         student, teacher: L hidden states each, (batch, time, size)
         lengths: valid frames, (batch,)
     """
-    valid = _valid(lengths, student[0].size(1))
-    losses = [
-        F.mse_loss(s[valid], t[valid]) for s, t in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(losses).mean()
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([_mse(s, t, lengths) for s, t in pairs]).mean()
+
+
+def layerwise_l1_cosine(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor
+) -> Tensor:
+    """(1 / L) sum_i of L1 - log sigmoid(cos), means over frames (Chang et al. 2022,
+    arXiv 2110.01900, equation 1); arguments as in `layerwise_mse`."""
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([_l1_cosine(s, t, lengths) for s, t in pairs]).mean()
+
+
+LAYER_LOSSES = {"mse": layerwise_mse, "l1_cosine": layerwise_l1_cosine}
 
 
 def prediction_kl(
-    student: Tensor, teacher: Tensor, lengths: Tensor, temperature: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    lengths: Tensor,
+    temperature: float = 1.0,
+    without: int | None = None,
 ) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015).
 
@@ -46,8 +112,11 @@ def prediction_kl(
         student, teacher: logits, (batch, time, vocabulary)
         lengths: valid positions, (batch,)
         temperature: T > 0; larger is softer
+        without: a class; positions where the teacher's best is this one are left out
     """
     valid = _valid(lengths, student.size(1))
+    if without is not None:
+        valid = valid & (teacher.argmax(-1) != without)
     log_p = F.log_softmax(teacher[valid] / temperature, dim=-1)
     log_q = F.log_softmax(student[valid] / temperature, dim=-1)
     loss = F.kl_div(log_q, log_p, reduction="sum", log_target=True)

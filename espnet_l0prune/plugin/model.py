@@ -10,7 +10,8 @@ from torch import Tensor
 
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.distillation import (
-    layerwise_mse,
+    LAYER_LOSSES,
+    LAYER_MAPS,
     prediction_kl,
     transducer_kl,
 )
@@ -27,8 +28,12 @@ class L0DistillModel(ESPnetASRModel):
         teacher_config, teacher_model_file: the unpruned experiment's files; needed in
             training only, None for no distillation
         layer_weight: weight of the layerwise distillation
+        layer_map: which layers it compares: `same` depth, `uniform`, the `last` ones, or
+            `dynamic`, each of the teacher's with the closest of the student's
+        layer_loss: `mse`, or `l1_cosine`
         att_kl_weight: weight of the attention decoder's KL divergence
         ctc_kl_weight: weight of the CTC posteriors' KL divergence
+        ctc_kl_frames: `all`, or `non_blank`: those where the teacher has a token
         transducer_kl_weight: weight of the KL divergence over a transducer's lattice
         temperature: of the attention decoder's and the CTC posteriors' divergences
 
@@ -44,8 +49,11 @@ class L0DistillModel(ESPnetASRModel):
         teacher_config: str | None = None,
         teacher_model_file: str | None = None,
         layer_weight: float = 1.0,
+        layer_map: str = "same",
+        layer_loss: str = "mse",
         att_kl_weight: float = 0.5,
         ctc_kl_weight: float = 0.5,
+        ctc_kl_frames: str = "all",
         transducer_kl_weight: float = 0.5,
         temperature: float = 1.0,
         **espnet_conf: Any,
@@ -74,6 +82,19 @@ class L0DistillModel(ESPnetASRModel):
                 raise ValueError(f"model_conf: {name} is {weight}; expected 0 or more")
         if temperature <= 0:
             raise ValueError(f"model_conf: temperature is {temperature}; expected > 0")
+        choices = {
+            "layer_map": (layer_map, LAYER_MAPS),
+            "layer_loss": (layer_loss, LAYER_LOSSES),
+            "ctc_kl_frames": (ctc_kl_frames, ("all", "non_blank")),
+        }
+        for name, (choice, known) in choices.items():
+            if choice not in known:
+                raise ValueError(
+                    f"model_conf: {name} is {choice!r}; expected one of "
+                    f"{', '.join(known)}"
+                )
+        self.layer_map, self.layer_loss = layer_map, layer_loss
+        self.ctc_kl_frames = ctc_kl_frames
         self.teacher_files = teacher_config, teacher_model_file
         self.layer_weight = layer_weight
         self.att_kl_weight, self.ctc_kl_weight = att_kl_weight, ctc_kl_weight
@@ -129,10 +150,13 @@ class L0DistillModel(ESPnetASRModel):
         losses = {}
         pairs = self._hidden_states(student, teacher)
         if pairs and self.layer_weight:
-            layer = layerwise_mse(*zip(*pairs, strict=True), frames)
+            compare = LAYER_LOSSES[self.layer_loss]
+            layer = compare(*zip(*pairs, strict=True), frames)
             losses["loss_layer"] = self.layer_weight, layer
         if self.ctc is not None and self.ctc_kl_weight:
-            kl = prediction_kl(student.ctc_out, teacher.ctc_out, frames, self.temperature)
+            without = self.blank_id if self.ctc_kl_frames == "non_blank" else None
+            logits = student.ctc_out, teacher.ctc_out
+            kl = prediction_kl(*logits, frames, self.temperature, without)
             losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
         attends = student.decoder_out is not None and not self.use_transducer_decoder
         if self.use_transducer_decoder and self.transducer_kl_weight:
@@ -156,18 +180,27 @@ class L0DistillModel(ESPnetASRModel):
     def _hidden_states(
         self, student: Trace, teacher: Trace
     ) -> list[tuple[Tensor, Tensor]]:
-        """Outputs of the blocks that both have, in the features that both have."""
+        """Outputs of the blocks to compare, in the features that both have.
+
+        The student's blocks are those that were not cut, and whose gate is not closed.
+        """
         index = open_stream(self.encoder)
-        pairs = []
+        ours, theirs = {}, teacher.blocks
         for i, block in enumerate(self.encoder.encoders):
-            if i in student.blocks and not isinstance(block, Skip):
-                ours, theirs = student.blocks[i], teacher.blocks[i]
-                if index is not None:
-                    theirs = theirs.index_select(-1, index)
-                    if ours.size(-1) != len(index):  # gated, not cut
-                        ours = ours.index_select(-1, index)
-                pairs.append((ours, theirs))
-        return pairs
+            gate = getattr(block, "blocks_gate", None)
+            closed = isinstance(block, Skip) or (gate is not None and not gate.is_open())
+            if i in student.blocks and not closed:
+                ours[i] = student.blocks[i]
+        if index is not None:
+            theirs = {i: h.index_select(-1, index) for i, h in theirs.items()}
+            ours = {  # of a network that was cut in width it is all
+                i: h if h.size(-1) == len(index) else h.index_select(-1, index)
+                for i, h in ours.items()
+            }
+        if not ours:
+            return []
+        places = LAYER_MAPS[self.layer_map](ours, theirs, student.encoder_lengths)
+        return [(ours[i], theirs[j]) for i, j in places]
 
 
 def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:

@@ -1,6 +1,13 @@
+import math
+
 import torch
 
-from espnet_l0prune.core.distillation import layerwise_mse, prediction_kl
+from espnet_l0prune.core.distillation import (
+    LAYER_MAPS,
+    layerwise_l1_cosine,
+    layerwise_mse,
+    prediction_kl,
+)
 
 
 def test_layerwise_mse_against_loops():
@@ -42,3 +49,53 @@ def test_padding_and_equality():
     lengths = torch.tensor([4, 2])
     assert prediction_kl(same, other, lengths) == 0
     assert layerwise_mse([same], [other], lengths) == 0
+
+
+def test_layerwise_l1_and_cosine_against_loops():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    lengths, differences, cosines = [4, 2], [], []
+    for b in range(2):
+        for i in range(lengths[b]):
+            s, t = student[b, i], teacher[b, i]
+            differences.append(float((s - t).abs().mean()))
+            cosine = float(s @ t / (s.norm() * t.norm()))
+            cosines.append(math.log(1 + math.exp(-cosine)))
+    expected = sum(differences) / 6 + sum(cosines) / 6
+    found = layerwise_l1_cosine([student], [teacher], torch.tensor(lengths))
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_frames_where_the_teacher_is_blank_can_be_left_out():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 6, 5), torch.randn(1, 6, 5)
+    teacher[0, [1, 4], 0] = 9.0
+    token = [0, 2, 3, 5]
+    teacher[0, token, 0] = -9.0
+    found = prediction_kl(student, teacher, torch.tensor([6]), without=0)
+    chosen = student[:, token], teacher[:, token], torch.tensor([4])
+    torch.testing.assert_close(found, prediction_kl(*chosen))
+
+
+def test_layer_maps():
+    """Of six layers of the teacher, with the student's second, fourth and last left."""
+    lengths = torch.tensor([4])
+    teacher = {i: torch.randn(1, 4, 3) for i in range(6)}
+    student = {i: teacher[j] + 0.01 for i, j in ((1, 0), (3, 2), (5, 5))}
+    found = {
+        name: layers(student, teacher, lengths) for name, layers in LAYER_MAPS.items()
+    }
+    assert found["same"] == [(1, 1), (3, 3), (5, 5)]
+    assert found["uniform"] == [(1, 1), (3, 3), (5, 5)]
+    assert found["last"] == [(1, 3), (3, 4), (5, 5)]
+    closest = dict((j, i) for i, j in found["dynamic"])
+    assert list(closest) == list(teacher)
+    assert (closest[0], closest[2], closest[5]) == (1, 3, 5)
+
+    shallow = {0: teacher[3], 1: teacher[5]}
+    assert LAYER_MAPS["uniform"](shallow, teacher, lengths) == [(0, 2), (1, 5)]
+    assert LAYER_MAPS["last"](shallow, teacher, lengths) == [(0, 4), (1, 5)]
+    assert LAYER_MAPS["same"](shallow, teacher, lengths) == [(0, 0), (1, 1)]
+    deep = {i: teacher[i] for i in range(6)}
+    for layers in LAYER_MAPS.values():
+        assert layers(deep, teacher, lengths) == [(i, i) for i in range(6)]

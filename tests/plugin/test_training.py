@@ -8,6 +8,7 @@ from builders import arguments, batch, budget, model, save_experiment, train
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.plugin.teacher import Trace
 
 SCHEDULE = {
     "target": 0.3,
@@ -159,6 +160,33 @@ def test_a_student_equal_to_its_teacher_has_no_distillation_loss(tmp_path):
     assert float(stats["loss_task"]) == float(expected)
 
 
+@pytest.mark.parametrize("layer_map", ["uniform", "last", "dynamic"])
+def test_a_shallower_student_learns_from_the_layers_it_has(layer_map, tmp_path):
+    dense = save_experiment(tmp_path / "dense", encoder_conf={"num_blocks": 3})
+    conf = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+        "layer_loss": "l1_cosine",
+        "ctc_kl_frames": "non_blank",
+    }
+    units = {"units": ["heads", "blocks"], "num_blocks": 2}
+    with pytest.raises(ValueError, match="encoder blocks: 3, the student 2"):
+        start(model_conf=conf, encoder_conf=units)
+    net, optimizer = start(
+        model_conf={**conf, "layer_map": layer_map}, encoder_conf=units
+    )
+    net.load_state_dict(dense.state_dict(), strict=False)
+    history = train(net, optimizer, range(3))
+    assert all(h["loss_layer"] > 0 and h["loss_ctc_kl"] >= 0 for h in history)
+    first, second = ({i: torch.ones(1, 2, 16) * i for i in range(n)} for n in (2, 3))
+    net.encoder.encoders[0].blocks_gate.log_alpha.data.fill_(-100.0)
+    trace = Trace(blocks=first, encoder_lengths=torch.tensor([2]))
+    pairs = net._hidden_states(trace, Trace(blocks=second))
+    assert all(float(ours.mean()) == 1 for ours, _ in pairs)  # the closed block is out
+    last = [float(theirs.mean()) for _, theirs in pairs]
+    assert last == ([0, 1, 2] if layer_map == "dynamic" else [2])
+
+
 def test_building_the_teacher_leaves_the_random_state(tmp_path):
     save_experiment(tmp_path / "dense")
     files = {
@@ -259,6 +287,11 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         ({"encoder_conf": {"linear_unit": 3}}, "did you mean 'linear_units'"),
         ({"model_conf": {"ctc_weigth": 0.3}}, "did you mean 'ctc_weight'"),
+        (
+            {"model_conf": {"layer_map": "first"}},
+            "layer_map is 'first'; expected one of same, uniform, last, dynamic",
+        ),
+        ({"model_conf": {"layer_loss": "l1"}}, "layer_loss is 'l1'; .* mse, l1_cosine"),
         ({"model_conf": {"temperature": 0}}, "temperature is 0; expected > 0"),
         (
             {"encoder_conf": {"use_cnn_module": False, "units": ["conv_channels"]}},
