@@ -112,6 +112,7 @@ class SparsityController:
         if self.phase == "hold":
             self._check_landing()
 
+    @torch.no_grad()
     def _check_landing(self) -> None:
         for cost, shortfall in self._shortfalls().items():
             if abs(float(shortfall)) > OFF_TARGET:

@@ -1,84 +1,27 @@
 """Runs of ESPnet's own training command: interrupted, damaged, resumed."""
 
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from builders import ENCODER, TOKENS
 from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.tasks.asr import ASRTask
 from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import Reporter
+from runs import CONFIG, final, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.trainer import PREVIOUS, is_whole
 
-UTTERANCES = 12
-CONFIG = {
-    "token_type": "char",
-    "token_list": TOKENS,
-    "input_size": 20,
-    "frontend": None,
-    "normalize": None,
-    "num_workers": 0,
-    "num_att_plot": 0,
-    "use_tensorboard": False,
-    "use_matplotlib": False,
-    "keep_nbest_models": 1,
-    "batch_type": "unsorted",
-    "batch_size": 4,
-    "max_epoch": 6,
-    "encoder": "l0_conformer",
-    "encoder_conf": ENCODER,
-    "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 8, "num_blocks": 1},
-    "model": "l0_distill",
-    "model_conf": {"ctc_weight": 0.3},
-    "optim": "l0_adamw",
-    "optim_conf": {"lr": 1e-3, "gate_lr": 0.3},
-    "sparsity_constraint": "nupi",
-    "sparsity_constraint_conf": {"multiplier_lr": 50.0, "kp": 1.0},
-    "sparsity_scheduler": "cubic",
-    "sparsity_scheduler_conf": {
-        "target": 0.3,
-        "warmup_steps": 2,
-        "ramp_steps": 6,
-        "hold_steps": 4,
-    },
-}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Random features and texts, as ESPnet's command takes them."""
     folder = tmp_path_factory.mktemp("data")
-    rng, feats, texts, shapes = np.random.default_rng(0), [], [], []
-    for i in range(UTTERANCES):
-        frames = int(rng.integers(50, 80))
-        np.save(folder / f"{i}.npy", rng.standard_normal((frames, 20), np.float32))
-        feats.append(f"u{i:02} {folder}/{i}.npy")
-        texts.append(f"u{i:02} {''.join(rng.choice(list('ABCDEFGH'), 5))}")
-        shapes.append(f"u{i:02} {frames},20")
-    for name, lines in (("feats", feats), ("text", texts), ("shape", shapes)):
-        (folder / name).write_text("\n".join(lines) + "\n")
+    make_data(folder)
     return folder
-
-
-def run(data, out, **changes):
-    """`python -m espnet2.bin.asr_train`, in this process."""
-    conf = {**CONFIG, **changes}
-    file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(conf))
-    command = ["--config", str(file), "--output_dir", str(out), "--resume", "true"]
-    for part in ("train", "valid"):
-        command += [
-            *(f"--{part}_data_path_and_name_and_type", f"{data}/feats,speech,npy"),
-            *(f"--{part}_data_path_and_name_and_type", f"{data}/text,text,text"),
-            *(f"--{part}_shape_file", f"{data}/shape"),
-        ]
-    ASRTask.main(cmd=command)
 
 
 class Killed(BaseException):
@@ -101,10 +44,6 @@ def run_killed(data, out, name: str, times: int = 1, **changes) -> None:
         patch.setattr(espnet_trainer.torch, "save", half)
         with pytest.raises(Killed):
             run(data, out, **changes)
-
-
-def final(out):
-    return torch.load(out / "checkpoint.pth", weights_only=False)
 
 
 def assert_same(one, two) -> None:
@@ -312,3 +251,28 @@ def test_espnets_options(name, data, tmp_path):
         assert not torch.equal(one["ctc.ctc_lo.weight"], two["ctc.ctc_lo.weight"])
     if "use_tensorboard" in conf:
         assert list((out / "tensorboard").rglob("events*"))
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Over gloo, with all that is random or depends on the batch left out.
+
+    Utterances are of one length: ESPnet's subsampling counts frames by the longest.
+    """
+    make_data(tmp_path, 64, 64)
+    script = Path(__file__).with_name("distributed.py")
+    ranks = [
+        subprocess.Popen([sys.executable, script, tmp_path, str(rank)])
+        for rank in (0, 1, -1)  # the last alone
+    ]
+    assert [process.wait() for process in ranks] == [0, 0, 0]
+    first, second, alone = (
+        torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1, -1)
+    )
+    assert len(first) == 3 * CONFIG["max_epoch"]
+    assert_same(first, second)
+    for one, two in zip(first, alone, strict=True):
+        assert one["phase"] == two["phase"]
+        for cost, multipliers in one["multipliers"].items():
+            assert multipliers == pytest.approx(two["multipliers"][cost])
+        for a, b in zip(one["log_alpha"], two["log_alpha"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)

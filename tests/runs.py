@@ -1,0 +1,74 @@
+"""Runs of ESPnet's own training command on a little data, in this process."""
+
+import numpy as np
+import torch
+import yaml
+from builders import ENCODER, TOKENS
+from espnet2.tasks.asr import ASRTask
+
+UTTERANCES = 12
+CONFIG = {
+    "token_type": "char",
+    "token_list": TOKENS,
+    "input_size": 20,
+    "frontend": None,
+    "normalize": None,
+    "num_workers": 0,
+    "num_att_plot": 0,
+    "use_tensorboard": False,
+    "use_matplotlib": False,
+    "keep_nbest_models": 1,
+    "batch_type": "unsorted",
+    "batch_size": 4,
+    "max_epoch": 6,
+    "encoder": "l0_conformer",
+    "encoder_conf": ENCODER,
+    "decoder": "transformer",
+    "decoder_conf": {"attention_heads": 2, "linear_units": 8, "num_blocks": 1},
+    "model": "l0_distill",
+    "model_conf": {"ctc_weight": 0.3},
+    "optim": "l0_adamw",
+    "optim_conf": {"lr": 1e-3, "gate_lr": 0.3},
+    "sparsity_constraint": "nupi",
+    "sparsity_constraint_conf": {"multiplier_lr": 50.0, "kp": 1.0},
+    "sparsity_scheduler": "cubic",
+    "sparsity_scheduler_conf": {
+        "target": 0.3,
+        "warmup_steps": 2,
+        "ramp_steps": 6,
+        "hold_steps": 4,
+    },
+}
+
+
+def make_data(folder, shortest: int = 50, longest: int = 80) -> None:
+    """Random features and texts, as ESPnet's command takes them; lengths in frames."""
+    rng, feats, texts, shapes = np.random.default_rng(0), [], [], []
+    for i in range(UTTERANCES):
+        frames = int(rng.integers(shortest, longest + 1))
+        np.save(folder / f"{i}.npy", rng.standard_normal((frames, 20), np.float32))
+        feats.append(f"u{i:02} {folder}/{i}.npy")
+        texts.append(f"u{i:02} {''.join(rng.choice(list('ABCDEFGH'), 5))}")
+        shapes.append(f"u{i:02} {frames},20")
+    for name, lines in (("feats", feats), ("text", texts), ("shape", shapes)):
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def run(data, out, *more: str, **changes) -> None:
+    """`python -m espnet2.bin.asr_train`, with options of CONFIG changed."""
+    conf = {**CONFIG, **changes}
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(conf))
+    command = ["--config", str(file), "--output_dir", str(out), "--resume", "true"]
+    for part in ("train", "valid"):
+        command += [
+            *(f"--{part}_data_path_and_name_and_type", f"{data}/feats,speech,npy"),
+            *(f"--{part}_data_path_and_name_and_type", f"{data}/text,text,text"),
+            *(f"--{part}_shape_file", f"{data}/shape"),
+        ]
+    ASRTask.main(cmd=[*command, *more])
+
+
+def final(out) -> dict:
+    """The last checkpoint."""
+    return torch.load(out / "checkpoint.pth", weights_only=False)
