@@ -35,11 +35,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def start(options: argparse.Namespace) -> None:
     """Check the options before anything takes time."""
-    logging.disable(logging.WARNING)
     if options.rounds < 1:
         raise SystemExit(f"--rounds is {options.rounds}; expected 1 or more")
     if options.json is not None and not options.json.parent.is_dir():
         raise SystemExit(f"--json: there is no folder {options.json.parent}")
+    logging.disable(logging.WARNING)
     torch.manual_seed(options.seed)
 
 

@@ -40,8 +40,12 @@ def test_names_and_second_registration():
     assert encoder_choices.get_class("l0_conformer") is L0ConformerEncoder
     assert "l0_distill" in model_choices.choices()
     assert "l0_adamw" in abs_task.optim_classes
-    help_text = ASRTask.get_parser().format_help()
-    assert "--sparsity_scheduler {linear,None}" in " ".join(help_text.split())
+    help_text = "".join(ASRTask.get_parser().format_help().split())
+    for option in (
+        "--sparsity_scheduler{constant,linear,cubic,cosine,exponential,staircase,None}",
+        "--sparsity_constraint{lagrangian,inequality,nupi,penalty,None}",
+    ):
+        assert option in help_text
 
 
 def test_a_taken_name_is_an_error(monkeypatch):
