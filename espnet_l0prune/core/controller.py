@@ -93,6 +93,11 @@ class SparsityController:
                 another length than before the run was resumed
         """
         scheduler, state = self.scheduler, self.optimizer.pruning
+        if not updates:
+            raise ValueError(
+                "an epoch has fewer batches than accum_grad, so that no update is made; "
+                "expected accum_grad of at most the number of batches"
+            )
         if scheduler.in_epochs:
             if self.update and updates != scheduler.scale:
                 raise ValueError(

@@ -89,6 +89,7 @@ class AbsSparsityScheduler(ABC):
             "sparsity_scheduler": type(self).__name__,
             "target": self.goal,
             "start": self.start,
+            "in_epochs": self.in_epochs,
             **dict(zip(names, self.lengths, strict=True)),
         }
 

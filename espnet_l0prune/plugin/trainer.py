@@ -22,7 +22,8 @@ class L0Trainer(Trainer):
 
     @classmethod
     def train_one_epoch(cls, model, iterator, options, distributed_option, **kwargs):
-        controller = getattr(model, "module", model).controller
+        # in a notebook, another model may come after the pruned one
+        controller = getattr(getattr(model, "module", model), "controller", None)
         if controller is not None:
             updates = len(iterator) // options.accum_grad
             controller.begin_epoch(updates, options.max_epoch)

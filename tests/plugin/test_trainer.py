@@ -134,6 +134,11 @@ def test_a_schedule_longer_than_the_run(data, tmp_path):
         run(data, tmp_path / "exp", sparsity_scheduler_conf=conf)
 
 
+def test_an_epoch_without_an_update(data, tmp_path):
+    with pytest.raises(ValueError, match="fewer batches than accum_grad"):
+        run(data, tmp_path / "exp", accum_grad=4)
+
+
 def test_a_schedule_in_epochs(data, uninterrupted, tmp_path):
     """The same phases, so the same run."""
     lengths = {"warmup_steps": 2 / 3, "ramp_steps": 2, "hold_steps": 4 / 3}
@@ -143,6 +148,19 @@ def test_a_schedule_in_epochs(data, uninterrupted, tmp_path):
     found = final(tmp_path / "exp")
     assert_same(found["model"], uninterrupted["model"])
     assert found["optimizers"][0]["param_groups"][1]["scale"] == 3
+
+
+def test_a_stock_model_is_trained_after_a_pruned_one(data, uninterrupted, tmp_path):
+    stock = {
+        "encoder": "conformer",
+        "model": "espnet",
+        "optim": "adam",
+        "optim_conf": {"lr": 1e-3},
+        "sparsity_scheduler": None,
+        "sparsity_constraint": None,
+    }
+    run(data, tmp_path / "exp", max_epoch=2, **stock)
+    assert final(tmp_path / "exp")["reporter"]["epoch"] == 2
 
 
 def phases(out) -> dict[str, float]:
