@@ -154,3 +154,11 @@ def _check_positive(**options: float) -> None:
             raise ValueError(
                 f"sparsity_constraint_conf: {name} is {value}; expected more than 0"
             )
+
+
+CONSTRAINTS = {
+    "lagrangian": LagrangianConstraint,
+    "inequality": InequalityConstraint,
+    "nupi": NuPIConstraint,
+    "penalty": PenaltyConstraint,
+}

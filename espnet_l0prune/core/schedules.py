@@ -182,3 +182,13 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
 
     def ramp(self, done: float) -> float:
         return (math.floor(done * self.stairs) + 1) / self.stairs
+
+
+SCHEDULERS = {
+    "constant": ConstantSparsityScheduler,
+    "linear": LinearSparsityScheduler,
+    "cubic": CubicSparsityScheduler,
+    "cosine": CosineSparsityScheduler,
+    "exponential": ExponentialSparsityScheduler,
+    "staircase": StaircaseSparsityScheduler,
+}

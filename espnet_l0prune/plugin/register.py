@@ -16,24 +16,10 @@ from espnet2.tasks.asr import (
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.trainer import Trainer
 
-from espnet_l0prune.core.constraints import (
-    AbsConstraint,
-    InequalityConstraint,
-    LagrangianConstraint,
-    NuPIConstraint,
-    PenaltyConstraint,
-)
+from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.schedules import (
-    AbsSparsityScheduler,
-    ConstantSparsityScheduler,
-    CosineSparsityScheduler,
-    CubicSparsityScheduler,
-    ExponentialSparsityScheduler,
-    LinearSparsityScheduler,
-    StaircaseSparsityScheduler,
-)
+from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
 from espnet_l0prune.plugin.experiment import note_input_size_, read_mapping
 from espnet_l0prune.plugin.model import L0DistillModel
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
@@ -43,26 +29,14 @@ from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
 
 sparsity_scheduler_choices = ClassChoices(
     "sparsity_scheduler",
-    classes={
-        "constant": ConstantSparsityScheduler,
-        "linear": LinearSparsityScheduler,
-        "cubic": CubicSparsityScheduler,
-        "cosine": CosineSparsityScheduler,
-        "exponential": ExponentialSparsityScheduler,
-        "staircase": StaircaseSparsityScheduler,
-    },
+    classes=SCHEDULERS,
     type_check=AbsSparsityScheduler,
     default=None,
     optional=True,
 )
 sparsity_constraint_choices = ClassChoices(
     "sparsity_constraint",
-    classes={
-        "lagrangian": LagrangianConstraint,
-        "inequality": InequalityConstraint,
-        "nupi": NuPIConstraint,
-        "penalty": PenaltyConstraint,
-    },
+    classes=CONSTRAINTS,
     type_check=AbsConstraint,
     default=None,
     optional=True,
