@@ -42,7 +42,8 @@ class L0Trainer(Trainer):
         checkpoint = Path(checkpoint)
         Trainer.resume(choose_checkpoint(checkpoint), model, reporter, *args, **kwargs)
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
-        if not is_whole(epoch):  # the kill came between the checkpoint and this
+        first = not torch.distributed.is_initialized() or not torch.distributed.get_rank()
+        if first and not is_whole(epoch):  # killed between the checkpoint and this
             logging.warning(f"{epoch} is damaged or missing: written again")
             replace(epoch, lambda path: torch.save(model.state_dict(), path))
             latest = checkpoint.with_name("latest.pth")
