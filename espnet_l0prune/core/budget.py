@@ -15,7 +15,7 @@ At p in {0, 1} this counts the parameters of the cut network exactly.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -248,6 +248,49 @@ class Budget:
         return self.totals[cost] * (1 - self.actual()[cost])
 
 
+def split(budget: Budget, network: nn.Module, per: str) -> dict[str, Budget]:
+    """A budget for each part of a network that has gates.
+
+    Args:
+        budget: of the whole network
+        network: what it counts
+        per: `block`, or `kind` of module
+
+    Raises:
+        ValueError: gates that belong to no one part
+    """
+    members: dict[str, list[int]] = {}
+    part_of: dict[nn.Module, str] = {}
+    for i, site in enumerate(budget.sites):
+        part = site.part(per)
+        if part is not None:
+            name, root = part
+            part_of.update(dict.fromkeys(root.modules(), name))
+        if site.gates:
+            if part is None:
+                raise ValueError(
+                    f"a target for each {per} cannot hold {', '.join(site.gates)}, "
+                    f"which reach beyond a {per} ({site.name}); expected units without "
+                    "them, or one target for all"
+                )
+            members.setdefault(name, []).append(i)
+    modules = dict(network.named_modules())
+    terms: dict[str, list[Term]] = {name: [] for name in members}
+    for term in budget.terms:
+        name = part_of.get(modules[term.owner])
+        if name in members:
+            place = {old: new for new, old in enumerate(members[name])}
+            factors = tuple(
+                (how, tuple((place[i], kind) for i, kind in keys))
+                for how, keys in term.factors
+            )
+            terms[name].append(replace(term, factors=factors))
+    return {
+        name: Budget([budget.sites[i] for i in sites], terms[name])
+        for name, sites in members.items()
+    }
+
+
 def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
     """Raise ValueError where the units cannot reach a target; name what they reach."""
     reachable = budget.reachable()
@@ -263,6 +306,49 @@ def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
                 f"most {reachable[cost]:.4f} of the {budget.totals[cost]:,.0f} in scope; "
                 "choose a lower target or add kinds of units"
             )
+
+
+def check_compatible(
+    budget: Budget, targets: Mapping[str, float], tolerance: float = 0.01
+) -> None:
+    """Raise ValueError for targets of which one takes more of another cost than its
+    target.
+
+    The least that goes of a cost with a target in another one is found by closing the
+    units that take least of it first; as they share tensors this is close, not exact.
+    """
+    for given, target in targets.items():
+        for cost, other in targets.items():
+            least = _least(budget, given, target, cost) if cost != given else 0.0
+            if least > other + tolerance:
+                raise ValueError(
+                    f"the targets contradict each other: a sparsity of {target} in "
+                    f"{given} takes at least {least:.3f} of the {cost} along, and their "
+                    f"target is {other}. Raise the target in {cost}, leave it out, or "
+                    "take sparsity_constraint: inequality, which asks for at least so "
+                    "much."
+                )
+
+
+@torch.no_grad()
+def _least(budget: Budget, given: str, target: float, cost: str) -> float:
+    """About the least sparsity in `cost` that comes with the target in `given`."""
+    with torch.enable_grad():
+        opened = budget._padded(torch.ones_like).requires_grad_()
+        sparsity = budget.sparsity(opened)
+        takes, gives = (
+            torch.autograd.grad(-sparsity[c], opened, retain_graph=True)[0]
+            for c in (cost, given)
+        )
+    price = (takes + 1e-12) / (gives + 1e-12)
+    sizes = budget._sizes.int().tolist()
+    rank, high = _ranks(budget, [row[:n] for row, n in zip(price, sizes, strict=True)])
+    full, low = budget._padded(torch.ones_like), -1
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = budget.sparsity(full * (rank >= middle))[given]
+        low, high = (low, middle) if reached >= target else (middle, high)
+    return float(budget.sparsity(full * (rank >= high))[cost])
 
 
 @torch.no_grad()
@@ -315,18 +401,22 @@ def select(budget: Budget, targets: Mapping[str, float], tolerance: float = 1e-3
     return _plan(budget, best[1])
 
 
-def _ranks(budget: Budget) -> tuple[Tensor, int]:
+def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tensor, int]:
     """The order in which units close, (gates, largest size), and its length.
 
-    Units of a rank go together, the least probable first; those at infinity stay.
+    Units of a rank go together; those at infinity stay.
+
+    Args:
+        scores: of each gate's units: the lowest go first; by default the least probable
     """
     rank = torch.full_like(budget._padded(torch.ones_like), torch.inf)
     groups = []  # (log_alpha, row of the gate, units)
     for row, ((i, kind), gate) in enumerate(budget.gates.items()):
-        alpha, stays = gate.log_alpha.detach().clone(), budget.sites[i].protected(kind)
+        score, stays = gate.log_alpha.detach(), budget.sites[i].protected(kind)
+        score = (score if scores is None else scores[row]).clone()
         if stays is not None:
-            alpha[stays] = torch.inf
-        alpha, order = alpha.sort()
+            score[stays] = torch.inf
+        score, order = score.sort()
         size, step = len(order), gate.round_to
         ends = list(range(size % step or step, size + 1, step))
         begins = [0, *ends[:-1]]
@@ -335,7 +425,7 @@ def _ranks(budget: Budget) -> tuple[Tensor, int]:
         for begin, end in zip(begins, ends, strict=True):
             # what exceeds a multiple goes first of all
             first = step > 1 and end == size % step
-            value = -torch.inf if first else float(alpha[begin:end].mean())
+            value = -torch.inf if first else float(score[begin:end].mean())
             groups.append((value, row, order[begin:end]))
     for place, (_, row, units) in enumerate(sorted(groups, key=lambda g: g[:2])):
         rank[row, units] = place

@@ -14,7 +14,13 @@ Multipliers = dict[str, float]
 
 
 class AbsConstraint(ABC):
-    """How the gates are held to their target; the interface of all constraints."""
+    """How the gates are held to their target; the interface of all constraints.
+
+    Attributes:
+        equality: whether a sparsity beyond the target is corrected too
+    """
+
+    equality = True
 
     @abstractmethod
     def start(self) -> Multipliers:
@@ -67,6 +73,8 @@ class InequalityConstraint(AbsConstraint):
         restart: whether a satisfied constraint sets its multiplier to 0; otherwise it
             descends to 0 as it came
     """
+
+    equality = False
 
     def __init__(self, multiplier_lr: float = 1.0, restart: bool = True):
         _check_positive(multiplier_lr=multiplier_lr)
@@ -136,6 +144,8 @@ class PenaltyConstraint(AbsConstraint):
     Args:
         weight: the price of the whole cost
     """
+
+    equality = False
 
     def __init__(self, weight: float = 1.0):
         _check_positive(weight=weight)

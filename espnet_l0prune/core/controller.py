@@ -2,19 +2,26 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from espnet_l0prune.core.budget import Budget, check_reachable, select
+from espnet_l0prune.core.batch_norm import batch_norms, restart_
+from espnet_l0prune.core.budget import (
+    Budget,
+    check_compatible,
+    check_reachable,
+    select,
+)
 from espnet_l0prune.core.constraints import AbsConstraint, Multipliers
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.sites import decide_
 
-OFF_TARGET = 0.05  # from here on a warning names the remedy, in phase hold
+OFF_TARGET = 0.05  # from here on a warning names the remedy
 MEANING = {
     "warmup": "the gates are bypassed, the network is dense",
     "ramp": "the gates train, and the target sparsity rises",
@@ -26,42 +33,52 @@ MEANING = {
 class SparsityController:
     """Leads the gates of a network to a target sparsity in one cost, or in several.
 
-    The loss gains the constraint's penalty of each cost's shortfall, target minus
-    expected sparsity, and after every update the cost's multipliers move. Clipping,
-    weight decay and loss scaling never see the multipliers.
+    The loss gains the constraint's penalty of each shortfall, target minus expected
+    sparsity, and after every update its multipliers move. Clipping, weight decay and
+    loss scaling never see the multipliers.
 
-    All that must be resumed lives in the optimizer and in the gates.
+    All that must be resumed lives in the optimizer, in the gates and in the batch norms.
 
     Args:
         budget: counts the network
+        parts: what must meet the targets: budgets by name; that of the whole network
+            is named ""
         scheduler: phase and targets as functions of the number of updates
         constraint: penalty and multipliers
         optimizer: trains the gates; keeps the number of updates and the multipliers
 
     Raises:
-        ValueError: a target that the units cannot reach
+        ValueError: targets that the units cannot reach, or that contradict each other
     """
 
     def __init__(
         self,
         budget: Budget,
+        parts: Mapping[str, Budget],
         scheduler: AbsSparsityScheduler,
         constraint: AbsConstraint,
         optimizer: L0AdamW,
     ):
-        check_reachable(budget, scheduler.goal)
-        _check_not_met(budget, scheduler.goal)
         self.budget, self.scheduler, self.constraint = budget, scheduler, constraint
-        self.optimizer = optimizer
+        self.optimizer, self.parts = optimizer, parts
+        for part in self.parts.values():
+            check_reachable(part, scheduler.goal)
+            _check_not_met(part, scheduler.goal)
+            if constraint.equality:
+                check_compatible(part, scheduler.goal)
         self.settings = {
             **scheduler.settings,
             "sparsity_constraint": type(constraint).__name__,
+            "order": optimizer.order,
+            "parts": list(self.parts),
         }
+        names = self._shortfalls()
         optimizer.pruning.update(
-            multipliers={cost: constraint.start() for cost in scheduler.goal},
+            multipliers={name: constraint.start() for name in names},
             settings=self.settings,
             scale=scheduler.scale,
         )
+        self._paths = {name: _Path() for name in names}
         self._announced: str | None = None
         self._enter_phase()
         optimizer.register_step_pre_hook(lambda *_: self._before_update())
@@ -78,8 +95,23 @@ class SparsityController:
         return self.scheduler.phase(self.update)
 
     @property
+    def on_budget(self) -> bool:
+        """Whether what is there now is what will be cut."""
+        return self.phase == "frozen"
+
+    @property
     def _training(self) -> bool:
         return self.phase in ("ramp", "hold")
+
+    @property
+    def _moves(self) -> dict[str, bool]:
+        """Whether this update moves the weights, and whether the gates."""
+        order = self.optimizer.order
+        if not self._training:
+            return {"weights": True, "gates": False}
+        if order == "alternating":
+            return {"weights": self.update % 2 == 0, "gates": self.update % 2 == 1}
+        return {"weights": order == "joint", "gates": True}
 
     def begin_epoch(self, updates: int, epochs: int) -> None:
         """Fit the schedule to the run, and say so early where it does not fit.
@@ -89,8 +121,8 @@ class SparsityController:
             epochs: of the whole run
 
         Raises:
-            ValueError: gates that would not be frozen when the run ends; epochs of
-                another length than before the run was resumed
+            ValueError: a run that ends before the frozen network was trained at all;
+                epochs of another length than before the run was resumed
         """
         scheduler, state = self.scheduler, self.optimizer.pruning
         if not updates:
@@ -107,26 +139,23 @@ class SparsityController:
                 )
             scheduler.scale = state["scale"] = updates
         needed, last = scheduler.frozen_begins, updates * epochs
-        if needed > last:
+        if needed >= last:
             raise ValueError(
-                f"the gates freeze after {needed} updates (warmup, ramp and hold), but "
-                f"this run ends after {last}: {epochs} epochs of {updates}. Raise "
-                f"max_epoch to {-(-needed // updates) + 1}, or shorten warmup_steps, "
-                f"ramp_steps and hold_steps to {max(last - updates, 1)} in all."
+                f"the gates freeze after {needed} updates (warmup, ramp and hold), and "
+                "the frozen network must be trained too, but this run ends after "
+                f"{last}: {epochs} epochs of {updates}. Raise max_epoch to "
+                f"{needed // updates + 1}, or shorten warmup_steps, ramp_steps and "
+                f"hold_steps to {max(last - updates, 1)} in all."
             )
-        if self.phase == "hold":
-            self._check_landing()
+        self._tell_paths()
 
-    @torch.no_grad()
-    def _check_landing(self) -> None:
-        for cost, shortfall in self._shortfalls().items():
-            if abs(float(shortfall)) > OFF_TARGET:
-                logging.warning(
-                    f"The expected sparsity in {cost} is {float(shortfall):.3f} from its "
-                    "target in phase 'hold'. If it swings around the target, lower "
-                    "multiplier_lr; if it lags behind, raise multiplier_lr or gate_lr, "
-                    "or lengthen ramp_steps."
-                )
+    def _tell_paths(self) -> None:
+        """Name what did not follow its target since this was last called."""
+        for name, path in self._paths.items():
+            remedy = path.remedy(self.phase)
+            if remedy and self.multipliers[name]:
+                logging.warning(f"The expected sparsity in {name} {remedy}")
+            self._paths[name] = _Path()
 
     def _resume(self) -> None:
         state = self.optimizer.pruning
@@ -149,31 +178,37 @@ class SparsityController:
 
     @property
     def multipliers(self) -> dict[str, Multipliers]:
-        """Those of each cost."""
+        """By cost or, of parts, by cost and part."""
         return self.optimizer.pruning["multipliers"]
 
+    def _expected(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Of all that must meet a target: its name, the cost, the expected sparsity."""
+        for part, budget in self.parts.items():
+            expected = budget.expected()
+            for cost in self.scheduler.goal:
+                yield f"{cost}_{part}" if part else cost, cost, expected[cost]
+
     def _shortfalls(self) -> dict[str, Tensor]:
-        expected = self.budget.expected()
         targets = self.scheduler.targets(self.update)
-        return {cost: target - expected[cost] for cost, target in targets.items()}
+        return {name: targets[cost] - s for name, cost, s in self._expected()}
 
     def penalty(self) -> Tensor:
         """The constraints' share of the loss: a scalar."""
         total = torch.zeros((), dtype=torch.float64)
         if not self._training:
             return total
-        for cost, shortfall in self._shortfalls().items():
-            penalty = self.constraint.penalty(shortfall, self.multipliers[cost])
+        for name, shortfall in self._shortfalls().items():
+            penalty = self.constraint.penalty(shortfall, self.multipliers[name])
             total = total.to(penalty.device) + penalty
         return total
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
         """Target, expected and actual sparsity in each cost, and the multipliers."""
-        targets = self.scheduler.targets(self.update)
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}
+        expected |= {name: float(s) for name, _, s in self._expected()}
         found = {
-            "sparsity_target": targets,
+            "sparsity_target": self.scheduler.targets(self.update),
             "sparsity_expected": expected,
             "sparsity_actual": self.budget.actual(),
         }
@@ -185,16 +220,17 @@ class SparsityController:
         }
 
     def _before_update(self) -> None:
-        if not self._training:
-            for gate in self._gates():
-                gate.log_alpha.grad = None
+        self.optimizer.leave_out(
+            *(kind for kind, moves in self._moves.items() if not moves)
+        )
 
     @torch.no_grad()
     def _after_update(self) -> None:
-        if self._training:
-            for cost, shortfall in self._shortfalls().items():
-                self.constraint.update_(float(shortfall), self.multipliers[cost])
-                _check_finite(cost, self.multipliers[cost])
+        if self._moves["gates"]:
+            for name, shortfall in self._shortfalls().items():
+                self.constraint.update_(float(shortfall), self.multipliers[name])
+                _check_finite(name, self.multipliers[name])
+                self._paths[name].add(float(shortfall))
         self.optimizer.pruning["update"] += 1
         self._enter_phase()
 
@@ -204,15 +240,54 @@ class SparsityController:
             return
         for gate in self._gates():
             gate.sampling = self._training
-        if self.phase == "frozen" and not all(g.is_decided() for g in self._gates()):
-            plan = select(self.budget, self.scheduler.goal)
-            decide_(self.budget.sites, plan)
+        if self.phase == "frozen":
+            self._freeze()
         self._announced = self.phase
         actual = ", ".join(f"{k} {v:.4f}" for k, v in self.budget.actual().items())
         logging.info(
             f"Pruning enters phase {self.phase!r} at update {self.update}: "
             f"{MEANING[self.phase]} (actual sparsity: {actual})"
         )
+
+    def _freeze(self) -> None:
+        """Fix the gates, and begin the batch norms' statistics anew: they are of gates
+        that were drawn at random."""
+        moving = not all(gate.is_decided() for gate in self._gates())
+        if moving:
+            self._tell_paths()
+            for part in self.parts.values():
+                decide_(part.sites, select(part, self.scheduler.goal))
+        for norm in batch_norms(site.module for site in self.budget.sites):
+            restart_(norm, forget=moving)
+
+
+class _Path:
+    """How the expected sparsity followed its target for a while."""
+
+    def __init__(self):
+        self.shortfalls: list[float] = []
+
+    def add(self, shortfall: float) -> None:
+        self.shortfalls.append(shortfall)
+
+    def remedy(self, phase: str) -> str | None:
+        """What was wrong and what helps, if anything was."""
+        signs = [v > 0 for v in self.shortfalls]
+        crossings = sum(a != b for a, b in pairwise(signs))
+        largest = max(map(abs, self.shortfalls), default=0.0)
+        if crossings > 1 and largest > OFF_TARGET:
+            return (
+                f"swings around its target: it crossed it {crossings} times in "
+                f"{len(signs)} updates, and was up to {largest:.3f} away. Lower "
+                "multiplier_lr in sparsity_constraint_conf."
+            )
+        last = self.shortfalls[-1] if self.shortfalls else 0.0
+        if phase != "ramp" and abs(last) > OFF_TARGET:
+            return (
+                f"is {last:.3f} from its target, which no longer rises. Raise "
+                "multiplier_lr or gate_lr, or lengthen ramp_steps or hold_steps."
+            )
+        return None
 
 
 @torch.no_grad()

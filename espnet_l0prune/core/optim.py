@@ -6,6 +6,8 @@ import torch
 
 from espnet_l0prune.core.gates import LogAlpha
 
+ORDERS = ("joint", "alternating", "gates")
+
 
 class L0AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019) for a network with hard-concrete gates.
@@ -20,6 +22,11 @@ class L0AdamW(torch.optim.AdamW):
         lr: learning rate of the weights; the one a scheduler scales
         gate_lr: step size of the log_alphas
         betas, eps, weight_decay: as in AdamW
+        order: what an update moves while the gates train: weights and gates
+            (`joint`), both in turn (`alternating`), or only `gates`
+
+    Raises:
+        ValueError: an unknown order
     """
 
     def __init__(
@@ -30,7 +37,13 @@ class L0AdamW(torch.optim.AdamW):
         betas: tuple[float, float] | list[float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        order: str = "joint",
     ):
+        if order not in ORDERS:
+            raise ValueError(
+                f"optim_conf: order is {order!r}; expected one of {', '.join(ORDERS)}"
+            )
+        self.order = order
         self._gate_group = {
             "gate_lr": gate_lr,
             "update": 0,
@@ -53,6 +66,13 @@ class L0AdamW(torch.optim.AdamW):
             super().add_param_group({**group, "params": weights})
         if gates:
             super().add_param_group({**group, **self._gate_group, "params": gates})
+
+    def leave_out(self, *kinds: str) -> None:
+        """Leave `weights` or `gates` out of this update: they lose their gradients."""
+        for group in self.param_groups:
+            if ("gates" if "update" in group else "weights") in kinds:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     @property
     def pruning(self) -> dict:

@@ -136,6 +136,18 @@ class Site(ABC):
                     hook = ScaleInput if claim.dim == 1 else ScaleOutput
                     yield claim.module, hook(gate, claim.inner, claim.outer)
 
+    def part(self, per: str) -> tuple[str, nn.Module] | None:
+        """The part of the network that the units belong to alone, in a partition.
+
+        Args:
+            per: `block`, or `kind` of module
+
+        Returns:
+            the part's name and, with all that is in it, a module of it; None where the
+            units reach beyond
+        """
+        return None
+
     def protected(self, kind: str) -> int | None:
         """A unit that stays in any case, where not all of a kind can go."""
         return None

@@ -21,7 +21,7 @@ from espnet_l0prune.deploy.verify import Difference, compare, outputs, require_e
 from espnet_l0prune.plugin.experiment import load_experiment, note_input_size_
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
-from espnet_l0prune.plugin.workload import make_budget, sites_of
+from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
@@ -62,10 +62,13 @@ def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) 
             "experiment with encoder: l0_conformer, say, some units and a "
             "sparsity_scheduler"
         )
-    budget, goal = make_budget(model, make_workload(args)), make_scheduler(args).goal
-    actual = budget.actual()
+    workload, goal = make_workload(args), make_scheduler(args).goal
+    budget = make_budget(model, workload)
+    parts = make_parts(model, workload, budget)
+    actual = {name: part.actual() for name, part in parts.items()}
     shown = ", ".join(
-        f"{cost}: actual {actual[cost]:.4f}, target {target}"
+        f"{cost}{name and ' of '}{name}: actual {actual[name][cost]:.4f}, target {target}"
+        for name in parts
         for cost, target in goal.items()
     )
     if not all(gate.is_decided() for gate in budget.gates.values()):
@@ -74,28 +77,28 @@ def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) 
             "the phase is 'frozen' (raise max_epoch), or shorten warmup_steps, "
             "ramp_steps and hold_steps."
         )
-    excess = [actual[cost] - target for cost, target in goal.items()]
-    rounding = rounding_of(budget, goal)
-    if min(excess) < -TOLERANCE or min(excess) > TOLERANCE + rounding:
-        raise ValueError(
-            f"{experiment} misses its budget ({shown}; tolerance {TOLERANCE}). The units "
-            "may be too coarse: add ffn_channels or conv_channels to units."
-        )
+    for name, part in parts.items():
+        excess = min(actual[name][cost] - target for cost, target in goal.items())
+        if not -TOLERANCE <= excess <= TOLERANCE + largest_step(part, goal):
+            raise ValueError(
+                f"{experiment} misses its budget ({shown}; tolerance {TOLERANCE}, and "
+                "what the largest unit takes). Choose the checkpoint of a run that ended "
+                "with this sparsity_scheduler_conf."
+            )
     return budget
 
 
-def rounding_of(budget: Budget, goal: Mapping[str, float]) -> float:
-    """The largest share of a budgeted cost that goes at once because of `round_to`."""
+def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
+    """The largest share of a budgeted cost that goes at once, of what is left."""
     largest = 0.0
     opened = budget.opened()
     before = budget.sparsity(opened)
     for row, gate in enumerate(budget.gates.values()):
-        if gate.round_to > 1:
-            fewer = opened.clone()
-            fewer[row, opened[row].nonzero().flatten()[: gate.round_to]] = 0
-            after = budget.sparsity(fewer)
-            steps = (float(after[cost] - before[cost]) for cost in goal)
-            largest = max(largest, *steps)
+        fewer = opened.clone()
+        fewer[row, opened[row].nonzero().flatten()[: gate.round_to]] = 0
+        after = budget.sparsity(fewer)
+        steps = (float(after[cost] - before[cost]) for cost in goal)
+        largest = max(largest, *steps)
     return largest
 
 

@@ -3,10 +3,12 @@
 import importlib.util
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.torch_utils.device_funcs import force_gatherable
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.distillation import (
@@ -20,6 +22,8 @@ from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites.stream import open_stream
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 
+OFF_BUDGET = 1e4  # more than any loss of an utterance
+
 
 class L0DistillModel(ESPnetASRModel):
     """`model: l0_distill`: every option of `espnet`, and
@@ -31,6 +35,9 @@ class L0DistillModel(ESPnetASRModel):
         layer_map: which layers it compares: `same` depth, `uniform`, the `last` ones, or
             `dynamic`, each of the teacher's with the closest of the student's
         layer_loss: `mse`, or `l1_cosine`
+        layer_projection: `identity`; or a matrix W, the same for all layers, that is
+            learnt with the weights: of the `teacher`'s outputs (Jiang et al. 2023,
+            equation 8), or of the `student`'s. Only training has it
         att_kl_weight: weight of the attention decoder's KL divergence
         ctc_kl_weight: weight of the CTC posteriors' KL divergence
         ctc_kl_frames: `all`, or `non_blank`: those where the teacher has a token
@@ -38,7 +45,9 @@ class L0DistillModel(ESPnetASRModel):
         temperature: of the attention decoder's and the CTC posteriors' divergences
 
     The loss is ESPnet's own plus the weighted distillation losses plus the penalty of
-    the sparsity constraint.
+    the sparsity constraint. While gates train, two criteria for the choice of a model
+    are finite and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's
+    loss or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class L0DistillModel(ESPnetASRModel):
         layer_weight: float = 1.0,
         layer_map: str = "same",
         layer_loss: str = "mse",
+        layer_projection: str = "identity",
         att_kl_weight: float = 0.5,
         ctc_kl_weight: float = 0.5,
         ctc_kl_frames: str = "all",
@@ -85,6 +95,7 @@ class L0DistillModel(ESPnetASRModel):
         choices = {
             "layer_map": (layer_map, LAYER_MAPS),
             "layer_loss": (layer_loss, LAYER_LOSSES),
+            "layer_projection": (layer_projection, ("identity", "teacher", "student")),
             "ctc_kl_frames": (ctc_kl_frames, ("all", "non_blank")),
         }
         for name, (choice, known) in choices.items():
@@ -94,20 +105,32 @@ class L0DistillModel(ESPnetASRModel):
                     f"{', '.join(known)}"
                 )
         self.layer_map, self.layer_loss = layer_map, layer_loss
-        self.ctc_kl_frames = ctc_kl_frames
+        self.layer_projection, self.ctc_kl_frames = layer_projection, ctc_kl_frames
         self.teacher_files = teacher_config, teacher_model_file
         self.layer_weight = layer_weight
         self.att_kl_weight, self.ctc_kl_weight = att_kl_weight, ctc_kl_weight
         self.transducer_kl_weight = transducer_kl_weight
         self.temperature = temperature
         self.teacher: Teacher | None = None
+        self.register_parameter("projection", None)
         self.controller: SparsityController | None = None
+        self.register_load_state_dict_pre_hook(_drop_projection)
 
-    def load_teacher_(self) -> None:
-        """Bring the teacher in, for training; inference never does."""
+    def load_teacher_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring in the teacher, and the projection of the layers; inference never does.
+
+        Args:
+            optimizer: trains the projection
+        """
         config_file, model_file = self.teacher_files
-        if config_file is not None and model_file is not None:
-            self.teacher = Teacher(config_file, model_file, self)
+        if config_file is None or model_file is None:
+            return
+        self.teacher = Teacher(config_file, model_file, self)
+        if self.layer_projection != "identity" and self.layer_weight:
+            size, like = self.encoder.output_size(), next(self.parameters())
+            identity = torch.eye(size, dtype=like.dtype, device=like.device)
+            self.projection = nn.Parameter(identity)
+            optimizer.add_param_group({"params": self.projection})
 
     def forward(
         self,
@@ -139,6 +162,10 @@ class L0DistillModel(ESPnetASRModel):
             loss = loss + penalty
             stats |= self.controller.report()
             stats["loss_sparsity"] = penalty.detach()
+            there = self.controller.on_budget
+            stats["loss_on_budget"] = stats["loss_task"] + (0 if there else OFF_BUDGET)
+            if stats.get("acc") is not None:
+                stats["acc_on_budget"] = stats["acc"] if there else 0.0
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 
@@ -180,27 +207,41 @@ class L0DistillModel(ESPnetASRModel):
     def _hidden_states(
         self, student: Trace, teacher: Trace
     ) -> list[tuple[Tensor, Tensor]]:
-        """Outputs of the blocks to compare, in the features that both have.
+        """Outputs of the blocks to compare, projected, in the features that both have.
 
         The student's blocks are those that were not cut, and whose gate is not closed.
         """
-        index = open_stream(self.encoder)
+        index, matrix = open_stream(self.encoder), self.projection
+
+        def shared(hidden: Tensor) -> Tensor:
+            """Of a network that was cut in width it is all."""
+            if index is None or hidden.size(-1) == len(index):
+                return hidden
+            return hidden.index_select(-1, index)
+
         ours, theirs = {}, teacher.blocks
         for i, block in enumerate(self.encoder.encoders):
             gate = getattr(block, "blocks_gate", None)
             closed = isinstance(block, Skip) or (gate is not None and not gate.is_open())
             if i in student.blocks and not closed:
-                ours[i] = student.blocks[i]
-        if index is not None:
-            theirs = {i: h.index_select(-1, index) for i, h in theirs.items()}
-            ours = {  # of a network that was cut in width it is all
-                i: h if h.size(-1) == len(index) else h.index_select(-1, index)
-                for i, h in ours.items()
-            }
+                ours[i] = shared(student.blocks[i])
+        if matrix is not None and self.layer_projection == "student":
+            matrix = matrix if index is None else matrix.index_select(1, index)
+            ours = {i: F.linear(hidden, matrix) for i, hidden in ours.items()}
+        else:
+            if matrix is not None:
+                theirs = {i: F.linear(hidden, matrix) for i, hidden in theirs.items()}
+            theirs = {i: shared(hidden) for i, hidden in theirs.items()}
         if not ours:
             return []
         places = LAYER_MAPS[self.layer_map](ours, theirs, student.encoder_lengths)
         return [(ours[i], theirs[j]) for i, j in places]
+
+
+def _drop_projection(model: "L0DistillModel", state: dict, prefix: str, *_) -> None:
+    """The projection of a training is nothing to a model that does not train."""
+    if model.projection is None:
+        state.pop(f"{prefix}projection", None)
 
 
 def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:

@@ -25,7 +25,12 @@ from espnet_l0prune.plugin.model import L0DistillModel
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.signature import check_options
 from espnet_l0prune.plugin.trainer import L0Trainer
-from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
+from espnet_l0prune.plugin.workload import (
+    Workload,
+    make_budget,
+    make_parts,
+    sites_of,
+)
 
 sparsity_scheduler_choices = ClassChoices(
     "sparsity_scheduler",
@@ -148,7 +153,11 @@ def prepare_training(
         _require_gates_in_scope(model, workload)
         budget = make_budget(model, workload)
         model.controller = SparsityController(
-            budget, make_scheduler(args), make_constraint(args), optimizers[0]
+            budget,
+            make_parts(model, workload, budget),
+            make_scheduler(args),
+            make_constraint(args),
+            optimizers[0],
         )
     if isinstance(model, L0DistillModel):
         _require(
@@ -159,7 +168,7 @@ def prepare_training(
         )
         post = model.postencoder
         _require(post is None, "postencoder", type(post).__name__, "none")
-        model.load_teacher_()
+        model.load_teacher_(optimizers[0])
         if task.trainer is Trainer:
             task.trainer = L0Trainer
 

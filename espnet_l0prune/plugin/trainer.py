@@ -40,7 +40,11 @@ class L0Trainer(Trainer):
     @staticmethod
     def resume(checkpoint, model, reporter, *args, **kwargs):
         checkpoint = Path(checkpoint)
-        Trainer.resume(choose_checkpoint(checkpoint), model, reporter, *args, **kwargs)
+        chosen = choose_checkpoint(checkpoint)
+        if chosen is None:
+            return
+        check_fits(chosen, model)
+        Trainer.resume(chosen, model, reporter, *args, **kwargs)
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
         first = not torch.distributed.is_initialized() or not torch.distributed.get_rank()
         if first and not is_whole(epoch):  # killed between the checkpoint and this
@@ -49,6 +53,23 @@ class L0Trainer(Trainer):
             latest = checkpoint.with_name("latest.pth")
             latest.unlink(missing_ok=True)
             latest.symlink_to(epoch.name)
+
+
+def check_fits(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Raise ValueError, with the first difference, for another architecture's weights."""
+    states = torch.load(checkpoint, map_location="meta", weights_only=False)
+    ours, theirs = (
+        {name: tuple(value.shape) for name, value in state.items()}
+        for state in (model.state_dict(), states["model"])
+    )
+    for name in {**theirs, **ours}:
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{checkpoint} is of another architecture: {name} has shape "
+                f"{theirs.get(name, 'none')} there, {ours.get(name, 'none')} in this "
+                "model. Resume with the configuration that it was trained with, or "
+                "train into another --output_dir."
+            )
 
 
 def is_whole(path: Path) -> bool:
@@ -74,11 +95,13 @@ def keep_checkpoint(folder: Path) -> None:
         replace(folder / PREVIOUS, lambda path: shutil.copyfile(checkpoint, path))
 
 
-def choose_checkpoint(checkpoint: Path) -> Path:
+def choose_checkpoint(checkpoint: Path) -> Path | None:
     """The checkpoint to resume from: the newest that is whole.
 
+    None where the run was killed while it saved its first epoch.
+
     Raises:
-        RuntimeError: none is
+        RuntimeError: none is whole, though epochs were finished
     """
     if is_whole(checkpoint):
         return checkpoint
@@ -89,6 +112,12 @@ def choose_checkpoint(checkpoint: Path) -> Path:
             f"from {previous}, one epoch earlier"
         )
         return previous
+    if not list(checkpoint.parent.glob("*epoch.pth")):
+        logging.warning(
+            f"{checkpoint} is damaged, as after a kill in the middle of saving the first "
+            "epoch: beginning anew"
+        )
+        return None
     raise RuntimeError(
         f"{checkpoint} is damaged and there is no whole {PREVIOUS} beside it; expected "
         "a checkpoint that ESPnet saved. Remove both to begin again (the epochs' models "

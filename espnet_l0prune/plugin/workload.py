@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.budget import Budget, terms_of
+from espnet_l0prune.core.budget import Budget, split, terms_of
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.plugin.sites import find_sites
 
@@ -20,17 +20,25 @@ class Workload:
 
     Args:
         scope: what is counted: `encoder`, `decoder` or `model`
+        per: whether every `block`, or every `kind` of module, must meet the targets;
+            None for the scope as a whole
         seconds: length of the utterance that MACs are counted for
         tokens: how many tokens the decoder emits for it, in one parallel pass
         fs: samples a second
     """
 
     scope: str = "encoder"
+    per: str | None = None
     seconds: float = 10.0
     tokens: int = 40
     fs: int = 16_000
 
     def __post_init__(self):
+        if self.per not in (None, "block", "kind"):
+            raise ValueError(
+                f"sparsity_scheduler_conf: per is {self.per!r}; expected block, kind, "
+                "or null for one target"
+            )
         scopes = "encoder", "decoder", "model"
         if self.scope not in scopes:
             raise ValueError(
@@ -56,16 +64,32 @@ def make_budget(model: nn.Module, workload: Workload) -> Budget:
     Raises:
         ValueError: a scope that the model does not have
     """
+    network = _scope(model, workload)
+    sites = sites_of(model) if workload.scope == "model" else find_sites(network)
+    with evaluation(model):
+        shapes = trace(network, lambda: run(model, workload))
+    return Budget(sites, terms_of(network, sites, shapes))
+
+
+def make_parts(model: nn.Module, workload: Workload, budget: Budget) -> dict[str, Budget]:
+    """What must meet the targets, by name: the whole budget, named "", or its parts.
+
+    Raises:
+        ValueError: gates that belong to no one part
+    """
+    if workload.per is None:
+        return {"": budget}
+    return split(budget, _scope(model, workload), workload.per)
+
+
+def _scope(model: nn.Module, workload: Workload) -> nn.Module:
     network = model if workload.scope == "model" else getattr(model, workload.scope)
     if network is None:
         raise ValueError(
             f"sparsity_scheduler_conf: scope is {workload.scope}, but this model has no "
             f"{workload.scope}; expected encoder"
         )
-    sites = sites_of(model) if workload.scope == "model" else find_sites(network)
-    with evaluation(model):
-        shapes = trace(network, lambda: run(model, workload))
-    return Budget(sites, terms_of(network, sites, shapes))
+    return network
 
 
 @torch.no_grad()

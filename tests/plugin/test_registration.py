@@ -58,10 +58,11 @@ def test_print_config_lists_our_options_and_espnets():
     out = python(
         "-m", "espnet2.bin.asr_train", "--print_config", "--encoder", "l0_conformer",
         "--model", "l0_distill", "--optim", "l0_adamw", "--sparsity_scheduler", "linear",
+        "--sparsity_constraint", "nupi",
     )  # fmt: skip
     for option in (
         "units", "open_probability", "cnn_module_kernel", "teacher_config",
-        "ctc_weight", "gate_lr", "ramp_steps",
+        "ctc_weight", "gate_lr", "ramp_steps", "multiplier_lr", "kp",
     ):  # fmt: skip
         assert f"    {option}:" in out, option
 

@@ -11,7 +11,7 @@ from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.tasks.asr import ASRTask
 from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import Reporter
-from runs import CONFIG, final, make_data, run
+from runs import CONFIG, UTTERANCES, final, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.trainer import PREVIOUS, is_whole
@@ -75,10 +75,6 @@ def test_killed_while_saving(name, epoch, data, uninterrupted, tmp_path):
     out, name = tmp_path / "exp", name.format(epoch)
     run_killed(data, out, name, times=epoch if name == "checkpoint.pth" else 1)
     assert not is_whole(out / name)
-    if epoch == 1 and name == "checkpoint.pth":
-        with pytest.raises(RuntimeError, match=r"is damaged and there is no whole"):
-            run(data, out)
-        (out / name).unlink()
     run(data, out)
     found = final(out)
     assert_same(found["model"], uninterrupted["model"])
@@ -87,6 +83,16 @@ def test_killed_while_saving(name, epoch, data, uninterrupted, tmp_path):
         path = out / f"{e}epoch.pth"
         assert is_whole(path) or not path.exists()
     assert is_whole(out / "latest.pth")
+
+
+def test_no_whole_checkpoint_is_left(data, tmp_path):
+    """Finished epochs are not trained again without a word."""
+    out = tmp_path / "exp"
+    run(data, out, max_epoch=5)
+    for path in (out / "checkpoint.pth", out / PREVIOUS):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match=r"is damaged and there is no whole"):
+        run(data, out)
 
 
 def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, caplog):
@@ -124,11 +130,37 @@ def test_a_resume_with_other_settings(changes, message, data, tmp_path):
         run(data, out, max_epoch=7, **conf)
 
 
+def test_a_resume_with_another_architecture(data, tmp_path):
+    out = tmp_path / "exp"
+    run(data, out, max_epoch=5)
+    wider = {**CONFIG["encoder_conf"], "linear_units": 20}
+    message = (
+        r"checkpoint.pth is of another architecture: encoder.encoders.0.feed_forward"
+        r".w_1.weight has shape \(12, 16\) there, \(20, 16\) in this model"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(data, out, encoder_conf=wider)
+    deeper = {**CONFIG["encoder_conf"], "num_blocks": 3}
+    with pytest.raises(ValueError, match=r"encoders.2.\S+ has shape none there"):
+        run(data, out, encoder_conf=deeper)
+    run(data, out)
+    assert final(out)["reporter"]["epoch"] == 6
+
+
+def test_statistics_are_collected_without_pruning(data, tmp_path):
+    """`--collect_stats` builds the model with our options, and trains nothing."""
+    out = tmp_path / "stats"
+    run(data, out, "--collect_stats", "true")
+    assert len((out / "train/speech_shape").read_text().splitlines()) == UTTERANCES
+    assert (out / "train/feats_stats.npz").exists()
+    assert not list(out.glob("*.pth"))
+
+
 def test_a_schedule_longer_than_the_run(data, tmp_path):
     conf = {**CONFIG["sparsity_scheduler_conf"], "ramp_steps": 20}
     message = (
         r"freeze after 26 updates .* ends after 18: 6 epochs of 3. Raise max_epoch to "
-        r"10, or shorten .* to 15 in all"
+        r"9, or shorten .* to 15 in all"
     )
     with pytest.raises(ValueError, match=message):
         run(data, tmp_path / "exp", sparsity_scheduler_conf=conf)
@@ -251,11 +283,14 @@ OPTIONS = {
     "averaging": lambda out: {"nbest_averaging_interval": 2},
     "iterations": lambda out: {"num_iters_per_epoch": 4},
     "unused parameters": lambda out: {"unused_parameters": True},
+    "wandb": lambda out: {"use_wandb": True, "wandb_project": "none"},
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_espnets_options(name, data, tmp_path):
+def test_espnets_options(name, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
     conf = OPTIONS[name](tmp_path / "first")
     if "init_param" in conf:
         run(data, tmp_path / "first")
@@ -269,6 +304,9 @@ def test_espnets_options(name, data, tmp_path):
         assert not torch.equal(one["ctc.ctc_lo.weight"], two["ctc.ctc_lo.weight"])
     if "use_tensorboard" in conf:
         assert list((out / "tensorboard").rglob("events*"))
+    if "use_wandb" in conf:
+        (log,) = out.rglob("*.wandb")
+        assert b"sparsity_expected_params" in log.read_bytes()
 
 
 def test_two_processes_train_as_one(tmp_path):

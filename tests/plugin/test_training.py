@@ -93,7 +93,7 @@ def test_penalty_and_multipliers_in_closed_form():
     assert controller.update == 6
 
 
-@pytest.mark.parametrize("stop", [1, 5, 9, 14])
+@pytest.mark.parametrize("stop", [1, 5, 9, 14, 15])
 def test_resume_equals_never_having_stopped(stop, tmp_path):
     """In every phase, from what ESPnet saves: model and optimizer."""
     net, optimizer = start()

@@ -12,13 +12,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import yaml
 
 
 def pack(experiment: Path, model: str, folder: Path) -> None:
     """Write `folder`/packed.zip."""
     config = yaml.safe_load((experiment / "config.yaml").read_text("utf-8"))
-    shutil.copyfile(experiment / model, folder / "model.pth")
+    state = torch.load(experiment / model, map_location="cpu", weights_only=True)
+    state.pop("projection", None)  # of the distillation
+    torch.save(state, folder / "model.pth")
     extras = []
     stats = config.get("normalize_conf", {}).get("stats_file")
     if stats:

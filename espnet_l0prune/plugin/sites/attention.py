@@ -17,6 +17,7 @@ class AttentionSite(BranchSite):
     forward takes one `d_k` for all of them, and divides the scores by its root.
     """
 
+    label = "attention"
     attributes = ("self_attn", "attn")
     module_types = (MultiHeadedAttention,)
     kinds = ("att_modules", "heads", "head_dims")
@@ -95,6 +96,7 @@ class AttentionSite(BranchSite):
 class SourceAttentionSite(AttentionSite):
     """The decoder's attention to the encoder's output."""
 
+    label = "source_attention"
     attributes = ("src_attn",)
     kinds = ("src_att_modules", "src_heads", "src_head_dims")
     fine = ("src_head_dims",)

@@ -33,6 +33,9 @@ class BlockSite(Site):
     def sizes(self) -> dict[str, int]:
         return {"blocks": 0 if isinstance(self.module, Skip) else 1}
 
+    def part(self, per: str) -> tuple[str, nn.Module] | None:
+        return (self.name, self.module) if per == "block" else None
+
     def claims(self) -> Iterator[Claim]:
         return iter(())
 

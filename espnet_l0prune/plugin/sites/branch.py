@@ -55,9 +55,11 @@ class BranchSite(Site):
     Attributes:
         attributes: names that such a module has in ESPnet's blocks
         module_types: what it must be, to be cut
+        label: the name of this kind of module
     """
 
     attributes: tuple[str, ...]
+    label: str
     module_types: tuple[type[nn.Module], ...]
 
     def __init__(self, name: str, block: nn.Module, attribute: str):
@@ -66,6 +68,11 @@ class BranchSite(Site):
     @property
     def module(self) -> nn.Module:
         return getattr(self.block, self.attribute)
+
+    def part(self, per: str) -> tuple[str, nn.Module]:
+        if per == "block":
+            return self.name.removesuffix(f".{self.attribute}"), self.block
+        return self.label, self.module
 
     @property
     def norm_name(self) -> str:

@@ -17,6 +17,7 @@ class ConvolutionalGatingSite(BranchSite):
     The norm spans the gating halves, so it takes its statistics over the survivors.
     """
 
+    label = "cgmlp"
     attributes = ("cgmlp",)
     module_types = (ConvolutionalGatingMLP,)
     kinds = ("cgmlp_modules", "cgmlp_channels")

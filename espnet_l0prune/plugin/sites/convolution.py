@@ -12,6 +12,7 @@ from espnet_l0prune.plugin.sites.branch import BranchSite
 class ConvolutionSite(BranchSite):
     """Channels: the pair that goes into the GLU, depthwise channel, norm entry."""
 
+    label = "convolution"
     attributes = ("conv_module",)
     module_types = (ConvolutionModule,)
     kinds = ("conv_modules", "conv_channels")

@@ -16,6 +16,7 @@ from espnet_l0prune.plugin.sites.branch import BranchSite
 class FeedForwardSite(BranchSite):
     """Channels between the two layers."""
 
+    label = "feed_forward"
     attributes = ("feed_forward", "feed_forward_macaron")
     module_types = (PositionwiseFeedForward, MultiLayeredConv1d, Conv1dLinear)
     kinds = ("ffn_modules", "ffn_channels")

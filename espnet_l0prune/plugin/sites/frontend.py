@@ -18,6 +18,7 @@ class FrontendSite(Site):
 
     Args:
         name: path of the convolution in the encoder
+        embed: the subsampling
         conv: the convolution
         consumer: the next one, or the linear layer, whose inputs are channel-major
     """
@@ -25,8 +26,8 @@ class FrontendSite(Site):
     kinds = ("frontend_channels",)
     fine = ("frontend_channels",)
 
-    def __init__(self, name: str, conv: nn.Module, consumer: nn.Module):
-        self.name, self.conv, self.consumer = name, conv, consumer
+    def __init__(self, name: str, embed: nn.Module, conv: nn.Module, consumer: nn.Module):
+        self.name, self.embed, self.conv, self.consumer = name, embed, conv, consumer
 
     @classmethod
     def find(cls, network: nn.Module) -> Iterator["FrontendSite"]:
@@ -39,11 +40,14 @@ class FrontendSite(Site):
             ]
             consumers = [*(conv for _, conv in convs[1:]), last_linear(embed)]
             for (name, conv), consumer in zip(convs, consumers, strict=True):
-                yield cls(name, conv, consumer)
+                yield cls(name, embed, conv, consumer)
 
     @property
     def module(self) -> nn.Module:
         return self.conv
+
+    def part(self, per: str) -> tuple[str, nn.Module]:
+        return "frontend", self.embed
 
     @property
     def sizes(self) -> dict[str, int]:

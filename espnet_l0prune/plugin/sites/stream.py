@@ -207,6 +207,9 @@ class BlockWidthSite(_WidthSite):
     def module(self) -> nn.Module:
         return self.block
 
+    def part(self, per: str) -> tuple[str, nn.Module] | None:
+        return (self.name.removesuffix(".stream"), self.block) if per == "block" else None
+
     @property
     def sizes(self) -> dict[str, int]:
         index = self._index()
