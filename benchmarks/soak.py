@@ -25,13 +25,13 @@ from common import ROOT, parser, start, write
 sys.path.append(str(ROOT / "tests"))
 from runs import CONFIG, final, make_data, run
 
-from espnet_l0prune.plugin.trainer import is_whole
+from espnet_l0prune.plugin.trainer import choose_checkpoint, is_whole
 
 PHASES = CONFIG["sparsity_scheduler_conf"]
 COLUMNS = (
     "runs",
     "kills",
-    "half-written files",
+    "half a file left",
     "epochs begun again",
     "lost epochs",
     "other results",
@@ -70,6 +70,7 @@ def train(data: Path, out: Path, changes: dict, log: Path) -> None:
     """One run in a process of its own, on one thread, all that it says in a file."""
     torch.set_num_threads(1)
     logging.disable(logging.NOTSET)
+    logging.root.handlers.clear()  # ESPnet brings its own
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -104,19 +105,33 @@ def modified(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def soak(data: Path, out: Path, changes: dict, expected: dict, seconds: float, chance):
-    """One run, killed again and again; its row."""
-    found, log = Counter(), out.with_suffix(".log")
+def soak(data: Path, out: Path, changes: dict, seconds: float, end: float, chance):
+    """One run, killed again and again until it, or the time for it, ends."""
+    found, log, checkpoint = Counter(), out.with_suffix(".log"), out / "checkpoint.pth"
     while disturb(begin(data, out, changes, log), out, seconds, chance):
+        files = (checkpoint, *out.glob("*[0-9]epoch.pth"))
         found["kills"] += 1
-        for file in (out / "checkpoint.pth", *out.glob("*[0-9]epoch.pth")):
-            if file.exists() and not is_whole(file):
-                found["half-written files"] += 1
-    epochs = re.findall(r"(\d+)/\d+epoch started", log.read_text())
-    found["epochs begun again"] = len(epochs) - CONFIG["max_epoch"]
-    found["lost epochs"] = max(found["epochs begun again"] - found["kills"], 0)
-    found["other results"] = int(not same(state(out), expected))
+        found["half a file left"] += any(f.exists() and not is_whole(f) for f in files)
+        finished = max((int(e) - 1 for e in epochs(log)[-1:]), default=0)
+        found["lost epochs"] += max(finished - resumable(checkpoint), 0)
+        if time.monotonic() > end:
+            begin(data, out, changes, log).join()
+            break
+    found["epochs begun again"] = len(epochs(log)) - CONFIG["max_epoch"]
     return found
+
+
+def epochs(log: Path) -> list[str]:
+    """Those that were started, in order."""
+    return re.findall(r"(\d+)/\d+epoch started", log.read_text())
+
+
+def resumable(checkpoint: Path) -> int:
+    """The epoch after which a run would go on."""
+    chosen = choose_checkpoint(checkpoint) if checkpoint.exists() else None
+    if chosen is None:
+        return 0
+    return torch.load(chosen, weights_only=False)["reporter"]["epoch"]
 
 
 def state(out: Path) -> dict:
@@ -159,9 +174,8 @@ def main(argv: list[str] | None = None) -> None:
         while done < args.runs and time.monotonic() < end:
             name = list(variants)[done % len(variants)]
             out = folder / f"run{done}"
-            found = soak(
-                folder, out, variants[name], expected[name], seconds[name], chance
-            )
+            found = soak(folder, out, variants[name], seconds[name], end, chance)
+            found["other results"] = int(not same(state(out), expected[name]))
             rows[name] += Counter(runs=1) + found
             done += 1
             print(f"run {done}: {name}: {dict(found)}", file=sys.stderr, flush=True)
@@ -169,9 +183,8 @@ def main(argv: list[str] | None = None) -> None:
                 shutil.copytree(out, f"soak_failure_{done}", dirs_exist_ok=True)
             shutil.rmtree(out)
             out.with_suffix(".log").unlink()
-    write(
-        args, [{"variant": v, **{k: row[k] for k in COLUMNS}} for v, row in rows.items()]
-    )
+    counts = ({column: row[column] for column in COLUMNS} for row in rows.values())
+    write(args, [{"variant": v, **c} for v, c in zip(rows, counts, strict=True)])
 
 
 if __name__ == "__main__":
