@@ -4,6 +4,9 @@ The shortfall v = s - S of the expected sparsity S from its target s is positive
 the network is too large. Every constraint adds a penalty of v to the loss, which the
 gates descend, and after every update moves its multipliers, which are plain numbers by
 name, so that they are saved and resumed with the optimizer.
+
+The defaults suit a loss of some 20 an utterance, as ESPnet's is where it is not
+normalized by length; they scale with the loss (benchmarks/landing.py).
 """
 
 from abc import ABC, abstractmethod
@@ -43,11 +46,12 @@ class LagrangianConstraint(AbsConstraint):
 
     Args:
         multiplier_lr: eta
-        lambda1, lambda2: the multipliers at the start
+        lambda1, lambda2: the multipliers at the start; a large lambda2 keeps the gates
+            on the ramp from its first update on, and damps lambda1
     """
 
     def __init__(
-        self, multiplier_lr: float = 1.0, lambda1: float = 0.0, lambda2: float = 0.0
+        self, multiplier_lr: float = 0.5, lambda1: float = 0.0, lambda2: float = 1000.0
     ):
         _check_positive(multiplier_lr=multiplier_lr)
         self.multiplier_lr, self.lambda1, self.lambda2 = multiplier_lr, lambda1, lambda2
@@ -76,7 +80,7 @@ class InequalityConstraint(AbsConstraint):
 
     equality = False
 
-    def __init__(self, multiplier_lr: float = 1.0, restart: bool = True):
+    def __init__(self, multiplier_lr: float = 20.0, restart: bool = True):
         _check_positive(multiplier_lr=multiplier_lr)
         self.multiplier_lr, self.restart = multiplier_lr, restart
 
@@ -109,8 +113,8 @@ class NuPIConstraint(AbsConstraint):
 
     def __init__(
         self,
-        multiplier_lr: float = 1.0,
-        kp: float = 10.0,
+        multiplier_lr: float = 2.0,
+        kp: float = 200.0,
         ki: float = 1.0,
         nu: float = 0.0,
     ):
