@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         while done < args.runs and time.monotonic() < end:
             name = list(variants)[done % len(variants)]
             out = folder / f"run{done}"
-            found = soak(folder, out, variants[name], seconds[name], end, chance)
+            found = soak(folder, out, variants[name], 2 * seconds[name], end, chance)
             found["other results"] = int(not same(state(out), expected[name]))
             rows[name] += Counter(runs=1) + found
             done += 1
