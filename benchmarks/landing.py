@@ -28,7 +28,7 @@ GRID = [
     ("nupi", "cubic", 0.7),
     ("nupi", "exponential", 0.8),
 ]
-PHASES = {"warmup_steps": 20, "ramp_steps": 480, "hold_steps": 160}
+PHASES = {"warmup_steps": 20, "ramp_steps": 560, "hold_steps": 160}
 STAIRS = 10
 FROZEN = 10
 BATCH = 8

@@ -1,8 +1,8 @@
-"""Register with ESPnet the moment that it is imported, and not before."""
+"""Register with each of ESPnet's tasks the moment it is imported, and not before."""
 
 import sys
 
-WATCHED = "espnet2.tasks.asr"
+WATCHED = tuple(f"espnet2.tasks.{name}" for name in ("asr", "s2t", "slu", "st"))
 # What espnet_l0prune.pth holds; silent where the package is gone but the file is not.
 PTH_LINE = (
     'import os; exec("try:\\n    '
@@ -12,41 +12,45 @@ PTH_LINE = (
 
 
 class _RegisterAfter:
-    """Finds one module through the other finders, and registers once it has run.
+    """Finds ESPnet's tasks through the other finders, and registers once one has run.
 
     A finder and a loader by their methods alone: `importlib.abc` would take longer to
     import than all of this, at the start of every Python.
     """
 
+    def __init__(self):
+        self._loaders = {}
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != WATCHED:
+        if fullname not in WATCHED:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                self._loader, spec.loader = spec.loader, self
+                self._loaders[fullname], spec.loader = spec.loader, self
                 return spec
         return None
 
     def create_module(self, spec):
-        return self._loader.create_module(spec)
+        return self._loaders[spec.name].create_module(spec)
 
     def exec_module(self, module):
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        sys.meta_path.remove(self)
-        register()
+        loader = self._loaders.pop(module.__name__)
+        module.__spec__.loader = module.__loader__ = loader
+        loader.exec_module(module)
+        register(module.__name__)
 
 
-def register() -> None:
+def register(module: str) -> None:
     from espnet_l0prune.plugin.register import register
 
-    register()
+    register(module.rpartition(".")[2])
 
 
 def install() -> None:
-    """Register now if ESPnet's tasks are there, else as soon as they are."""
-    if WATCHED in sys.modules:
-        register()
-    elif not any(isinstance(finder, _RegisterAfter) for finder in sys.meta_path):
+    """Register with the tasks that are there, and with the others as soon as they are."""
+    for module in WATCHED:
+        if module in sys.modules:
+            register(module)
+    if not any(isinstance(finder, _RegisterAfter) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfter())

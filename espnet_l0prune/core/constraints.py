@@ -80,7 +80,7 @@ class InequalityConstraint(AbsConstraint):
 
     equality = False
 
-    def __init__(self, multiplier_lr: float = 20.0, restart: bool = True):
+    def __init__(self, multiplier_lr: float = 30.0, restart: bool = True):
         _check_positive(multiplier_lr=multiplier_lr)
         self.multiplier_lr, self.restart = multiplier_lr, restart
 

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import torch
 import yaml
-from espnet2.tasks.asr import ASRTask
 from torch import nn
 
 from espnet_l0prune.core.budget import Budget, count_parameters
 from espnet_l0prune.core.sites import Plan, cut_, plan_of
 from espnet_l0prune.deploy.verify import Difference, compare, outputs, require_equal
-from espnet_l0prune.plugin.experiment import load_experiment, note_input_size_
+from espnet_l0prune.plugin.experiment import (
+    load_experiment,
+    note_input_size_,
+    task_of,
+)
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
@@ -144,7 +147,7 @@ def cut_experiment(
 
     # The promise is about what a user will load: rebuild it from its configuration.
     config = cut_config(config, model)
-    small = ASRTask.build_model(argparse.Namespace(**copy.deepcopy(config)))
+    small = task_of(args).build_model(argparse.Namespace(**copy.deepcopy(config)))
     note_input_size_(small, args)
     small.load_state_dict(model.state_dict())
     del model, budget

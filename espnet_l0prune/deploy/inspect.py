@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from espnet2.tasks.asr import ASRTask
 from torch import nn
 
 from espnet_l0prune.core.budget import COSTS, terms_of
 from espnet_l0prune.core.sites import cut_, plan_of
-from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.experiment import load_experiment, task_of
 from espnet_l0prune.plugin.register import make_workload
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import Workload, make_budget, run, sites_of, trace
@@ -108,7 +107,7 @@ def _build_dense(args: argparse.Namespace) -> nn.Module:
         conf = getattr(dense, name, None)
         if conf and "structure" in conf:
             setattr(dense, name, {**conf, "structure": None, "units": []})
-    return ASRTask.build_model(dense)
+    return task_of(args).build_model(dense)
 
 
 def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.plugin.workload import evaluation
+from espnet_l0prune.plugin.workload import evaluation, is_transducer
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 TOKENS = 9  # that the decoder gets
@@ -75,7 +75,7 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         output = output[0]
     mask = torch.arange(output.size(1)) < valid[:, None]
     found = {"encoder": output[mask]}
-    if model.decoder is not None and not model.use_transducer_decoder:
+    if model.decoder is not None and not is_transducer(model):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
         with _converted(dtype, model.decoder):

@@ -1,12 +1,15 @@
 """Read what ESPnet's training wrote: with checks, and without running any code."""
 
 import argparse
+import importlib
 import zipfile
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
+
+TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
 
 
 def read_mapping(path: str | Path, what: str, expected: str) -> dict:
@@ -70,6 +73,20 @@ def load_weights(model: nn.Module, model_file: str | Path) -> None:
         ) from e
 
 
+def task_of(args: argparse.Namespace) -> type:
+    """ESPnet's task that a configuration is of, which it does not name: asr, s2t, slu
+    or st."""
+    name = "asr"
+    if getattr(args, "preprocessor", None) == "s2t":
+        name = "s2t"
+    elif hasattr(args, "transcript_token_list"):
+        name = "slu"
+    elif hasattr(args, "src_token_list"):
+        name = "st"
+    # not above: the model classes that ESPnet's tasks register import this module
+    return getattr(importlib.import_module(f"espnet2.tasks.{name}"), TASKS[name])
+
+
 def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
     """Tell an encoder of ESPnet's own, which does not keep it, its size of input."""
     size = args.input_size
@@ -83,11 +100,8 @@ def load_model(
     config_file: str | Path, model_file: str | Path
 ) -> tuple[nn.Module, argparse.Namespace]:
     """Build an experiment's model, load its weights strictly; return its options too."""
-    # the model classes that ESPnet's task registers import this module
-    from espnet2.tasks.asr import ASRTask
-
     args = read_config(config_file)
-    model = ASRTask.build_model(args)
+    model = task_of(args).build_model(args)
     note_input_size_(model, args)
     load_weights(model, model_file)
     return model, args

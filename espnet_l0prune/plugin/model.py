@@ -1,4 +1,4 @@
-"""ESPnet's CTC/attention model that learns from a teacher, under a budget."""
+"""ESPnet's recognizers that learn from a teacher, under a budget."""
 
 import importlib.util
 from typing import Any
@@ -21,12 +21,13 @@ from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites.stream import open_stream
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
+from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
 
 
-class L0DistillModel(ESPnetASRModel):
-    """`model: l0_distill`: every option of `espnet`, and
+class L0Distilled:
+    """`model: l0_distill`, mixed with a task's model: every option of `espnet`, and
 
     Args:
         teacher_config, teacher_model_file: the unpruned experiment's files; needed in
@@ -50,6 +51,10 @@ class L0DistillModel(ESPnetASRModel):
     loss or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
     """
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        show_stock_options(cls, L0Distilled, cls.__mro__[2])
+
     def __init__(
         self,
         vocab_size: int,
@@ -68,7 +73,7 @@ class L0DistillModel(ESPnetASRModel):
         temperature: float = 1.0,
         **espnet_conf: Any,
     ):
-        check_options(L0DistillModel, espnet_conf, "model_conf")
+        check_options(type(self), espnet_conf, "model_conf")
         fallback = _lacks_transducer_loss(espnet_conf)
         if fallback:  # durations: ESPnet then asks for no package that is not here
             espnet_conf["transducer_multi_blank_durations"] = [2]
@@ -185,8 +190,9 @@ class L0DistillModel(ESPnetASRModel):
             logits = student.ctc_out, teacher.ctc_out
             kl = prediction_kl(*logits, frames, self.temperature, without)
             losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
-        attends = student.decoder_out is not None and not self.use_transducer_decoder
-        if self.use_transducer_decoder and self.transducer_kl_weight:
+        transducer = is_transducer(self)
+        attends = student.decoder_out is not None and not transducer
+        if transducer and self.transducer_kl_weight:
             kl = transducer_kl(
                 student.joint_out,
                 teacher.joint_out,
@@ -238,7 +244,7 @@ class L0DistillModel(ESPnetASRModel):
         return [(ours[i], theirs[j]) for i, j in places]
 
 
-def _drop_projection(model: "L0DistillModel", state: dict, prefix: str, *_) -> None:
+def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
     """The projection of a training is nothing to a model that does not train."""
     if model.projection is None:
         state.pop(f"{prefix}projection", None)
@@ -253,4 +259,5 @@ def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:
     )
 
 
-show_stock_options(L0DistillModel, L0DistillModel, ESPnetASRModel)
+class L0DistillModel(L0Distilled, ESPnetASRModel):
+    """Of ESPnet's asr task; see `L0Distilled`."""

@@ -3,16 +3,12 @@
 import argparse
 import dataclasses
 import functools
+import importlib
 
 import humanfriendly
 import torch
 from espnet2.tasks import abs_task
-from espnet2.tasks.asr import (
-    ASRTask,
-    decoder_choices,
-    encoder_choices,
-    model_choices,
-)
+from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.trainer import Trainer
 
@@ -20,8 +16,8 @@ from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
-from espnet_l0prune.plugin.experiment import note_input_size_, read_mapping
-from espnet_l0prune.plugin.model import L0DistillModel
+from espnet_l0prune.plugin.experiment import TASKS, note_input_size_, read_mapping
+from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.signature import check_options
 from espnet_l0prune.plugin.trainer import L0Trainer
@@ -49,27 +45,42 @@ sparsity_constraint_choices = ClassChoices(
 OPTIONS = (sparsity_scheduler_choices, sparsity_constraint_choices)
 
 
-def register() -> None:
-    """Enter our classes into ESPnet's registries; a second call changes nothing.
+# The classes of `model: l0_distill`; a task without one can only use what was cut.
+MODELS = {
+    "asr": ("espnet_l0prune.plugin.model", "L0DistillModel"),
+    "s2t": ("espnet_l0prune.plugin.model_s2t", "L0DistillS2TModel"),
+    "slu": ("espnet_l0prune.plugin.model_slu", "L0DistillSLUModel"),
+}
+
+
+def register(name: str = "asr") -> None:
+    """Enter our classes into the registries of a task of ESPnet's, by its short name.
+
+    A second call changes nothing.
 
     Raises:
         RuntimeError: something else has taken one of the names
     """
-    for name, network in ENCODERS.items():
-        _add(encoder_choices.classes, name, network, "encoder")
-    for name, network in DECODERS.items():
-        _add(decoder_choices.classes, name, network, "decoder")
-    _add(model_choices.classes, "l0_distill", L0DistillModel, "model")
+    module = importlib.import_module(f"espnet2.tasks.{name}")
+    task = getattr(module, TASKS[name])
+    for registry, ours, what in (
+        (module.encoder_choices, ENCODERS, "encoder"),
+        (module.decoder_choices, DECODERS, "decoder"),
+    ):
+        for key, network in ours.items():
+            _add(registry.classes, key, network, what)
     _add(abs_task.optim_classes, "l0_adamw", L0AdamW, "optim")
-    choices = {c.name: c for c in ASRTask.class_choices_list}
-    for option in OPTIONS:
-        _add(choices, option.name, option, "option")
-    if sparsity_scheduler_choices not in ASRTask.class_choices_list:
-        ASRTask.class_choices_list.extend(OPTIONS)
-        ASRTask.build_model = _wrap(
-            ASRTask.build_model, before=inline_structure, after=settle_options
-        )
-        ASRTask.build_optimizers = _wrap(ASRTask.build_optimizers, after=prepare_training)
+    _wrap(task, "build_model", before=inline_structure, after=settle_options)
+    _wrap(task, "build_optimizers", after=prepare_training)
+    if name in MODELS:
+        where, what = MODELS[name]
+        model = getattr(importlib.import_module(where), what)
+        _add(module.model_choices.classes, "l0_distill", model, "model")
+        choices = {c.name: c for c in task.class_choices_list}
+        for option in OPTIONS:
+            _add(choices, option.name, option, "option")
+            if option not in task.class_choices_list:
+                task.class_choices_list.append(option)
 
 
 def _add(registry: dict, name: str, value: object, what: str) -> None:
@@ -82,9 +93,12 @@ def _add(registry: dict, name: str, value: object, what: str) -> None:
         )
 
 
-def _wrap(method, after, before=None):
-    """A class method with `before(args)` and `after(cls, args, result, ...)` around."""
-    inner = method.__func__
+def _wrap(task: type[AbsTask], name: str, after, before=None) -> None:
+    """Have `before(args)` and `after(cls, args, result, ...)` run around a class method;
+    once, also where a task has inherited it."""
+    inner = getattr(task, name).__func__
+    if getattr(inner, "runs_l0prune", False):
+        return
 
     @functools.wraps(inner)
     def wrapped(cls, args: argparse.Namespace, *rest, **kwargs):
@@ -94,7 +108,8 @@ def _wrap(method, after, before=None):
         after(cls, args, result, *rest, **kwargs)
         return result
 
-    return classmethod(wrapped)
+    wrapped.runs_l0prune = True
+    setattr(task, name, classmethod(wrapped))
 
 
 def inline_structure(args: argparse.Namespace) -> None:
@@ -108,7 +123,7 @@ def inline_structure(args: argparse.Namespace) -> None:
 
 
 def settle_options(
-    task: type[ASRTask], args: argparse.Namespace, model: torch.nn.Module
+    task: type[AbsTask], args: argparse.Namespace, model: torch.nn.Module
 ) -> None:
     """After ESPnet's build_model: keep our options out of `config.yaml` without pruning.
 
@@ -124,7 +139,7 @@ def settle_options(
 
 
 def prepare_training(
-    task: type[ASRTask],
+    task: type[AbsTask],
     args: argparse.Namespace,
     optimizers: list[torch.optim.Optimizer],
     model: torch.nn.Module,
@@ -143,7 +158,7 @@ def prepare_training(
         ours = ", ".join(ENCODERS)
         _require(gated, "encoder", args.encoder, f"one of {ours}, with some `units`")
         _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
-        _require(isinstance(model, L0DistillModel), "model", args.model, "l0_distill")
+        _require(isinstance(model, L0Distilled), "model", args.model, "l0_distill")
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
         deepspeed = getattr(args, "use_deepspeed", False)
         _require(not deepspeed, "use_deepspeed", deepspeed, "false")
@@ -159,7 +174,7 @@ def prepare_training(
             make_constraint(args),
             optimizers[0],
         )
-    if isinstance(model, L0DistillModel):
+    if isinstance(model, L0Distilled):
         _require(
             args.ngpu <= 1 or getattr(args, "distributed", False),
             "ngpu",

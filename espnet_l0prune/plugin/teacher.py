@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor
 
 from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.plugin.workload import is_transducer
 
 
 @dataclass
@@ -32,7 +33,7 @@ def _first(output):
 
 
 @contextmanager
-def record(model: ESPnetASRModel) -> Iterator[Trace]:
+def record(model: AbsESPnetModel) -> Iterator[Trace]:
     """Watch the model's encoder, its blocks and its heads, without touching them."""
     trace = Trace()
 
@@ -63,7 +64,7 @@ def record(model: ESPnetASRModel) -> Iterator[Trace]:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
     if model.ctc is not None:
         hooks.append(model.ctc.ctc_lo.register_forward_hook(on_ctc))
-    if model.use_transducer_decoder:
+    if is_transducer(model):
         hooks.append(model.joint_network.register_forward_hook(on_joint))
     try:
         yield trace
@@ -85,7 +86,7 @@ class Teacher:
         ValueError: files that are missing or damaged, or a teacher that does not fit
     """
 
-    def __init__(self, config_file: str, model_file: str, student: ESPnetASRModel):
+    def __init__(self, config_file: str, model_file: str, student: AbsESPnetModel):
         parameter = next(student.parameters())
         with torch.random.fork_rng():
             self.model, _ = load_model(config_file, model_file)
@@ -94,7 +95,7 @@ class Teacher:
         self.model.eval().requires_grad_(False)
         logging.info(f"Teacher: {model_file}")
 
-    def _check(self, student: ESPnetASRModel, config_file: str) -> None:
+    def _check(self, student: AbsESPnetModel, config_file: str) -> None:
         teacher = self.model
 
         def differ(what: str, theirs, ours) -> ValueError:
@@ -119,7 +120,7 @@ class Teacher:
             ("an encoder output of size", lambda m: m.encoder.output_size()),
             ("a front end of type", lambda m: type(m.encoder.embed).__name__),
             ("a decoder:", lambda m: m.decoder is not None),
-            ("a transducer:", lambda m: m.use_transducer_decoder),
+            ("a transducer:", is_transducer),
             ("a CTC head:", lambda m: m.ctc is not None),
         ]
         if student.layer_map == "same":
@@ -138,7 +139,7 @@ class Teacher:
             self.model.encoder(*student.encoder_args, **kwargs)
             if self.model.ctc is not None:
                 self.model.ctc.ctc_lo(trace.encoder_out)
-            if self.model.use_transducer_decoder:
+            if is_transducer(self.model):
                 self.model.decoder.set_device(trace.encoder_out.device)
                 decoder_out = self.model.decoder(*student.decoder_args)
                 self.model.joint_network(

@@ -53,6 +53,11 @@ class Workload:
                 )
 
 
+def is_transducer(model: nn.Module) -> bool:
+    """Whether the decoder of an ESPnet model feeds a joint network."""
+    return getattr(model, "use_transducer_decoder", False)
+
+
 def sites_of(model: nn.Module) -> list[Site]:
     """The sites of an ESPnet model's encoder and decoder."""
     return [s for network in (model.encoder, model.decoder) for s in find_sites(network)]
@@ -98,7 +103,7 @@ def run(model: nn.Module, workload: Workload) -> None:
     encoder_out, lengths = encode_silence(model, workload)
     if model.ctc is not None:
         model.ctc.ctc_lo(encoder_out)
-    if model.decoder is not None and not model.use_transducer_decoder:
+    if model.decoder is not None and not is_transducer(model):
         device = encoder_out.device
         tokens = torch.zeros(1, workload.tokens, dtype=torch.long, device=device)
         count = torch.tensor([workload.tokens], device=device)
