@@ -49,6 +49,36 @@ def get_parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub = command(
+        "adopt",
+        adopt,
+        "write what prunes and fine-tunes an experiment that was trained dense",
+        "espnet-l0prune adopt exp/asr_conformer --out exp/asr_l0 --params 0.5 --macs 0.6",
+    )
+    sub.add_argument(
+        "source", type=Path, help="the experiment's folder, or a zip of the model zoo"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder to write")
+    sub.add_argument("--checkpoint", help="default: the experiment's average")
+    sub.add_argument(
+        "--params",
+        type=float,
+        help="sparsity in parameters; 0.5 if --macs is not given",
+    )
+    sub.add_argument("--macs", type=float, help="sparsity in multiply-accumulates")
+    sub.add_argument(
+        "--scope", choices=("encoder", "model"), default="encoder", help="what is pruned"
+    )
+    sub.add_argument(
+        "--units", default="default", help="default, paper, all, or kinds with commas"
+    )
+    sub.add_argument("--epochs", type=int, help="of the pruning")
+    sub.add_argument("--finetune_epochs", type=int, help="of the fine-tuning")
+    sub.add_argument(
+        "--no_data",
+        action="store_true",
+        help="leave the training data out, for recipes that name it (asr.sh)",
+    )
+    sub = command(
         "cut",
         cut,
         "cut the closed units out of a pruned experiment",
@@ -152,6 +182,30 @@ def inspect(args: argparse.Namespace) -> int:
             f"{found.actual_sparsity[cost]:.4f}, reachable "
             f"{found.reachable_sparsity[cost]:.4f}"
         )
+    return 0
+
+
+def adopt(args: argparse.Namespace) -> int:
+    _import_espnet()
+    from espnet_l0prune.deploy.adopt import Choice
+    from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
+    from espnet_l0prune.plugin.sites import WORDS
+
+    target = {"params": args.params, "macs": args.macs}
+    target = {cost: value for cost, value in target.items() if value is not None}
+    choice = Choice(
+        target=target or {"params": 0.5},
+        scope=args.scope,
+        units=args.units if args.units in WORDS else args.units.split(","),
+        epochs=(args.epochs, args.finetune_epochs),
+        data=not args.no_data,
+    )
+    adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice)
+    reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
+    print(f"{args.scope}: {adopted.parameters:,} parameters; units reach {reach}")
+    print("Next:")
+    for line in adopted.commands:
+        print(f"  {line}")
     return 0
 
 

@@ -1,0 +1,257 @@
+"""Make an experiment that was trained dense prunable: write what to train next."""
+
+import argparse
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from espnet_l0prune.core.budget import check_reachable
+from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.deploy.cut import STRUCTURE_FILES
+from espnet_l0prune.plugin.experiment import load_weights, read_config, task_of
+from espnet_l0prune.plugin.network import DECODERS, ENCODERS
+from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
+from espnet_l0prune.plugin.workload import make_budget
+
+DATA = tuple(
+    f"{part}_{what}"
+    for part in ("train", "valid")
+    for what in ("data_path_and_name_and_type", "shape_file")
+)
+# What belongs to the run that was, and not to those that come.
+RUN = (
+    "config",
+    "collect_stats",
+    "dist_backend",
+    "dist_init_method",
+    "dist_launcher",
+    "dist_master_addr",
+    "dist_master_port",
+    "dist_rank",
+    "dist_world_size",
+    "distributed",
+    "dry_run",
+    "ignore_init_mismatch",
+    "init",
+    "init_param",
+    "local_rank",
+    "log_level",
+    "multiprocessing_distributed",
+    "ngpu",
+    "output_dir",
+    "patience",
+    "pretrain_path",
+    "print_config",
+    "required",
+    "resume",
+    "version",
+    "wandb_id",
+    "write_collected_feats",
+)
+ADAM = ("lr", "betas", "eps", "weight_decay")
+LOSS = 20.0  # an utterance's, where it is not normalized by length
+
+
+@dataclass
+class Choice:
+    """How an experiment is to be pruned.
+
+    Args:
+        target: sparsity by cost
+        scope: `encoder`, or `model` for the decoder too
+        units: as in `encoder_conf`
+        epochs: of the pruning, and of the fine-tuning; a third of the training's by
+            default
+        lr_scale: of the learning rate, from the dense training's
+        data: whether the configurations name the training data too
+    """
+
+    target: Mapping[str, float] = field(default_factory=lambda: {"params": 0.5})
+    scope: str = "encoder"
+    units: str | list[str] = "default"
+    epochs: tuple[int | None, int | None] = (None, None)
+    lr_scale: float = 0.25
+    data: bool = True
+
+
+@dataclass
+class Adopted:
+    """The files written, and the commands that come next."""
+
+    prune: Path
+    finetune: Path
+    commands: list[str]
+    parameters: int  # in scope
+    reachable: dict[str, float]  # the largest sparsities
+
+
+def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Adopted:
+    """Write prune.yaml and finetune.yaml for a dense experiment, or for a zoo's zip.
+
+    The gated model is built and its budget counted before anything is written.
+
+    Args:
+        source: the experiment's folder, or the zip, which goes to `out`/dense
+        out: a new folder
+        checkpoint: of the folder; by default its average
+
+    Raises:
+        ValueError: a model that cannot be pruned, a target that it cannot reach, files
+            that are missing, damaged or not safe
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
+    try:
+        if source.is_file():
+            config_file, model_file = unpack_model(source, out / "dense")
+        else:
+            config_file = source / "config.yaml"
+            model_file = source / (checkpoint or _average(source))
+        return _adopt(config_file, model_file, out, choice)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
+    dense = vars(read_config(config_file))
+    task = task_of(argparse.Namespace(**dense))
+    name = task.__module__.rpartition(".")[2]
+    if name not in MODELS:
+        raise ValueError(
+            f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
+            f"expected one of {', '.join(MODELS)}"
+        )
+    if dense.get("model", "espnet") not in ("espnet", "l0_distill"):
+        raise ValueError(
+            f"{config_file} has model: {dense['model']}; expected espnet, of which "
+            "l0_distill is a kind"
+        )
+    files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
+    base = _without_run(dense, choice)
+    prune = {**base, **_pruning(dense, choice, files), "init_param": [str(model_file)]}
+    finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
+    finetune["init_param"] = [str(out / "cut" / "model.pth")]
+
+    args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
+    load_weights(task.build_model(argparse.Namespace(**copy.deepcopy(dense))), model_file)
+    budget = make_budget(task.build_model(args), make_workload(args))
+    check_reachable(budget, make_scheduler(args).goal)
+
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for kind, config in (("prune", prune), ("finetune", finetune)):
+        paths[kind] = out / f"{kind}.yaml"
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        head = f"# By espnet-l0prune adopt, from {config_file}\n"
+        paths[kind].write_text(head + text, "utf-8")
+    train = f"python -m espnet2.bin.{name}_train --resume true --config"
+    return Adopted(
+        **paths,
+        commands=[
+            f"{train} {paths['prune']} --output_dir {out / 'pruned'}",
+            f"espnet-l0prune cut {out / 'pruned'} --out {out / 'cut'}",
+            f"{train} {paths['finetune']} --output_dir {out / 'finetuned'}",
+        ],
+        parameters=round(budget.totals["params"]),
+        reachable=budget.reachable(),
+    )
+
+
+def _average(folder: Path) -> str:
+    """The averaged checkpoint that an experiment's folder has, or the last."""
+    averages = sorted(p.name for p in folder.glob("*.ave.pth"))
+    if len(averages) > 1:
+        raise ValueError(
+            f"{folder} has {', '.join(averages)}; expected one of them in --checkpoint"
+        )
+    return averages[0] if averages else "latest.pth"
+
+
+def _without_run(dense: dict, choice: Choice) -> dict:
+    """What both trainings take over."""
+    left_out = RUN if choice.data else (*RUN, *DATA)
+    return {k: v for k, v in dense.items() if k not in left_out}
+
+
+def _pruning(dense: dict, choice: Choice, files: dict[str, str]) -> dict:
+    epochs = choice.epochs[0] or max(dense["max_epoch"] // 3, 6)
+    words = choice.units if isinstance(choice.units, str) else "default"
+    gated = {"encoder": {"units": choice.units}, "decoder": {"units": words}}
+    conf = {k: v for k, v in dense["optim_conf"].items() if k in ADAM}
+    return {
+        "max_epoch": epochs,
+        "keep_nbest_models": 1,
+        "best_model_criterion": [["valid", "loss_on_budget", "min"]],
+        **_networks(dense, choice, gated),
+        "model": "l0_distill",
+        "model_conf": {**dense["model_conf"], **files},
+        "optim": "l0_adamw",
+        "optim_conf": {**conf, "lr": choice.lr_scale * conf.get("lr", 1e-3)},
+        **_scheduler(dense),
+        "sparsity_scheduler": "linear",
+        "sparsity_scheduler_conf": {
+            "target": dict(choice.target),
+            "scope": choice.scope,
+            "in_epochs": True,
+            "warmup_steps": epochs / 24,
+            "ramp_steps": epochs / 2,
+            "hold_steps": epochs / 4,
+        },
+        "sparsity_constraint": "lagrangian",
+        "sparsity_constraint_conf": _multipliers(dense),
+    }
+
+
+def _multipliers(dense: dict) -> dict[str, float]:
+    """The default multipliers, on the scale of the loss."""
+    normalized = dense["model_conf"].get("length_normalized_loss", False)
+    scale = 1 / LOSS if normalized else 1.0
+    return {"multiplier_lr": 0.5 * scale, "lambda2": 1000.0 * scale}
+
+
+def _fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -> dict:
+    lr = dense["optim_conf"].get("lr")
+    conf = {} if lr is None else {"lr": choice.lr_scale * lr}
+    cut_down = {
+        name: {"units": [], "structure": str(cut / file)}
+        for name, file in STRUCTURE_FILES.items()
+    }
+    return {
+        "max_epoch": choice.epochs[1] or max(dense["max_epoch"] // 3, 4),
+        **_networks(dense, choice, cut_down),
+        "model": "l0_distill",
+        "model_conf": {**dense["model_conf"], **files},
+        "optim_conf": {**dense["optim_conf"], **conf},
+        **_scheduler(dense),
+    }
+
+
+def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
+    """The networks in scope, as ours and with more options."""
+    found = {}
+    known = {"encoder": ENCODERS, "decoder": DECODERS}
+    for part in ("encoder", "decoder") if choice.scope == "model" else ("encoder",):
+        stock = str(dense.get(part))
+        name = stock if stock in known[part] else f"l0_{stock}"
+        if name not in known[part]:
+            able = ", ".join(name.removeprefix("l0_") for name in known[part])
+            raise ValueError(
+                f"the experiment has {part}: {stock}; only {able} can be pruned. "
+                "Choose another --scope or another experiment."
+            )
+        found[part] = name
+        found[f"{part}_conf"] = {**dense[f"{part}_conf"], **more[part]}
+    return found
+
+
+def _scheduler(dense: dict) -> dict:
+    """A warm-up of the learning rate that is as much shorter as the training is."""
+    conf = dict(dense.get("scheduler_conf") or {})
+    if "warmup_steps" in conf:
+        conf["warmup_steps"] = max(conf["warmup_steps"] // 10, 1)
+    return {"scheduler_conf": conf}

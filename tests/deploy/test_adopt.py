@@ -1,0 +1,208 @@
+"""A stock experiment, adopted: it is pruned, cut, fine-tuned and decodes."""
+
+import shlex
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from espnet2.bin.asr_inference import Speech2Text
+from espnet2.bin.pack import main as pack
+from espnet2.bin.s2t_inference import Speech2Text as S2TSpeech2Text
+from espnet2.tasks.asr import ASRTask
+from espnet2.tasks.s2t import S2TTask
+from runs import CONFIG, make_data, run
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.workload import sites_of
+
+STOCK = {
+    "model": "espnet",
+    "optim": "adam",
+    "optim_conf": {"lr": 2e-3},
+    "scheduler": "warmuplr",
+    "scheduler_conf": {"warmup_steps": 20},
+    "sparsity_scheduler": None,
+    "sparsity_constraint": None,
+    "max_epoch": 2,
+    "keep_nbest_models": 2,
+    "best_model_criterion": [["valid", "acc", "max"]],
+}
+SMALL = {"output_size": 16, "attention_heads": 4, "linear_units": 24, "num_blocks": 2}
+ENCODERS = {
+    "conformer": {**SMALL, "macaron_style": True, "rel_pos_type": "latest"},
+    "e_branchformer": {**SMALL, "cgmlp_linear_units": 24, "rel_pos_type": "latest"},
+    "transformer": SMALL,
+}
+S2T_TOKENS = [
+    "<blank>", "<unk>", "<na>", "<nolang>", "<eng>", "<asr>", "<notimestamps>", "<0.00>",
+    "<1.00>", "<2.00>", *"ABCDEFGH", "<space>", "<sos>", "<eos>", "<sop>",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return folder
+
+
+def follow(commands: list[str], task) -> None:
+    """Run what `adopt` printed, in this process."""
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "espnet-l0prune":
+            assert main(words[1:]) == 0
+        else:
+            assert words[:3] == ["python", "-m", f"espnet2.bin.{task}_train"]
+            {"asr": ASRTask, "s2t": S2TTask}[task].main(cmd=words[3:])
+
+
+def adopt(source, out, capsys, *more: str) -> list[str]:
+    command = ["adopt", str(source), "--out", str(out), "--epochs", "6"]
+    assert main([*command, "--finetune_epochs", "2", *more]) == 0
+    return capsys.readouterr().out.split("Next:\n")[1].splitlines()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_from_a_dense_experiment_to_a_text(encoder, data, tmp_path, capsys):
+    dense, out = tmp_path / "dense", tmp_path / "l0"
+    run(data, dense, encoder=encoder, encoder_conf=ENCODERS[encoder], **STOCK)
+    more = ["--params", "0.4"] + ["--scope", "model"] * (encoder == "transformer")
+    commands = adopt(dense, out, capsys, *more)
+    follow(commands, "asr")
+    assert 0.4 <= cut_sparsity(out) < 0.5
+    speech2text = Speech2Text(
+        out / "finetuned/config.yaml", out / "finetuned/valid.acc.ave.pth", beam_size=2
+    )
+    text, *_ = speech2text(np.random.randn(60, 20).astype("f"))[0]
+    assert isinstance(text, str)
+    model, _ = load_experiment(out / "finetuned", "valid.acc.ave.pth")
+    assert not any(site.gates for site in sites_of(model))
+
+
+def cut_sparsity(out) -> float:
+    return yaml.safe_load((out / "cut/cut.json").read_text())["sparsity"]["params"]
+
+
+def test_an_owsm_like_experiment(tmp_path, capsys):
+    make_speech(tmp_path)
+    conf = {
+        "token_list": S2T_TOKENS,
+        "input_size": None,
+        "frontend": "default",
+        "frontend_conf": {"fs": 16000, "n_fft": 256, "n_mels": 20},
+        "preprocessor": "s2t",
+        "preprocessor_conf": {
+            "fs": 16000, "speech_length": 0.6, "speech_init_silence": 0.1,
+            "notime_symbol": "<notimestamps>", "first_time_symbol": "<0.00>",
+            "last_time_symbol": "<2.00>", "text_prev_name": "text_prev",
+        },
+        "token_type": "char",
+        "non_linguistic_symbols": [t for t in S2T_TOKENS if t.startswith("<")],
+        "encoder": "e_branchformer",
+        "encoder_conf": ENCODERS["e_branchformer"],
+    }  # fmt: skip
+    config = {**CONFIG, **STOCK, **conf}
+    for part in ("train", "valid"):
+        config[f"{part}_data_path_and_name_and_type"] = [
+            [f"{tmp_path}/{file}", name, kind]
+            for file, name, kind in (
+                ("wav.scp", "speech", "sound"),
+                ("text", "text", "text"),
+                ("text_prev", "text_prev", "text"),
+                ("text_ctc", "text_ctc", "text"),
+            )
+        ]
+        config[f"{part}_shape_file"] = [f"{tmp_path}/shape"]
+    for name in ("sparsity_scheduler", "sparsity_constraint"):
+        for key in [key for key in config if key.startswith(name)]:
+            del config[key]
+    (tmp_path / "dense.yaml").write_text(yaml.safe_dump(config))
+    dense, out = tmp_path / "dense", tmp_path / "l0"
+    command = ["--config", str(tmp_path / "dense.yaml"), "--output_dir", str(dense)]
+    S2TTask.main(cmd=command)
+    follow(adopt(dense, out, capsys, "--params", "0.4"), "s2t")
+    assert 0.4 <= cut_sparsity(out) < 0.5
+    speech2text = S2TSpeech2Text(
+        out / "finetuned/config.yaml",
+        out / "finetuned/valid.acc.ave.pth",
+        beam_size=2,
+        maxlenratio=-8,
+    )
+    text, *_ = speech2text(torch.randn(8000))[0]
+    assert text.startswith("<eng><asr><notimestamps>")
+
+
+def make_speech(folder) -> None:
+    """Noise and texts, in the form of OWSM's data."""
+    rng = np.random.default_rng(0)
+    lines = {"wav.scp": [], "text": [], "text_prev": [], "text_ctc": [], "shape": []}
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", rng.standard_normal(8000) * 0.1, 16000)
+        letters = "".join(rng.choice(list("ABCDEFGH"), 3))
+        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
+        lines["text"].append(f"u{i}  <eng><asr><0.00>{letters}<1.00>")
+        lines["text_prev"].append(f"u{i} <na>")
+        lines["text_ctc"].append(f"u{i} {letters}")
+        lines["shape"].append(f"u{i} 9600")
+    for name, entries in lines.items():
+        (folder / name).write_text("\n".join(entries) + "\n")
+
+
+def test_a_zip_of_the_model_zoo(data, tmp_path, capsys, monkeypatch):
+    dense, out = tmp_path / "dense", tmp_path / "l0"
+    run(data, dense, encoder="conformer", encoder_conf=ENCODERS["conformer"], **STOCK)
+    monkeypatch.chdir(dense)
+    pack([
+        "asr", "--asr_train_config", "config.yaml", "--asr_model_file",
+        "valid.acc.ave.pth", "--outpath", str(tmp_path / "packed.zip"),
+    ])  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    follow(adopt("packed.zip", "l0", capsys, "--params", "0.4"), "asr")
+    assert 0.4 <= cut_sparsity(out) < 0.5
+
+
+def test_what_is_written(data, tmp_path, capsys):
+    dense = tmp_path / "dense"
+    run(data, dense, encoder="conformer", encoder_conf=ENCODERS["conformer"], **STOCK)
+    adopt(dense, tmp_path / "l0", capsys, "--no_data", "--params", "0.3", "--macs", "0.4")
+    prune, finetune = (
+        yaml.safe_load((tmp_path / "l0" / f"{name}.yaml").read_text())
+        for name in ("prune", "finetune")
+    )
+    model = str(dense / "valid.acc.ave.pth")
+    for conf in (prune, finetune):
+        assert conf["model_conf"]["teacher_model_file"] == model
+        assert conf["optim_conf"]["lr"] == 2e-3 / 4
+        assert not any("data_path" in key or "shape_file" in key for key in conf)
+    assert prune["init_param"] == [model]
+    assert prune["sparsity_scheduler_conf"]["target"] == {"params": 0.3, "macs": 0.4}
+    assert prune["encoder_conf"]["linear_units"] == SMALL["linear_units"]
+    assert "sparsity_scheduler" not in finetune
+    assert finetune["optim"] == "adam"
+    capsys.readouterr()
+
+    def refused(*command: str) -> str:
+        assert main(["adopt", *command]) == 1
+        return capsys.readouterr().err
+
+    folder, new = str(dense), str(tmp_path / "new")
+    assert "exists; expected a new folder" in refused(
+        folder, "--out", str(tmp_path / "l0")
+    )
+    assert "reach at most" in refused(folder, "--out", new, "--params", "0.99")
+    assert "units has 'head'" in refused(folder, "--out", new, "--units", "head")
+    assert "cannot be loaded" in refused(folder, "--out", new, "--checkpoint", "no.pth")
+    config = yaml.safe_load((dense / "config.yaml").read_text())
+    for changes, message in (
+        ({"encoder": "rnn"}, "encoder: rnn; only conformer, transformer"),
+        ({"model": "maskctc"}, "has model: maskctc; expected espnet"),
+        ({"src_token_list": []}, "of ESPnet's st task, whose gates cannot be trained"),
+    ):
+        (dense / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
+        assert message in refused(folder, "--out", new)
+    assert not (tmp_path / "new").exists()

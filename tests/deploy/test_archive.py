@@ -1,0 +1,157 @@
+"""Zips that a stranger may have made: refused, with nothing written or run."""
+
+import os
+import pickle
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from builders import save_experiment
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.deploy.archive import unpack, unpack_model
+
+
+class Evil:
+    """Whoever unpickles it leaves a file behind."""
+
+    def __reduce__(self):
+        return Path.touch, (Path(os.environ["EVIL_MARK"]),)
+
+
+META = {
+    "yaml_files": {"asr_train_config": "exp/config.yaml"},
+    "files": {"asr_model_file": "exp/model.pth"},
+}
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def device(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFCHR | 0o777) << 16
+    return info
+
+
+MALICIOUS = {
+    "a path upwards": ([("../evil", b"x")], "leads out of the folder"),
+    "a path upwards in the middle": ([("a/../../evil", b"x")], "leads out"),
+    "an absolute path": ([("/tmp/evil", b"x")], "leads out"),
+    "a drive": ([("C:evil", b"x")], "leads out"),
+    "a backslash": ([("..\\evil", b"x")], "leads out"),
+    "a control character": ([("a\nb", b"x")], "leads out"),
+    "a symbolic link": ([(link("exp"), b"/etc"), ("exp/passwd", b"x")], "is a link"),
+    "a device": ([(device("zero"), b"")], "is a link or a device"),
+    "a file twice": ([("a", b"1"), ("a", b"2")], "is in it twice"),
+    "a bomb": ([("bomb", bytes(2**26))], "expands from"),
+    "nothing": ([], "has no files"),
+    "no meta.yaml": ([("a", b"x")], "meta.yaml cannot be read"),
+    "code in meta.yaml": (
+        [("meta.yaml", b"!!python/object/apply:os.system ['touch evil']")],
+        "meta.yaml cannot be read",
+    ),
+    "a file outside, in meta.yaml": (
+        [
+            (
+                "meta.yaml",
+                yaml.safe_dump({**META, "files": {"asr_model_file": "/etc/passwd"}}),
+            ),
+            ("exp/config.yaml", b"token_list: []"),
+        ],
+        "and its file in the zip",
+    ),
+    "lists in meta.yaml": (
+        [("meta.yaml", b"files: []\nyaml_files: 3")],
+        "expected a zip",
+    ),
+    "code in config.yaml": (
+        [
+            ("meta.yaml", yaml.safe_dump(META)),
+            ("exp/config.yaml", b"!!python/object/apply:os.system ['touch evil']"),
+            ("exp/model.pth", b"x"),
+        ],
+        "config.yaml cannot be read",
+    ),
+}
+
+
+def write(path, members) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("what", MALICIOUS)
+def test_a_malicious_zip(what, tmp_path, monkeypatch):
+    members, message = MALICIOUS[what]
+    write(tmp_path / "in.zip", members)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        unpack_model(tmp_path / "in.zip", tmp_path / "new/dense")
+    assert [p.name for p in tmp_path.iterdir() if p.name != "new"] == ["in.zip"]
+    assert not list((tmp_path / "new").glob("*"))
+
+
+@pytest.mark.parametrize("keep", [0, 30, 200])
+def test_a_damaged_zip(keep, tmp_path):
+    write(tmp_path / "in.zip", [("a", os.urandom(300))])
+    content = (tmp_path / "in.zip").read_bytes()
+    (tmp_path / "in.zip").write_bytes(content[:keep])
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        unpack(tmp_path / "in.zip", tmp_path / "new")
+    content = bytearray(content)
+    content[100] ^= 1
+    (tmp_path / "in.zip").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        unpack(tmp_path / "in.zip", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_encrypted_zip(tmp_path):
+    write(tmp_path / "in.zip", [("a", b"x")])
+    content = bytearray((tmp_path / "in.zip").read_bytes())
+    content[6] |= 1  # the flag, in both of the headers
+    content[content.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "in.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be unpacked .*encrypted"):
+        unpack(tmp_path / "in.zip", tmp_path / "new")
+
+
+def test_a_pickle_for_a_model_runs_nothing(tmp_path, monkeypatch, capsys):
+    """In the zip, and wherever else our commands take a checkpoint."""
+    mark = tmp_path / "evil"
+    monkeypatch.setenv("EVIL_MARK", str(mark))
+    save_experiment(tmp_path / "exp")
+    for content in (pickle.dumps(Evil()), None):
+        if content is None:
+            torch.save({"encoder.after_norm.weight": Evil()}, tmp_path / "exp/model.pth")
+        else:
+            (tmp_path / "exp/model.pth").write_bytes(content)
+        write(
+            tmp_path / "in.zip",
+            [
+                ("meta.yaml", yaml.safe_dump(META)),
+                ("exp/config.yaml", (tmp_path / "exp/config.yaml").read_bytes()),
+                ("exp/model.pth", (tmp_path / "exp/model.pth").read_bytes()),
+            ],
+        )
+        out, exp = str(tmp_path / "out"), str(tmp_path / "exp")
+        for command in (
+            ["adopt", str(tmp_path / "in.zip"), "--out", out],
+            ["adopt", exp, "--out", out, "--checkpoint", "model.pth"],
+            ["inspect", exp, "--checkpoint", "model.pth"],
+            ["cut", exp, "--out", out, "--checkpoint", "model.pth"],
+            ["verify", exp, exp, "--checkpoint", "model.pth"],
+        ):
+            assert main(command) == 1, command
+            assert "cannot be loaded" in capsys.readouterr().err
+        assert not mark.exists()
+        assert not (tmp_path / "out").exists()
