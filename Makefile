@@ -16,7 +16,7 @@ env: .venv/.done
 lint: env
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/shellcheck egs/librispeech/run.sh tools/install.sh .ci/run
+	.venv/bin/shellcheck egs/librispeech/run.sh egs/librispeech/asr1/*.sh tools/install.sh .ci/run
 
 clean:
 	rm -rf .venv build *.egg-info egs/librispeech/data egs/librispeech/exp \

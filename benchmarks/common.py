@@ -17,7 +17,8 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = ("librispeech100", "librispeech960")
+# what the sizes are called in egs/librispeech/asr1/conf
+SIZES = {"librispeech100": "conformer_100", "librispeech960": "conformer"}
 VOCABULARY = 5000  # BPE tokens of the published models
 
 
@@ -50,7 +51,7 @@ def arguments(size: str, **changes) -> argparse.Namespace:
         size: of `SIZES`
         changes: options to replace; mappings are merged into the configuration's
     """
-    conf = ROOT / f"egs/librispeech/conf/train_{size}.yaml"
+    conf = ROOT / f"egs/librispeech/asr1/conf/train_asr_{SIZES[size]}.yaml"
     text = ["--output_dir", "none", "--token_type", "char", "--config", str(conf)]
     args = ASRTask.get_parser().parse_args(text)
     args.token_list = ["<blank>", "<unk>", *map(str, range(VOCABULARY - 3)), "<sos/eos>"]

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--size", choices=SIZES, default="librispeech960")
     args = options.parse_args(argv)
     start(args)
-    size = SIZES[0] if args.quick else args.size
+    size = next(iter(SIZES)) if args.quick else args.size
     with tempfile.TemporaryDirectory() as folder:
         experiment = Path(folder) / "pruned"
         parameters = make_experiment(experiment, size)

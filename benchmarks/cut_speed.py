@@ -91,7 +91,7 @@ def show_profile(size: str, units: dict, seconds: float) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--size", choices=SIZES, nargs="+", default=SIZES)
+    options.add_argument("--size", choices=SIZES, nargs="+", default=[*SIZES])
     options.add_argument("--units", default="default", help="a word, as in encoder_conf")
     options.add_argument("--round_to", type=int, default=1, help="as in encoder_conf")
     options.add_argument("--seconds", type=float, default=10.0, help="of audio")
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options.parse_args(argv)
     start(args)
     units = {"units": args.units, "round_to": args.round_to}
-    sizes, rounds = (SIZES[:1], 3) if args.quick else (args.size, args.rounds)
+    sizes, rounds = ([*SIZES][:1], 3) if args.quick else (args.size, args.rounds)
     if args.profile:
         for size in sizes:
             show_profile(size, units, args.seconds)

@@ -29,7 +29,7 @@ GRID = [
     ("nupi", "exponential", 0.8),
 ]
 PHASES = {"warmup_steps": 20, "ramp_steps": 560, "hold_steps": 160}
-STAIRS = 10
+STAIRS = 20
 FROZEN = 10
 BATCH = 8
 ENCODER = {
@@ -76,7 +76,7 @@ def build(constraint: str, schedule: str, schedule_conf: dict, tokens: list):
     args.decoder = "transformer"
     args.decoder_conf = {"attention_heads": 2, "linear_units": 64, "num_blocks": 1}
     args.model, args.model_conf = "l0_distill", {"ctc_weight": 0.3}
-    args.optim, args.optim_conf = "l0_adamw", {"lr": 1e-3, "gate_lr": 0.05}
+    args.optim, args.optim_conf = "l0_adamw", {"lr": 1e-3, "gate_lr": 0.03}
     args.sparsity_constraint, args.sparsity_constraint_conf = constraint, {}
     args.sparsity_scheduler, args.sparsity_scheduler_conf = schedule, schedule_conf
     model = ASRTask.build_model(args)

@@ -80,7 +80,7 @@ class InequalityConstraint(AbsConstraint):
 
     equality = False
 
-    def __init__(self, multiplier_lr: float = 30.0, restart: bool = True):
+    def __init__(self, multiplier_lr: float = 50.0, restart: bool = True):
         _check_positive(multiplier_lr=multiplier_lr)
         self.multiplier_lr, self.restart = multiplier_lr, restart
 
@@ -113,7 +113,7 @@ class NuPIConstraint(AbsConstraint):
 
     def __init__(
         self,
-        multiplier_lr: float = 2.0,
+        multiplier_lr: float = 5.0,
         kp: float = 200.0,
         ki: float = 1.0,
         nu: float = 0.0,

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Dense training, pruning, cutting, fine-tuning: ESPnet's asr.sh throughout, and one
+# command of espnet_l0prune between. Options that are not below go to asr.sh, such as
+# --ngpu 4, --num_nodes 2, --use_lm true.
+set -euo pipefail
+
+# --- options -------------------------------------------------------------------------
+l0_stage=1       # 1 dense (asr.sh from data to scores), 2 prune, 3 cut, 4 fine-tune,
+l0_stop_stage=4  # decode, score and pack; 5 upload, with --hf_repo
+model=           # of conf/{train,prune,finetune}_asr_MODEL.yaml; default: by the corpus
+prune_config=    # another one than conf/prune_asr_MODEL.yaml, of conf/tuning, say
+params=          # sparsity of the encoder in parameters; 0.5 where neither is given
+macs=            # sparsity of the encoder in multiply-accumulates
+dense_exp=       # an experiment that was trained dense, in place of stage 1
+l0_tag=          # more for the names of the pruned experiments
+# -------------------------------------------------------------------------------------
+
+if [ "${1:-}" = --help ]; then
+    sed -n '2,4p; /^# --- options/,/^# -----*$/p' "$0"
+    exit
+fi
+rest=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --l0_stage | --l0_stop_stage | --model | --prune_config | --params | --macs | \
+        --dense_exp | --l0_tag)
+        [ $# -gt 1 ] || { echo "$0: $1 needs a value" >&2; exit 2; }
+        printf -v "${1#--}" %s "$2"
+        shift 2
+        ;;
+    *)
+        rest+=("$1")
+        shift
+        ;;
+    esac
+done
+set -- "${rest[@]}"
+if [[ " $* " == *" --stage "* ]] && [ "$l0_stage" != "$l0_stop_stage" ]; then
+    echo "$0: --stage is one of asr.sh, for one of ours; give --l0_stage and" \
+        "--l0_stop_stage too, with the same number" >&2
+    exit 2
+fi
+
+case $(basename "$(dirname "$PWD")") in
+librispeech)
+    : "${model:=conformer}"
+    corpus=(--lang en --nbpe 5000 --max_wav_duration 30
+        --speed_perturb_factors "0.9 1.0 1.1" --train_set train_960 --valid_set dev
+        --test_sets "test_clean test_other dev_clean dev_other"
+        --bpe_train_text data/train_960/text)
+    ;;
+librispeech_100)
+    : "${model:=conformer_100}"
+    corpus=(--lang en --nbpe 5000 --max_wav_duration 30
+        --speed_perturb_factors "0.9 1.0 1.1" --train_set train_clean_100 --valid_set dev
+        --test_sets "test_clean test_other dev_clean dev_other"
+        --bpe_train_text data/train_clean_100/text)
+    ;;
+mini_an4)
+    : "${model:=mini_an4}"
+    corpus=(--lang en --nj 2 --inference_nj 2 --token_type char --audio_format wav
+        --train_set train_nodev --valid_set train_dev --test_sets test)
+    ;;
+*) corpus=() ;; # yours: give --train_set, --valid_set and --test_sets
+esac
+: "${model:=conformer}"
+average=valid.acc.ave.pth
+if grep -q '^decoder: transducer' "conf/train_asr_$model.yaml"; then
+    average=valid.loss.ave.pth
+fi
+
+target=()
+if [ -z "$params$macs" ]; then params=0.5; fi
+for cost in params macs; do
+    if [ -n "${!cost}" ]; then
+        target+=(--sparsity_scheduler_conf "target.$cost=${!cost}")
+        l0_tag+=_$cost${!cost}
+    fi
+done
+exp=exp/asr_$model
+dense=${dense_exp:-${exp}_dense}
+pruned=${exp}_pruned$l0_tag cut=${exp}_cut$l0_tag finetuned=${exp}_finetuned$l0_tag
+teacher=(--model_conf "teacher_config=$dense/config.yaml"
+    --model_conf "teacher_model_file=$dense/$average")
+asr=(./asr.sh "${corpus[@]}" --use_lm false --inference_config conf/decode_asr.yaml
+    --inference_asr_model "$average")
+wanted() { [ "$l0_stage" -le "$1" ] && [ "$l0_stop_stage" -ge "$1" ]; }
+
+if wanted 1 && [ -z "$dense_exp" ]; then
+    "${asr[@]}" --asr_config "conf/train_asr_$model.yaml" --asr_exp "$dense" "$@"
+fi
+if wanted 2; then
+    "${asr[@]}" --asr_config "${prune_config:-conf/prune_asr_$model.yaml}" \
+        --asr_exp "$pruned" --stage 11 --stop_stage 11 \
+        --pretrained_model "$dense/$average" \
+        --asr_args "${teacher[*]} ${target[*]}" "$@"
+fi
+if wanted 3; then
+    espnet-l0prune cut "$pruned" --out "$cut" --force
+fi
+structure=(--encoder_conf "structure=$cut/structure.yaml")
+if [ -f "$cut/decoder_structure.yaml" ]; then
+    structure+=(--decoder_conf "structure=$cut/decoder_structure.yaml")
+fi
+finetune=("${asr[@]}" --asr_config "conf/finetune_asr_$model.yaml" --asr_exp "$finetuned"
+    --pretrained_model "$cut/model.pth" --asr_args "${teacher[*]} ${structure[*]}")
+if wanted 4; then
+    "${finetune[@]}" --stage 11 --skip_packing false "$@"
+fi
+if wanted 5; then
+    "${finetune[@]}" --stage 15 --skip_upload_hf false "$@"
+fi
