@@ -90,10 +90,11 @@ def disturb(process, out: Path, longest: float, chance: random.Random) -> bool:
         process.join(max(deadline - time.monotonic(), 0))
     else:
         file = out / "checkpoint.pth"
-        before = modified(file)
-        while process.is_alive() and modified(file) == before:
-            time.sleep(1e-4)
-        time.sleep(chance.uniform(0, 0.01))
+        for _ in range(chance.randint(1, CONFIG["max_epoch"])):
+            before = modified(file)
+            while process.is_alive() and modified(file) == before:
+                time.sleep(1e-4)
+            time.sleep(chance.uniform(0, 0.01))
     process.kill()
     process.join()
     if process.exitcode not in (0, -9):

@@ -219,7 +219,8 @@ step 7 "$finetuned/.done" "$features $dense/$dense_model $cut/model.pth" \
     fit "$finetuned" "$finetune_config" --seed "$seed" --init_param "$cut/model.pth" \
     "${structures[@]}" "${teacher[@]}" "${more[@]}"
 step 8 "$expdir/.pack.done" "$finetuned/$finetuned_model $finetuned/config.yaml" "$zip" \
-    python3 local/pack.py --experiment "$finetuned" --model "$finetuned_model" --out "$zip"
+    espnet-l0prune export plugin "$finetuned" --checkpoint "$finetuned_model" --out "$zip" \
+    --force
 # shellcheck disable=SC2086 # the sets are lists
 step 9 "$expdir/.decode.done" "$zip $dense/$dense_model $tests" \
     "$expdir/decode/measures.json" \

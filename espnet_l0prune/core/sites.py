@@ -92,11 +92,13 @@ class Site(ABC):
         name: path of the module in the network, e.g. `encoders.0.self_attn`
         kinds: kinds of units that such a site can have
         fine: those of which `round_to` keeps a multiple
+        scaled: those whose cut multiplies weights by a factor, which rounds them
     """
 
     name: str
     kinds: tuple[str, ...]
     fine: tuple[str, ...] = ()
+    scaled: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -239,16 +241,20 @@ def decide_(sites: Sequence[Site], plan: Plan) -> None:
             gate.decide_(keeps[kind])
 
 
-@torch.no_grad()
-def cut_(network: nn.Module, sites: Sequence[Site], plan: Mapping) -> None:
-    """Keep only the planned units of a network, and remove all its gates, in place.
+def features_left(
+    sites: Sequence[Site], plan: Mapping
+) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[nn.Module, str], dict[int, Tensor]]]:
+    """What a plan leaves of each site's units, and of each tensor's features.
 
     Args:
-        network: holds the sites
         plan: as `Plan`; sites and kinds that it does not name keep all their units
+
+    Returns:
+        by site and kind, which units stay; by module and tensor, and by dimension, which
+        features do
     """
     kept: dict[str, dict[str, Tensor]] = {}
-    left: dict[tuple, dict] = {}  # by tensor, which features of each dimension stay
+    left: dict[tuple[nn.Module, str], dict[int, Tensor]] = {}
     for site in sites:
         masks = {}
         for kind, size in site.sizes.items():
@@ -262,6 +268,18 @@ def cut_(network: nn.Module, sites: Sequence[Site], plan: Mapping) -> None:
             dims = left.setdefault((claim.module, claim.tensor), {})
             mask = spread(masks[claim.kind], claim.inner, claim.outer)
             dims[claim.dim] = dims.get(claim.dim, True) & mask
+    return kept, left
+
+
+@torch.no_grad()
+def cut_(network: nn.Module, sites: Sequence[Site], plan: Mapping) -> None:
+    """Keep only the planned units of a network, and remove all its gates, in place.
+
+    Args:
+        network: holds the sites
+        plan: as `Plan`; sites and kinds that it does not name keep all their units
+    """
+    kept, left = features_left(sites, plan)
     remove_gates_(network)
     for (module, name), dims in left.items():
         _keep_features_(module, name, dims)

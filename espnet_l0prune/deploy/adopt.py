@@ -12,7 +12,12 @@ import yaml
 from espnet_l0prune.core.budget import check_reachable
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
-from espnet_l0prune.plugin.experiment import load_weights, read_config, task_of
+from espnet_l0prune.plugin.experiment import (
+    average_of,
+    load_weights,
+    read_config,
+    task_of,
+)
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget
@@ -110,7 +115,7 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
             config_file, model_file = unpack_model(source, out / "dense")
         else:
             config_file = source / "config.yaml"
-            model_file = source / (checkpoint or _average(source))
+            model_file = source / (checkpoint or average_of(source))
         return _adopt(config_file, model_file, out, choice)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
@@ -160,16 +165,6 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
     )
-
-
-def _average(folder: Path) -> str:
-    """The averaged checkpoint that an experiment's folder has, or the last."""
-    averages = sorted(p.name for p in folder.glob("*.ave.pth"))
-    if len(averages) > 1:
-        raise ValueError(
-            f"{folder} has {', '.join(averages)}; expected one of them in --checkpoint"
-        )
-    return averages[0] if averages else "latest.pth"
 
 
 def _without_run(dense: dict, choice: Choice) -> dict:

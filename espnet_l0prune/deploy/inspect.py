@@ -63,7 +63,7 @@ def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
     sites, shapes = sites_of(model), trace(model, lambda: run(model, workload))
     terms = terms_of(model, sites, shapes)
     amounts = torch.tensor([[t.params, t.macs] for t in terms], dtype=torch.float64)
-    places = _rows(model, _build_dense(args))
+    places = _rows(model, build_dense(args))
     for term in terms:
         row = places[_longest(term.owner, places)]
         row.params += round(term.params)
@@ -100,7 +100,7 @@ def _sparsities(model: nn.Module, workload: Workload) -> dict:
     }
 
 
-def _build_dense(args: argparse.Namespace) -> nn.Module:
+def build_dense(args: argparse.Namespace) -> nn.Module:
     """The network that was not pruned yet, with random weights."""
     dense = copy.deepcopy(args)
     for name in ("encoder_conf", "decoder_conf"):

@@ -124,3 +124,19 @@ def load_experiment(
         )
     model, args = load_model(experiment / "config.yaml", model_file)
     return model.eval(), args
+
+
+def average_of(folder: Path) -> str:
+    """The averaged checkpoint of an experiment's folder; else the last, or a cut's.
+
+    Raises:
+        ValueError: several averages
+    """
+    averages = sorted(p.name for p in folder.glob("*.ave.pth"))
+    if len(averages) > 1:
+        raise ValueError(
+            f"{folder} has {', '.join(averages)}; expected one of them in --checkpoint"
+        )
+    if averages:
+        return averages[0]
+    return "latest.pth" if (folder / "latest.pth").exists() else "model.pth"

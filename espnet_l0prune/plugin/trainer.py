@@ -21,7 +21,9 @@ class L0Trainer(Trainer):
     """The trainer of `l0_distill` models under a sparsity constraint."""
 
     @classmethod
-    def train_one_epoch(cls, model, iterator, options, distributed_option, **kwargs):
+    def train_one_epoch(
+        cls, model, iterator, optimizers, options, distributed_option, **kwargs
+    ):
         # in a notebook, another model may come after the pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
         if controller is not None:
@@ -29,9 +31,13 @@ class L0Trainer(Trainer):
             controller.begin_epoch(updates, options.max_epoch)
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             keep_checkpoint(Path(options.output_dir))
+        # what accum_grad left of the last epoch would be gone in a resumed run
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         return super().train_one_epoch(
             model=model,
             iterator=iterator,
+            optimizers=optimizers,
             options=options,
             distributed_option=distributed_option,
             **kwargs,

@@ -209,6 +209,19 @@ def test_updates_are_counted_not_batches(data, tmp_path):
     assert phases(tmp_path / "exp")["update"] == CONFIG["max_epoch"]
 
 
+def test_a_resume_between_accumulated_batches(data, tmp_path):
+    """Of three batches, two make an update; the third one's gradient is in none."""
+    lengths = {"warmup_steps": 1, "ramp_steps": 1, "hold_steps": 1}
+    conf = {"accum_grad": 2, "sparsity_scheduler_conf": {"target": 0.3, **lengths}}
+    run(data, tmp_path / "whole", **conf)
+    for epoch in (2, 4):
+        run_killed(data, tmp_path / "exp", f"{epoch}epoch.pth", **conf)
+    run(data, tmp_path / "exp", **conf)
+    found, expected = final(tmp_path / "exp"), final(tmp_path / "whole")
+    for name in ("model", "optimizers"):
+        assert_same(found[name], expected[name])
+
+
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_moves_nothing(norm, data, tmp_path):
     """Gates, multipliers and schedule are skipped with the weights."""

@@ -22,6 +22,7 @@ class AttentionSite(BranchSite):
     module_types = (MultiHeadedAttention,)
     kinds = ("att_modules", "heads", "head_dims")
     fine = ("head_dims",)
+    scaled = ("head_dims",)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -100,3 +101,4 @@ class SourceAttentionSite(AttentionSite):
     attributes = ("src_attn",)
     kinds = ("src_att_modules", "src_heads", "src_head_dims")
     fine = ("src_head_dims",)
+    scaled = ("src_head_dims",)

@@ -1,0 +1,123 @@
+"""The model card of a packed model: README.md, as the model zoo shows it."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from espnet_l0prune.core.budget import COSTS
+from espnet_l0prune.deploy.inspect import Inspection, build_dense
+from espnet_l0prune.plugin.workload import Workload, make_budget
+
+USE = {
+    "asr": ("asr_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
+    "slu": ("slu_inference", "Speech2Understand", "text, *_ = speech2text(speech)[0]"),
+    "s2t": ("s2t_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
+    "st": ("st_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
+}
+PAPER = """\
+```bibtex
+@inproceedings{jiang23_interspeech,
+  author={Jiang, Huiqiang and Zhang, Li Lyna and Li, Yuang and Wu, Yu and Cao, Shijie and
+    Cao, Ting and Yang, Yuqing and Li, Jinyu and Yang, Mao and Qiu, Lili},
+  title={Accurate and Structured Pruning for Efficient Automatic Speech Recognition},
+  booktitle={Proc. Interspeech 2023},
+  year={2023},
+}
+@inproceedings{watanabe2018espnet,
+  author={Watanabe, Shinji and others},
+  title={{ESPnet}: End-to-End Speech Processing Toolkit},
+  booktitle={Proc. Interspeech 2018},
+  year={2018},
+}
+```
+"""
+
+
+@dataclass
+class About:
+    """What only the author of a model knows.
+
+    Args:
+        name: of the model
+        licence, language: as the zoo writes them
+        datasets: that it was trained on
+    """
+
+    name: str
+    licence: str = "cc-by-4.0"
+    language: str = "noinfo"
+    datasets: tuple[str, ...] = ()
+
+
+def write_card(
+    about: About,
+    task: str,
+    needs_plugin: bool,
+    args: argparse.Namespace,
+    found: Inspection,
+    results: Path | None,
+) -> str:
+    """The text of a card.
+
+    Args:
+        task: ESPnet's short name of it
+        needs_plugin: whether loading takes this package
+        args: the experiment's configuration
+        found: the pruned model, module by module
+        results: RESULTS.md, where there is one
+    """
+    head = {
+        "tags": ["espnet", "audio", "automatic-speech-recognition", "pruning"],
+        "language": about.language,
+        "license": about.licence,
+    }
+    if about.datasets:
+        head["datasets"] = list(about.datasets)
+    packages = "espnet espnet_model_zoo" + " espnet_l0prune" * needs_plugin
+    module, name, call = USE[task]
+    sections = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {about.name}",
+        "An ESPnet model, pruned with L0 gates by espnet_l0prune.",
+        f"## Use\n\n```sh\npip install {packages}\n```\n\n```python\n"
+        f"from espnet2.bin.{module} import {name}\n\n"
+        f'speech2text = {name}.from_pretrained("{about.name}")\n{call}\n```',
+        f"## Dense beside pruned\n\n{_costs(build_dense(args), found)}",
+        f"## What is left\n\n{_structure(found)}",
+    ]
+    if results is not None:
+        sections.append(results.read_text("utf-8").strip())
+    sections.append(f"## Licence and citation\n\n{about.licence}\n\n{PAPER}")
+    return "\n\n".join(sections)
+
+
+def _costs(dense: nn.Module, found: Inspection) -> str:
+    """Parameters and MACs, with the model's and its encoder's."""
+    lines = ["| | dense | pruned | |", "|---|---|---|---|"]
+    for scope in ("model", "encoder"):
+        workload = Workload(scope=scope, seconds=found.seconds, tokens=found.tokens)
+        totals = make_budget(dense, workload).totals
+        for cost, what in zip(COSTS, ("parameters", "MACs"), strict=True):
+            now, before = getattr(found, cost)[scope], totals[cost]
+            share = f"{now / before - 1:+.1%}" if before else ""
+            lines.append(
+                f"| {what} of the {scope} (M) | {before / 1e6:,.2f} | {now / 1e6:,.2f} "
+                f"| {share} |"
+            )
+    note = f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens."
+    return "\n".join([*lines, "", note])
+
+
+def _structure(found: Inspection) -> str:
+    lines = ["| module | units left | parameters |", "|---|---|---|"]
+    for row in found.rows:
+        units = ", ".join(
+            f"{kind} {now}/{before}"
+            for kind, (before, now) in row.units.items()
+            if before != now or before > 1
+        )
+        lines.append(f"| {row.module} | {units} | {row.params:,} |")
+    return "\n".join(lines)

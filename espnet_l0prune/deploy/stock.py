@@ -1,0 +1,228 @@
+"""A cut model in the shape that plain ESPnet builds: it needs no plugin.
+
+It is as small as a stock configuration can say: blocks that are gone are gone, and FFNs
+and cgMLPs are as wide as the widest that is left. What is narrower than that is filled up
+with zeros, and so are heads and channels, whose number ESPnet ties to the model's size.
+A layer of zeros adds nothing, so the outputs are the same; it saves no time.
+"""
+
+import argparse
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.core.replacements import Skip
+from espnet_l0prune.core.sites import features_left
+from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
+from espnet_l0prune.plugin.experiment import note_input_size_, task_of
+from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.network import L0Network
+from espnet_l0prune.plugin.sites import find_sites
+from espnet_l0prune.plugin.sites.attention import AttentionSite
+from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite
+from espnet_l0prune.plugin.sites.cgmlp import ConvolutionalGatingSite
+from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
+from espnet_l0prune.plugin.sites.stream import BlockWidthSite, StreamSite
+
+PARTS = ("encoder", "decoder")
+
+
+def to_stock(
+    model: nn.Module, args: argparse.Namespace
+) -> tuple[nn.Module, argparse.Namespace, float]:
+    """Build the stock-shaped model of a cut one, with its options.
+
+    Whether it computes the same, within the tolerance that comes with it, is for the
+    caller to verify.
+
+    Args:
+        model: without gates
+        args: its configuration
+
+    Raises:
+        ValueError: gates; a structure that no stock configuration can express
+    """
+    conf = _without_ours(vars(args), model)
+    for part in PARTS:
+        network = getattr(model, part)
+        if isinstance(network, L0Network):
+            _check(network, part)
+            conf[f"{part}_conf"] |= _sizes(network)
+    options = argparse.Namespace(**copy.deepcopy(conf))
+    with torch.random.fork_rng():
+        stock = task_of(options).build_model(options)
+    note_input_size_(stock, options)
+    state, tolerance = model.state_dict(), TOLERANCE
+    for part in PARTS:
+        network = getattr(model, part)
+        if isinstance(network, L0Network):
+            ours = {k: v for k, v in state.items() if k.startswith(f"{part}.")}
+            state = {k: v for k, v in state.items() if k not in ours}
+            filled = _filled(network, getattr(stock, part))
+            state |= {f"{part}.{name}": value for name, value in filled.items()}
+            if not _dims(network) <= _dims(getattr(stock, part)):
+                tolerance = ROUNDED
+    stock.load_state_dict(state)
+    return stock.eval(), argparse.Namespace(**conf), tolerance
+
+
+def _dims(network: nn.Module) -> set[int]:
+    """The sizes of its heads: where one is filled up, weights are scaled."""
+    sites = find_sites(network)
+    return {site.module.d_k for site in sites if isinstance(site, AttentionSite)}
+
+
+def _without_ours(config: Mapping, model: nn.Module) -> dict:
+    """A configuration in ESPnet's own names."""
+    conf = copy.deepcopy(dict(config))
+    for part in PARTS:
+        if isinstance(getattr(model, part), L0Network):
+            conf[part] = conf[part].removeprefix("l0_")
+            drop = _options(L0Network)
+            theirs = conf[f"{part}_conf"].items()
+            conf[f"{part}_conf"] = {k: v for k, v in theirs if k not in drop}
+    if isinstance(model, L0Distilled):
+        conf["model"] = "espnet"
+        drop = _options(L0Distilled)
+        conf["model_conf"] = {
+            k: v for k, v in conf["model_conf"].items() if k not in drop
+        }
+    for name in [name for name in conf if name.startswith("sparsity_")]:
+        del conf[name]
+    if conf.get("optim") == "l0_adamw":
+        conf["optim"], conf["optim_conf"] = "adamw", {}
+    return conf
+
+
+def _options(ours: type) -> set[str]:
+    """The options that a class adds to ESPnet's."""
+    parameters = inspect.signature(ours.__init__).parameters.values()
+    return {p.name for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY}
+
+
+def _check(network: L0Network, part: str) -> None:
+    def refuse(what: str) -> ValueError:
+        return ValueError(
+            f"the {part} {what}, which no configuration of plain ESPnet can express. "
+            "Export it as a plugin model, or prune other units."
+        )
+
+    if network.gated_sites():
+        raise ValueError(f"the {part} has gates; expected a model that was cut")
+    if any(hasattr(module, "stream_index") for module in network.modules()):
+        raise refuse("was cut in width")
+    gating = _left(network, ConvolutionalGatingSite)
+    if len(set(gating)) > 1:
+        raise refuse(f"has cgMLPs of different widths ({gating}) with a norm over each")
+    gone = [i for i, block in enumerate(_blocks(network)) if isinstance(block, Skip)]
+    if gone and getattr(network, "interctc_layer_idx", None):
+        raise refuse("has lost blocks and counts them for intermediate CTC")
+
+
+def _blocks(network: nn.Module) -> nn.Sequential:
+    return network.encoders if hasattr(network, "encoders") else network.decoders
+
+
+def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
+    """Channels of each module of a kind that is still there."""
+    sites = [site for site in network.sites() if type(site) is kind]
+    return [site.sizes[site.kinds[-1]] for site in sites]
+
+
+def _sizes(network: L0Network) -> dict[str, int]:
+    """What a stock configuration can say about a cut network."""
+    blocks = _blocks(network)
+    sizes = {"num_blocks": sum(not isinstance(block, Skip) for block in blocks)}
+    known = inspect.signature(type(network)).parameters
+    if "linear_units" in known:
+        sizes["linear_units"] = max(_left(network, FeedForwardSite), default=1)
+    if "cgmlp_linear_units" in known:
+        sizes["cgmlp_linear_units"] = 2 * max(
+            _left(network, ConvolutionalGatingSite), default=1
+        )
+    return sizes
+
+
+def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
+    """The state of the stock-shaped network: what is left, and zeros beside it."""
+    cut = _renumbered(network)
+    sites, there = find_sites(stock), {site.name: site for site in find_sites(network)}
+    names = _names(network)
+    plan = {}
+    for site in sites:
+        ours = there[names.get(site.name, site.name)]
+        if not isinstance(site, (StreamSite, BlockWidthSite)):
+            plan[site.name] = {k: range(ours.sizes[k]) for k in site.sizes}
+    left = {
+        (module, tensor): masks
+        for (module, tensor), masks in features_left(sites, plan)[1].items()
+    }
+    state = {}
+    for path, module in stock.named_modules():
+        for name, old in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ):
+            key = f"{path}.{name}" if path else name
+            if name in module._non_persistent_buffers_set:
+                continue
+            state[key] = _placed(cut.get(key), old, left.get((module, name), {}), module)
+    for site in sites:
+        ours = there[names.get(site.name, site.name)]
+        if isinstance(ours, ConstantSite) and ours.module.value is not None:
+            bias = next(k for k, m in stock.named_modules() if m is site.consumer)
+            state[f"{bias}.bias"] = ours.module.value.detach().clone()
+        elif isinstance(site, AttentionSite) and isinstance(ours, AttentionSite):
+            scale = math.sqrt(site.module.d_k / ours.module.d_k)
+            for name in ("linear_q.weight", "linear_q.bias", "pos_bias_u", "pos_bias_v"):
+                key = f"{site.name}.{name}"
+                if key in state and scale != 1:  # scores are divided by another root
+                    state[key] *= scale
+    return state
+
+
+def _placed(
+    small: Tensor | None, old: Tensor, masks: Mapping[int, Tensor], module: nn.Module
+) -> Tensor:
+    """A tensor of the stock shape that holds a smaller one, or none."""
+    if small is not None and small.shape == old.shape:
+        return small.detach().clone()
+    norms = nn.LayerNorm, nn.BatchNorm1d
+    whole = old.detach().clone() if isinstance(module, norms) else torch.zeros_like(old)
+    if small is not None:
+        index = [torch.arange(n) for n in whole.shape]
+        for dim, mask in masks.items():
+            if dim < whole.dim():
+                index[dim] = mask.nonzero().flatten()
+        whole[torch.meshgrid(*index, indexing="ij")] = small.detach()
+    return whole
+
+
+def _names(network: nn.Module) -> dict[str, str]:
+    """Paths of the sites in the stock-shaped network, and what they were before."""
+    attribute = "encoders" if hasattr(network, "encoders") else "decoders"
+    kept = [i for i, b in enumerate(_blocks(network)) if not isinstance(b, Skip)]
+    numbers = {f"{attribute}.{new}": f"{attribute}.{old}" for new, old in enumerate(kept)}
+    found = {}
+    for new, old in numbers.items():
+        for site in find_sites(network):
+            if site.name == old or site.name.startswith(f"{old}."):
+                found[new + site.name.removeprefix(old)] = site.name
+    return found
+
+
+def _renumbered(network: nn.Module) -> dict[str, Tensor]:
+    """The state of a cut network, with its blocks numbered as they are left."""
+    attribute = "encoders" if hasattr(network, "encoders") else "decoders"
+    kept = [i for i, b in enumerate(_blocks(network)) if not isinstance(b, Skip)]
+    state = {}
+    for name, value in network.state_dict().items():
+        parts = name.split(".")
+        if parts[0] == attribute:
+            parts[1] = str(kept.index(int(parts[1])))
+        state[".".join(parts)] = value
+    return state

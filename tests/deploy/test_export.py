@@ -1,0 +1,130 @@
+"""Packed models: what is in them, and that they decode to the same text."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from espnet2.bin.asr_inference import Speech2Text
+from espnet_model_zoo.downloader import ModelDownloader
+from test_stock import cut_model
+
+from espnet_l0prune.cli import main
+
+# The plugin is not there: it cannot even be imported.
+DECODE = """
+import sys
+sys.modules["espnet_l0prune"] = None
+import numpy as np
+from espnet2.bin.asr_inference import Speech2Text
+from espnet_model_zoo.downloader import ModelDownloader
+files = ModelDownloader("cache").download_and_unpack(sys.argv[1])
+speech2text = Speech2Text.from_pretrained(**files, beam_size=3)
+assert "espnet2" in type(speech2text.asr_model.encoder).__module__
+for feats in np.load(sys.argv[2]):
+    print("HYP", *speech2text(feats)[0][2])
+"""
+
+
+@pytest.fixture(scope="module", params=["conformer", "transformer"])
+def experiment(request, tmp_path_factory):
+    """As fine-tuning leaves it; the weights are random."""
+    folder = tmp_path_factory.mktemp("exp") / "asr_finetuned"
+    model, args = cut_model(request.param, 1)
+    (folder / "images").mkdir(parents=True)
+    (folder / "images/acc.png").write_bytes(b"an image")
+    (folder / "RESULTS.md").write_text("# RESULTS\n\n|WER|\n|---|\n")
+    config = vars(args)
+    config["model_conf"] |= {
+        "teacher_config": str(folder / "none.yaml"),
+        "teacher_model_file": str(folder / "none.pth"),
+        "layer_projection": "teacher",
+    }
+    config["normalize"] = "global_mvn"
+    stats = folder / "feats_stats.npz"
+    np.savez(stats, count=10, sum=np.ones(20), sum_square=np.full(20, 12.0))
+    config["normalize_conf"] = {"stats_file": str(stats)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    state = model.state_dict() | {"projection": torch.eye(16)}
+    state |= {"normalize.mean": torch.full((20,), 0.1), "normalize.std": torch.ones(20)}
+    torch.save(state, folder / "valid.acc.ave.pth")
+    return folder
+
+
+def feats() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((3, 60, 20)).astype("f")
+
+
+def texts(speech2text) -> list[list[int]]:
+    return [speech2text(x)[0][2] for x in feats()]
+
+
+def read(path) -> tuple[set[str], dict, str]:
+    with zipfile.ZipFile(path) as archive:
+        config = yaml.safe_load(archive.read("config.yaml"))
+        return set(archive.namelist()), config, archive.read("README.md").decode()
+
+
+@pytest.mark.parametrize("form", ["plugin", "stock"])
+def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, capsys):
+    out = tmp_path / "model.zip"
+    command = ["export", form, str(experiment), "--out", str(out), "--name", "me/model"]
+    assert main([*command, "--language", "en", "--datasets", "digits"]) == 0
+    names, config, card = read(out)
+    assert names == {
+        "meta.yaml", "config.yaml", "model.pth", "feats_stats.npz", "README.md",
+        "RESULTS.md", "images/acc.png",
+    }  # fmt: skip
+    assert str(experiment.parent) not in yaml.safe_dump(config)  # no path, no teacher
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "tags": ["espnet", "audio", "automatic-speech-recognition", "pruning"],
+        "language": "en",
+        "license": "cc-by-4.0",
+        "datasets": ["digits"],
+    }
+    assert ("espnet_l0prune\n```" in text) == (form == "plugin")
+    for part in ('from_pretrained("me/model")', "| MACs of the encoder (M) |", "|WER|",
+                 "encoder.encoders.0", "jiang23_interspeech"):  # fmt: skip
+        assert part in text
+
+    direct = texts(
+        Speech2Text(
+            experiment / "config.yaml", experiment / "valid.acc.ave.pth", beam_size=3
+        )
+    )
+    assert any(direct)
+    if form == "plugin":
+        files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(out))
+        assert texts(Speech2Text.from_pretrained(**files, beam_size=3)) == direct
+    else:
+        np.save(tmp_path / "feats.npy", feats())
+        result = subprocess.run(
+            [sys.executable, "-c", DECODE, out, tmp_path / "feats.npy"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "ESPNET_L0PRUNE_AUTOLOAD": "0", "HOME": str(tmp_path)},
+        )
+        assert result.returncode == 0, result.stderr
+        lines = [x.split()[1:] for x in result.stdout.splitlines() if x[:3] == "HYP"]
+        assert [[int(t) for t in line] for line in lines] == direct
+
+
+def test_bad_input_writes_nothing(experiment, tmp_path, capsys):
+    def refused(*command: str) -> str:
+        assert main(["export", "plugin", *command]) == 1
+        return capsys.readouterr().err
+
+    out, exp = str(tmp_path / "model.zip"), str(experiment)
+    assert "expected the name of a .zip" in refused(exp, "--out", str(tmp_path / "x"))
+    assert "no such checkpoint" in refused(exp, "--out", out, "--checkpoint", "no.pth")
+    (tmp_path / "model.zip").write_text("mine")
+    assert "exists; choose another --out" in refused(exp, "--out", out)
+    assert (tmp_path / "model.zip").read_text() == "mine"
+    assert main(["export", "plugin", exp, "--out", out, "--force"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.zip"]

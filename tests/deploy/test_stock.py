@@ -1,0 +1,139 @@
+"""A cut model in plain ESPnet's shape computes the same, and needs no plugin."""
+
+import argparse
+import copy
+
+import pytest
+import torch
+from builders import arguments, disturb_
+from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.core.budget import count_parameters
+from espnet_l0prune.core.sites import cut_, plan_of
+from espnet_l0prune.deploy.cut import cut_config
+from espnet_l0prune.deploy.stock import to_stock
+from espnet_l0prune.deploy.verify import (
+    TOLERANCE,
+    compare,
+    outputs,
+    require_equal,
+    tolerance_of,
+)
+from espnet_l0prune.plugin.experiment import note_input_size_
+from espnet_l0prune.plugin.workload import sites_of
+
+SMALL = {"output_size": 16, "attention_heads": 4, "num_blocks": 3}
+CONFORMER = {"linear_units": 12, "macaron_style": True, "cnn_module_kernel": 5}
+NETWORKS = {
+    "conformer": {
+        "encoder_conf": {**SMALL, **CONFORMER, "rel_pos_type": "latest"},
+    },
+    "transformer": {
+        "encoder_conf": {**SMALL, "linear_units": 12},
+        "decoder": "l0_transformer",
+        "decoder_conf": {"attention_heads": 4, "linear_units": 12, "num_blocks": 2},
+    },
+    "branchformer": {
+        "encoder_conf": {**SMALL, "cgmlp_linear_units": 12, "rel_pos_type": "latest"},
+    },
+    "e_branchformer": {
+        "encoder_conf": {
+            **SMALL,
+            "linear_units": 12,
+            "cgmlp_linear_units": 12,
+            "rel_pos_type": "latest",
+        },
+    },
+}
+UNEQUAL = ("width", "block_width", "cgmlp_channels")
+
+
+def cut_model(name: str, seed: int, without: tuple[str, ...] = UNEQUAL):
+    """A cut model of random structure, with its configuration."""
+    args = arguments(encoder=f"l0_{name}")
+    for option, value in NETWORKS[name].items():
+        conf = dict(value) if isinstance(value, dict) else value
+        if isinstance(conf, dict):
+            conf["units"] = "all"
+        setattr(args, option, conf)
+    torch.manual_seed(seed)
+    model = ASRTask.build_model(copy.deepcopy(args)).eval()
+    note_input_size_(model, args)
+    disturb_(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    density = torch.rand((), generator=generator)
+    for site in sites_of(model):
+        for kind, gate in site.gates.items():
+            size = gate.log_alpha.shape
+            # whole modules and blocks stay more often
+            least = density if len(gate.log_alpha) > 1 else 0.7
+            keep = torch.rand(size, generator=generator) < least
+            if site.protected(kind) is not None:
+                keep[0] = True
+            gate.decide_(keep | torch.tensor(kind in without))
+    masked, tolerance = outputs(model), tolerance_of(sites_of(model))
+    cut_(model, sites_of(model), plan_of(sites_of(model)))
+    require_equal(compare(masked, outputs(model)), tolerance)
+    config = cut_config(vars(args), model)
+    return model, argparse.Namespace(**config)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_random_structures(name, seed):
+    model, args = cut_model(name, seed)
+    stock, options, tolerance = to_stock(model, args)
+    require_equal(compare(outputs(model), outputs(stock)), tolerance)
+    assert not any(
+        type(module).__module__.startswith("espnet_l0prune") for module in stock.modules()
+    )
+    assert options.encoder == name
+    assert count_parameters(stock) >= count_parameters(model)
+    rebuilt = ASRTask.build_model(copy.deepcopy(options))
+    rebuilt.load_state_dict(stock.state_dict())
+
+
+def test_blocks_and_uniform_widths_make_it_smaller():
+    """What a stock configuration can say, it says: no zeros are left in it."""
+    args = arguments(encoder="l0_conformer")
+    args.encoder_conf = {**SMALL, **CONFORMER, "rel_pos_type": "latest", "units": "all"}
+    model = ASRTask.build_model(copy.deepcopy(args)).eval()
+    note_input_size_(model, args)
+    for site in sites_of(model):
+        for kind, gate in site.gates.items():
+            keep = torch.ones_like(gate.log_alpha, dtype=torch.bool)
+            if kind == "ffn_channels":
+                keep[5:] = False
+            if kind == "blocks":
+                keep[:] = not site.name.endswith(".1")
+            gate.decide_(keep)
+    masked = outputs(model)
+    cut_(model, sites_of(model), plan_of(sites_of(model)))
+    stock, options, tolerance = to_stock(
+        model, argparse.Namespace(**cut_config(vars(args), model))
+    )
+    assert tolerance == TOLERANCE
+    require_equal(compare(masked, outputs(stock)))
+    assert options.encoder_conf["num_blocks"] == 2
+    assert options.encoder_conf["linear_units"] == 5
+    assert count_parameters(stock) == count_parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "message"),
+    [
+        ("conformer", "width", "was cut in width"),
+        ("e_branchformer", "cgmlp_channels", "cgMLPs of different widths"),
+    ],
+)
+def test_what_no_stock_configuration_expresses(name, cut, message):
+    without = tuple(kind for kind in UNEQUAL if kind != cut)
+    model, args = cut_model(name, 1, without)
+    with pytest.raises(ValueError, match=message):
+        to_stock(model, args)
+
+
+def test_a_model_with_gates_is_refused():
+    args = arguments()
+    with pytest.raises(ValueError, match="has gates; expected a model that was cut"):
+        to_stock(ASRTask.build_model(copy.deepcopy(args)), args)
