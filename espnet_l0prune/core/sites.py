@@ -91,7 +91,7 @@ class Site(ABC):
     Attributes:
         name: path of the module in the network, e.g. `encoders.0.self_attn`
         kinds: kinds of units that such a site can have
-        fine: those of which `round_to` keeps a multiple
+        fine: those of which `round_to` keeps a multiple, and `uniform` as many
         scaled: those whose cut multiplies weights by a factor, which rounds them
     """
 
@@ -185,15 +185,21 @@ class Site(ABC):
         return {kind: gate for kind, gate in found.items() if gate is not None}
 
     def attach_(
-        self, kinds: Iterable[str], open_probability: float = 0.99, round_to: int = 1
+        self,
+        kinds: Iterable[str],
+        open_probability: float = 0.99,
+        round_to: int = 1,
+        uniform: bool = False,
     ) -> None:
         """Give the units of these kinds gates; kinds that are not here are ignored."""
         for kind in self.kinds:
             size = self.sizes.get(kind, 0)
             if kind not in kinds or not size:
                 continue
-            multiple = round_to if kind in self.fine else 1
-            gate = HardConcrete(size, open_probability, multiple)
+            fine = kind in self.fine
+            gate = HardConcrete(
+                size, open_probability, round_to if fine else 1, uniform and fine
+            )
             self.module.add_module(f"{kind}_gate", gate)
             for layer, hook in self.hooks(kind, gate):
                 hook.attach_(layer)

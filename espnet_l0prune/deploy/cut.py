@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import Budget, count_parameters
+from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.sites import Plan, cut_, plan_of
 from espnet_l0prune.deploy.verify import (
     Difference,
@@ -102,9 +103,14 @@ def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
     largest = 0.0
     opened = budget.opened()
     before = budget.sparsity(opened)
-    for row, gate in enumerate(budget.gates.values()):
+    together: dict[tuple, list[tuple[int, HardConcrete]]] = {}
+    for row, ((_, kind), gate) in enumerate(budget.gates.items()):
+        key = (kind, len(gate.log_alpha)) if gate.uniform else (row,)
+        together.setdefault(key, []).append((row, gate))
+    for members in together.values():
         fewer = opened.clone()
-        fewer[row, opened[row].nonzero().flatten()[: gate.round_to]] = 0
+        for row, gate in members:
+            fewer[row, opened[row].nonzero().flatten()[: gate.round_to]] = 0
         after = budget.sparsity(fewer)
         steps = (float(after[cost] - before[cost]) for cost in goal)
         largest = max(largest, *steps)

@@ -23,6 +23,8 @@ class L0Network:
             Jiang et al. 2023) or `all`; an empty list for a network without gates
         open_probability: P(z > 0) of every gate at the start
         round_to: keep a multiple of this many channels and dimensions
+        uniform: keep as many channels or dimensions of a kind in every block, as plain
+            ESPnet can express it
         structure: how many units each site has, where the network is a cut one
 
     Raises:
@@ -43,6 +45,7 @@ class L0Network:
         units: str | Iterable[str] = "default",
         open_probability: float = 0.99,
         round_to: int = 1,
+        uniform: bool = False,
         structure: Structure | None = None,
         **stock_conf: Any,
     ):
@@ -54,7 +57,7 @@ class L0Network:
         kinds = choose_units(self, units, self.conf_name)
         for site in self.sites():
             self._check_rounding(site, kinds, round_to)
-            site.attach_(kinds, open_probability, round_to)
+            site.attach_(kinds, open_probability, round_to, uniform)
         self.register_forward_pre_hook(draw_all)
 
     def _check_rounding(self, site: Site, kinds: list[str], round_to: int) -> None:

@@ -1,6 +1,9 @@
 """A stock experiment, adopted: it is pruned, cut, fine-tuned and decodes."""
 
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +167,19 @@ def test_a_zip_of_the_model_zoo(data, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     follow(adopt("packed.zip", "l0", capsys, "--params", "0.4"), "asr")
     assert 0.4 <= cut_sparsity(out) < 0.5
+
+
+def test_the_example_in_python(data, tmp_path):
+    """egs/librispeech/ez_prune.py, in a process of its own."""
+    dense = tmp_path / "dense"
+    run(data, dense, encoder="conformer", encoder_conf=ENCODERS["conformer"], **STOCK)
+    script = Path(__file__).parents[2] / "egs/librispeech/ez_prune.py"
+    command = [sys.executable, script, dense, tmp_path / "l0", "--train", data, "--valid"]
+    command += [data, "--speech", "feats,npy", "--params", "0.4", "--epochs", "6", "2"]
+    result = subprocess.run(map(str, command), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "parameters" in result.stdout
+    assert 0.4 <= cut_sparsity(tmp_path / "l0") < 0.5
 
 
 def test_what_is_written(data, tmp_path, capsys):

@@ -5,12 +5,12 @@ import copy
 
 import pytest
 import torch
-from builders import arguments, disturb_
+from builders import arguments, budget, disturb_
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.core.budget import count_parameters
-from espnet_l0prune.core.sites import cut_, plan_of
-from espnet_l0prune.deploy.cut import cut_config
+from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.deploy.cut import cut_config, largest_step
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import (
     TOLERANCE,
@@ -41,6 +41,8 @@ NETWORKS = {
             **SMALL,
             "linear_units": 12,
             "cgmlp_linear_units": 12,
+            "use_ffn": True,
+            "macaron_ffn": True,
             "rel_pos_type": "latest",
         },
     },
@@ -116,6 +118,35 @@ def test_blocks_and_uniform_widths_make_it_smaller():
     require_equal(compare(masked, outputs(stock)))
     assert options.encoder_conf["num_blocks"] == 2
     assert options.encoder_conf["linear_units"] == 5
+    assert count_parameters(stock) == count_parameters(model)
+
+
+@pytest.mark.parametrize("name", ["conformer", "e_branchformer"])
+def test_a_uniform_selection_can_be_expressed(name):
+    """Channels of FFNs and cgMLPs: the stock-shaped model is as small as the cut one."""
+    units = ["ffn_channels", "cgmlp_channels"][: 1 + (name == "e_branchformer")]
+    conf = {**NETWORKS[name]["encoder_conf"], "units": units, "uniform": True}
+    args = arguments(encoder=f"l0_{name}")
+    args.encoder_conf = {**conf, "round_to": 2}
+    torch.manual_seed(0)
+    model = ASRTask.build_model(copy.deepcopy(args)).eval()
+    note_input_size_(model, args)
+    for site in sites_of(model):
+        for gate in site.gates.values():
+            gate.log_alpha.data.normal_()
+    counted, target = budget(model), {"params": 0.1}
+    plan = select(counted, target)
+    decide_(sites_of(model), plan)
+    left = {kind: set() for kind in units}
+    for units_left in plan.values():
+        for kind in left.keys() & units_left.keys():
+            left[kind].add(len(units_left[kind]))
+    assert all(len(numbers) == 1 for numbers in left.values()), left
+    assert 0 <= counted.actual()["params"] - 0.1 <= 0.001 + largest_step(counted, target)
+    cut_(model, sites_of(model), plan)
+    config = argparse.Namespace(**cut_config(vars(args), model))
+    stock, _, tolerance = to_stock(model, config)
+    require_equal(compare(outputs(model), outputs(stock)), tolerance)
     assert count_parameters(stock) == count_parameters(model)
 
 

@@ -274,6 +274,13 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ({"encoder_conf": {"units": []}}, "encoder is l0_conformer; .* some `units`"),
         ({"use_deepspeed": True}, "use_deepspeed is True; .* false"),
         (
+            {
+                "encoder_conf": {"uniform": True},
+                "sparsity_scheduler_conf": {**SCHEDULE, "per": "block"},
+            },
+            "uniform: true keeps as many .* expected one of them",
+        ),
+        (
             {"postencoder": "length_adaptor"},
             "postencoder is LengthAdaptorPostEncoder; .* none",
         ),
