@@ -25,8 +25,8 @@ class RestartedMean:
 
 def restart_(norm: _BatchNorm, *, forget: bool) -> None:
     """Begin anew, or go on with what was begun, where `forget` is false."""
-    if forget:
-        norm.reset_running_stats()
+    if forget:  # what is there stands until the first batch, which replaces it
+        norm.num_batches_tracked.zero_()
     hooks = norm._forward_pre_hooks
     for key, hook in list(hooks.items()):
         if isinstance(hook, RestartedMean):

@@ -66,11 +66,16 @@ class SparsityController:
             _check_not_met(part, scheduler.goal)
             if constraint.equality:
                 check_compatible(part, scheduler.goal)
+        rounding = {(gate.round_to, gate.uniform) for gate in self._gates()}
         self.settings = {
             **scheduler.settings,
             "sparsity_constraint": type(constraint).__name__,
+            "sparsity_constraint_conf": vars(constraint),
             "order": optimizer.order,
+            "gate_lr": optimizer.pruning["gate_lr"],
             "parts": list(self.parts),
+            "budget (scope, seconds, tokens)": budget.totals,
+            "round_to and uniform": sorted(rounding),
         }
         names = self._shortfalls()
         optimizer.pruning.update(
@@ -113,11 +118,11 @@ class SparsityController:
             return {"weights": self.update % 2 == 0, "gates": self.update % 2 == 1}
         return {"weights": order == "joint", "gates": True}
 
-    def begin_epoch(self, updates: int, epochs: int) -> None:
+    def begin_epoch(self, updates: int | None, epochs: int) -> None:
         """Fit the schedule to the run, and say so early where it does not fit.
 
         Args:
-            updates: of this epoch
+            updates: of this epoch; None where that is not known before
             epochs: of the whole run
 
         Raises:
@@ -125,6 +130,14 @@ class SparsityController:
                 epochs of another length than before the run was resumed
         """
         scheduler, state = self.scheduler, self.optimizer.pruning
+        self._tell_paths()
+        if updates is None:
+            if scheduler.in_epochs:
+                raise ValueError(
+                    "in_epochs is true, but multiple_iterator has epochs of unknown "
+                    "length; expected warmup_steps, ramp_steps and hold_steps in updates"
+                )
+            return
         if not updates:
             raise ValueError(
                 "an epoch has fewer batches than accum_grad, so that no update is made; "
@@ -147,7 +160,6 @@ class SparsityController:
                 f"{needed // updates + 1}, or shorten warmup_steps, ramp_steps and "
                 f"hold_steps to {max(last - updates, 1)} in all."
             )
-        self._tell_paths()
 
     def _tell_paths(self) -> None:
         """Name what did not follow its target since this was last called."""

@@ -91,13 +91,15 @@ class Site(ABC):
     Attributes:
         name: path of the module in the network, e.g. `encoders.0.self_attn`
         kinds: kinds of units that such a site can have
-        fine: those of which `round_to` keeps a multiple, and `uniform` as many
+        fine: those of which `round_to` keeps a multiple
+        alike: those of which `uniform` keeps as many in every site
         scaled: those whose cut multiplies weights by a factor, which rounds them
     """
 
     name: str
     kinds: tuple[str, ...]
     fine: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
     scaled: tuple[str, ...] = ()
 
     @property
@@ -196,10 +198,9 @@ class Site(ABC):
             size = self.sizes.get(kind, 0)
             if kind not in kinds or not size:
                 continue
-            fine = kind in self.fine
-            gate = HardConcrete(
-                size, open_probability, round_to if fine else 1, uniform and fine
-            )
+            multiple = round_to if kind in self.fine else 1
+            alike = uniform and kind in self.alike
+            gate = HardConcrete(size, open_probability, multiple, alike)
             self.module.add_module(f"{kind}_gate", gate)
             for layer, hook in self.hooks(kind, gate):
                 hook.attach_(layer)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_l0prune.core.budget import check_reachable
+from espnet_l0prune.core.budget import check_compatible, check_reachable
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.plugin.experiment import (
@@ -20,6 +20,8 @@ from espnet_l0prune.plugin.experiment import (
 )
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
+from espnet_l0prune.plugin.sites.attention import AttentionSite, SourceAttentionSite
+from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
 from espnet_l0prune.plugin.workload import make_budget
 
 DATA = tuple(
@@ -57,6 +59,7 @@ RUN = (
     "wandb_id",
     "write_collected_feats",
 )
+DECODER_UNITS = (*AttentionSite.kinds, *SourceAttentionSite.kinds, *FeedForwardSite.kinds)
 ADAM = ("lr", "betas", "eps", "weight_decay")
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
@@ -144,8 +147,10 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
 
     args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
     load_weights(task.build_model(argparse.Namespace(**copy.deepcopy(dense))), model_file)
-    budget = make_budget(task.build_model(args), make_workload(args))
-    check_reachable(budget, make_scheduler(args).goal)
+    gated, goal = task.build_model(args), make_scheduler(args).goal
+    budget = make_budget(gated, make_workload(args))
+    check_reachable(budget, goal)
+    check_compatible(budget, goal)
 
     out.mkdir(parents=True, exist_ok=True)
     paths = {}
@@ -154,7 +159,8 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
-    train = f"python -m espnet2.bin.{name}_train --resume true --config"
+    gpus = f" --ngpu {dense['ngpu']}" if dense.get("ngpu") else ""
+    train = f"python -m espnet2.bin.{name}_train{gpus} --resume true --config"
     return Adopted(
         **paths,
         commands=[
@@ -175,9 +181,13 @@ def _without_run(dense: dict, choice: Choice) -> dict:
 
 def _pruning(dense: dict, choice: Choice, files: dict[str, str]) -> dict:
     epochs = choice.epochs[0] or max(dense["max_epoch"] // 3, 6)
-    words = choice.units if isinstance(choice.units, str) else "default"
-    gated = {"encoder": {"units": choice.units}, "decoder": {"units": words}}
-    conf = {k: v for k, v in dense["optim_conf"].items() if k in ADAM}
+    units = {"encoder": choice.units, "decoder": choice.units}
+    if not isinstance(choice.units, str):  # to each what it can have
+        units["encoder"] = [k for k in choice.units if not k.startswith("src_")]
+        units["decoder"] = [k for k in choice.units if k in DECODER_UNITS]
+    gated = {part: {"units": kinds} for part, kinds in units.items()}
+    like = str(dense["optim"]).startswith("adam")
+    conf = {k: v for k, v in dense["optim_conf"].items() if like and k in ADAM}
     return {
         "max_epoch": epochs,
         "keep_nbest_models": 1,

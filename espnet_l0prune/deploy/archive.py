@@ -5,6 +5,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import yaml
@@ -13,6 +14,14 @@ from espnet_l0prune.plugin.experiment import read_mapping
 
 LARGEST = 32 * 2**30  # bytes of all files together
 EXPANSION = 200  # how many times larger than packed: weights hardly shrink at all
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # encrypted
+)
 SMALL = 2**24  # bytes; texts below it may expand as they like
 
 
@@ -36,7 +45,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with opened.open(member) as source, target.open("xb") as file:
                         shutil.copyfileobj(source, file)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as e:
+        except UNREADABLE as e:
             raise ValueError(
                 f"{archive} cannot be unpacked ({e}); expected a zip of ESPnet's model "
                 "zoo"
@@ -103,7 +112,9 @@ def _find_model(folder: Path) -> tuple[Path, Path]:
         names = [
             name
             for key, name in (listed.items() if isinstance(listed, dict) else ())
-            if str(key).endswith(suffix) and not str(key).startswith("lm_")
+            if str(key).endswith(suffix)
+            and not str(key).startswith("lm_")
+            and isinstance(name, str)
         ]
         if len(names) != 1 or names[0] not in packed:
             raise ValueError(
@@ -117,12 +128,17 @@ def _find_model(folder: Path) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def _placed(value, packed: set[str], folder: Path):
+def _placed(value, packed: set[str], folder: Path, seen: dict | None = None):
     """A configuration in which packed files are named by where they are now."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:  # by an alias, of which a few make a billion
+        return seen[id(value)]
+    found = value
     if isinstance(value, dict):
-        return {k: _placed(v, packed, folder) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_placed(v, packed, folder) for v in value]
-    if isinstance(value, str) and value in packed:
-        return str(folder / value)
-    return value
+        found = {k: _placed(v, packed, folder, seen) for k, v in value.items()}
+    elif isinstance(value, list):
+        found = [_placed(v, packed, folder, seen) for v in value]
+    elif isinstance(value, str) and value in packed:
+        found = str(folder / value)
+    seen[id(value)] = found
+    return found

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import nn
 
+from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import About, write_card
 from espnet_l0prune.deploy.inspect import inspect_experiment
@@ -20,7 +21,15 @@ from espnet_l0prune.plugin.workload import sites_of
 
 FORMS = ("plugin", "stock")
 TEACHER = ("teacher_config", "teacher_model_file")
-PACKED_AS = {"slu": "asr"}  # what espnet2.bin.pack calls a task, where it differs
+TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
+# ESPnet's packing, also of slu, which its command does not know
+PACK = """
+import sys
+from espnet2.main_funcs.pack_funcs import pack
+task, *extras = sys.argv[1:]
+files = {f"{task}_model_file": "model.pth"}
+pack(files, {f"{task}_train_config": "config.yaml"}, "packed.zip", extras)
+"""
 
 
 def export(
@@ -83,7 +92,7 @@ def export(
                 continue
             extras.append(name)
         extras += _fill(folder, packed, vars(options))
-        _pack(folder, PACKED_AS.get(task, task), extras)
+        _pack(folder, task, extras)
         files = unpack_model(folder / "packed.zip", Path(part) / "unpacked")
         require_equal(compare(expected, outputs(load_model(*files)[0].eval())), tolerance)
         (folder / "packed.zip").replace(out)
@@ -99,6 +108,7 @@ def _fill(folder: Path, model: nn.Module, config: dict) -> list[str]:
     for place, key, name in (
         (conf, "stats_file", "feats_stats.npz"),
         (config, "bpemodel", "bpe.model"),
+        (config, "src_bpemodel", "src_bpe.model"),
     ):
         if place.get(key):
             shutil.copyfile(place[key], folder / name)
@@ -109,9 +119,8 @@ def _fill(folder: Path, model: nn.Module, config: dict) -> list[str]:
         k: v for k, v in config["model_conf"].items() if k not in TEACHER
     }
     for key in list(config):
-        if key in ("output_dir", "config", "init_param") or key.endswith(
-            ("_shape_file", "_data_path_and_name_and_type")
-        ):
+        listed = key == "non_linguistic_symbols" and not isinstance(config[key], str)
+        if key in (*RUN, *DATA) or (key in TRAINING_FILES and not listed):
             del config[key]
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, "utf-8")
@@ -119,16 +128,12 @@ def _fill(folder: Path, model: nn.Module, config: dict) -> list[str]:
 
 
 def _pack(folder: Path, task: str, extras: list[str]) -> None:
-    """Write packed.zip by ESPnet's command.
+    """Write packed.zip by ESPnet.
 
     In the folder, with plain files: it keeps absolute paths and follows links, which no
     other machine has.
     """
-    command = [sys.executable, "-m", "espnet2.bin.pack", task, "--outpath", "packed.zip"]
-    command += [f"--{task}_train_config", "config.yaml"]
-    command += [f"--{task}_model_file", "model.pth"]
-    for extra in extras:
-        command += ["--option", extra]
+    command = [sys.executable, "-c", PACK, task, *extras]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"espnet2.bin.pack failed: {done.stderr[-1000:]}")
+        raise RuntimeError(f"ESPnet's packing failed: {done.stderr[-1000:]}")

@@ -53,8 +53,14 @@ def to_stock(
             _check(network, part)
             conf[f"{part}_conf"] |= _sizes(network)
     options = argparse.Namespace(**copy.deepcopy(conf))
-    with torch.random.fork_rng():
-        stock = task_of(options).build_model(options)
+    try:
+        with torch.random.fork_rng():
+            stock = task_of(options).build_model(options)
+    except ImportError as e:
+        raise ValueError(
+            f"plain ESPnet cannot build this model here ({e}). Install what is missing, "
+            "or export it as a plugin model."
+        ) from e
     note_input_size_(stock, options)
     state, tolerance = model.state_dict(), TOLERANCE
     for part in PARTS:

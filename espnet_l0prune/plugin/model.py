@@ -46,8 +46,8 @@ class L0Distilled:
         temperature: of the attention decoder's and the CTC posteriors' divergences
 
     The loss is ESPnet's own plus the weighted distillation losses plus the penalty of
-    the sparsity constraint. While gates train, two criteria for the choice of a model
-    are finite and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's
+    the sparsity constraint. Two criteria for the choice of a model are always finite,
+    and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's
     loss or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
     """
 
@@ -167,10 +167,10 @@ class L0Distilled:
             loss = loss + penalty
             stats |= self.controller.report()
             stats["loss_sparsity"] = penalty.detach()
-            there = self.controller.on_budget
-            stats["loss_on_budget"] = stats["loss_task"] + (0 if there else OFF_BUDGET)
-            if stats.get("acc") is not None:
-                stats["acc_on_budget"] = stats["acc"] if there else 0.0
+        there = self.controller is None or self.controller.on_budget
+        stats["loss_on_budget"] = stats["loss_task"] + (0 if there else OFF_BUDGET)
+        if stats.get("acc") is not None:
+            stats["acc_on_budget"] = stats["acc"] if there else 0.0
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 

@@ -23,7 +23,7 @@ class L0Network:
             Jiang et al. 2023) or `all`; an empty list for a network without gates
         open_probability: P(z > 0) of every gate at the start
         round_to: keep a multiple of this many channels and dimensions
-        uniform: keep as many channels or dimensions of a kind in every block, as plain
+        uniform: keep as many channels in every FFN, and in every cgMLP, as plain
             ESPnet can express it
         structure: how many units each site has, where the network is a cut one
 

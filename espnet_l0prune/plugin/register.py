@@ -181,8 +181,9 @@ def prepare_training(
             args.ngpu,
             "1, or more with --multiprocessing_distributed true",
         )
-        post = model.postencoder
-        _require(post is None, "postencoder", type(post).__name__, "none")
+        for name in ("postencoder", "deliberationencoder", "postdecoder"):
+            more = getattr(model, name, None)  # the last two in slu
+            _require(more is None, name, type(more).__name__, "none")
         model.load_teacher_(optimizers[0])
         if task.trainer is Trainer:
             task.trainer = L0Trainer

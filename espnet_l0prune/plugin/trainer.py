@@ -27,7 +27,10 @@ class L0Trainer(Trainer):
         # in a notebook, another model may come after the pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
         if controller is not None:
-            updates = len(iterator) // options.accum_grad
+            try:
+                updates = len(iterator) // options.accum_grad
+            except TypeError:  # of multiple_iterator, whose length nobody knows
+                updates = None
             controller.begin_epoch(updates, options.max_epoch)
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             keep_checkpoint(Path(options.output_dir))

@@ -71,6 +71,10 @@ MALICIOUS = {
         [("meta.yaml", b"files: []\nyaml_files: 3")],
         "expected a zip",
     ),
+    "a list for a name in meta.yaml": (
+        [("meta.yaml", b"files: {asr_model_file: [a]}\nyaml_files: {}")],
+        "expected a zip",
+    ),
     "code in config.yaml": (
         [
             ("meta.yaml", yaml.safe_dump(META)),
@@ -98,6 +102,40 @@ def test_a_malicious_zip(what, tmp_path, monkeypatch):
         unpack_model(tmp_path / "in.zip", tmp_path / "new/dense")
     assert [p.name for p in tmp_path.iterdir() if p.name != "new"] == ["in.zip"]
     assert not list((tmp_path / "new").glob("*"))
+
+
+def test_flipped_bits(tmp_path):
+    """In whatever place: unpacked as it was, or refused."""
+    content = b"some text, " * 500
+    write(tmp_path / "in.zip", [("a", content)])
+    good = (tmp_path / "in.zip").read_bytes()
+    refused = 0
+    for place in range(0, len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 4
+        (tmp_path / "in.zip").write_bytes(bad)
+        try:
+            unpack(tmp_path / "in.zip", tmp_path / f"{place}")
+        except ValueError:
+            refused += 1
+        else:
+            (file,) = [p for p in (tmp_path / f"{place}").rglob("*") if p.is_file()]
+            assert file.read_bytes() == content
+    assert refused > len(good) // 2
+
+
+def test_aliases_do_not_multiply(tmp_path):
+    """A billion words in a few lines of YAML take no time and no memory."""
+    lines = ["token_list: &a0 [x, x]"]
+    lines += [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    members = [
+        ("meta.yaml", yaml.safe_dump(META)),
+        ("exp/config.yaml", "\n".join(lines)),
+        ("exp/model.pth", b"x"),
+    ]
+    write(tmp_path / "in.zip", members)
+    config, _ = unpack_model(tmp_path / "in.zip", tmp_path / "new")
+    assert config.stat().st_size < 10_000
 
 
 @pytest.mark.parametrize("keep", [0, 30, 200])

@@ -116,6 +116,16 @@ def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, ca
     [
         ({"sparsity_constraint": "inequality"}, "was NuPIConstraint, is Inequality"),
         ({"sparsity_scheduler": "linear"}, "was CubicSparsityScheduler, is Linear"),
+        ({"optim_conf": {"lr": 1e-3, "gate_lr": 0.2}}, "gate_lr was 0.3, is 0.2"),
+        (
+            {
+                "sparsity_scheduler_conf": {
+                    **CONFIG["sparsity_scheduler_conf"],
+                    "scope": "model",
+                }
+            },
+            "scope, seconds, tokens. was",
+        ),
         (
             {"sparsity_scheduler_conf": {"target": 0.3, "hold_steps": 5}},
             "warmup_steps was 2, is 1000; ramp_steps was 6, is 10000; hold_steps was 4",

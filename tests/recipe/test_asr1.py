@@ -73,4 +73,5 @@ def test_bad_use_is_said(tmp_path):
     result = run(ASR1 / "run.sh", "--stage", "11", cwd=ASR1)
     assert result.returncode == 2
     assert "give --l0_stage" in result.stderr
+    assert "is set here" in run(ASR1 / "run.sh", "--asr_exp", "x", cwd=ASR1).stderr
     assert "needs a value" in run(ASR1 / "run.sh", "--params", cwd=ASR1).stderr

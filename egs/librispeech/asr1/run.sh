@@ -11,8 +11,9 @@ model=           # of conf/{train,prune,finetune}_asr_MODEL.yaml; default: by th
 prune_config=    # another one than conf/prune_asr_MODEL.yaml, of conf/tuning, say
 params=          # sparsity of the encoder in parameters; 0.5 where neither is given
 macs=            # sparsity of the encoder in multiply-accumulates
-dense_exp=       # an experiment that was trained dense, in place of stage 1
+dense_exp=       # an experiment that was trained dense, on the same tokens
 l0_tag=          # more for the names of the pruned experiments
+asr_args=        # more options for every training, such as "--num_workers 8"
 # -------------------------------------------------------------------------------------
 
 if [ "${1:-}" = --help ]; then
@@ -23,10 +24,14 @@ rest=()
 while [ $# -gt 0 ]; do
     case $1 in
     --l0_stage | --l0_stop_stage | --model | --prune_config | --params | --macs | \
-        --dense_exp | --l0_tag)
+        --dense_exp | --l0_tag | --asr_args)
         [ $# -gt 1 ] || { echo "$0: $1 needs a value" >&2; exit 2; }
         printf -v "${1#--}" %s "$2"
         shift 2
+        ;;
+    --asr_exp | --asr_config | --pretrained_model)
+        echo "$0: $1 is set here; expected --model, --prune_config or --dense_exp" >&2
+        exit 2
         ;;
     *)
         rest+=("$1")
@@ -84,16 +89,22 @@ teacher=(--model_conf "teacher_config=$dense/config.yaml"
     --model_conf "teacher_model_file=$dense/$average")
 asr=(./asr.sh "${corpus[@]}" --use_lm false --inference_config conf/decode_asr.yaml
     --inference_asr_model "$average")
+more=${asr_args:+ $asr_args}
+# shellcheck disable=SC1091 # ESPnet's: the Python that has espnet_l0prune too
+. ./path.sh
 wanted() { [ "$l0_stage" -le "$1" ] && [ "$l0_stop_stage" -ge "$1" ]; }
 
-if wanted 1 && [ -z "$dense_exp" ]; then
-    "${asr[@]}" --asr_config "conf/train_asr_$model.yaml" --asr_exp "$dense" "$@"
+if wanted 1; then
+    last=()
+    if [ -n "$dense_exp" ]; then last=(--stop_stage 10); fi # data, tokens, statistics
+    "${asr[@]}" --asr_config "conf/train_asr_$model.yaml" --asr_exp "$dense" \
+        --asr_args "$asr_args" "${last[@]}" "$@"
 fi
 if wanted 2; then
     "${asr[@]}" --asr_config "${prune_config:-conf/prune_asr_$model.yaml}" \
         --asr_exp "$pruned" --stage 11 --stop_stage 11 \
         --pretrained_model "$dense/$average" \
-        --asr_args "${teacher[*]} ${target[*]}" "$@"
+        --asr_args "${teacher[*]} ${target[*]}$more" "$@"
 fi
 if wanted 3; then
     espnet-l0prune cut "$pruned" --out "$cut" --force
@@ -103,7 +114,7 @@ if [ -f "$cut/decoder_structure.yaml" ]; then
     structure+=(--decoder_conf "structure=$cut/decoder_structure.yaml")
 fi
 finetune=("${asr[@]}" --asr_config "conf/finetune_asr_$model.yaml" --asr_exp "$finetuned"
-    --pretrained_model "$cut/model.pth" --asr_args "${teacher[*]} ${structure[*]}")
+    --pretrained_model "$cut/model.pth" --asr_args "${teacher[*]} ${structure[*]}$more")
 if wanted 4; then
     "${finetune[@]}" --stage 11 --skip_packing false "$@"
 fi

@@ -21,7 +21,7 @@ class ConvolutionalGatingSite(BranchSite):
     attributes = ("cgmlp",)
     module_types = (ConvolutionalGatingMLP,)
     kinds = ("cgmlp_modules", "cgmlp_channels")
-    fine = ("cgmlp_channels",)
+    fine = alike = ("cgmlp_channels",)
 
     @property
     def sizes(self) -> dict[str, int]:

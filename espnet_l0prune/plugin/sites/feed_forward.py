@@ -20,7 +20,7 @@ class FeedForwardSite(BranchSite):
     attributes = ("feed_forward", "feed_forward_macaron")
     module_types = (PositionwiseFeedForward, MultiLayeredConv1d, Conv1dLinear)
     kinds = ("ffn_modules", "ffn_channels")
-    fine = ("ffn_channels",)
+    fine = alike = ("ffn_channels",)
 
     @property
     def sizes(self) -> dict[str, int]:
