@@ -98,7 +98,8 @@ def disturb(process, out: Path, longest: float, chance: random.Random) -> bool:
     process.kill()
     process.join()
     if process.exitcode not in (0, -9):
-        raise SystemExit(f"a run failed by itself; its log is {out.with_suffix('.log')}")
+        log = out.with_suffix(".log").read_text()
+        raise SystemExit(f"{log[-5000:]}\na run failed with exit code {process.exitcode}")
     return process.exitcode == -9
 
 

@@ -120,7 +120,8 @@ def _fill(folder: Path, model: nn.Module, config: dict) -> list[str]:
     }
     for key in list(config):
         listed = key == "non_linguistic_symbols" and not isinstance(config[key], str)
-        if key in (*RUN, *DATA) or (key in TRAINING_FILES and not listed):
+        kept = key == "init" or listed  # ESPnet's build_model reads it
+        if key in (*RUN, *DATA, *TRAINING_FILES) and not kept:
             del config[key]
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, "utf-8")
