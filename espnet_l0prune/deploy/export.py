@@ -13,13 +13,12 @@ from torch import nn
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import About, write_card
-from espnet_l0prune.deploy.inspect import inspect_experiment
+from espnet_l0prune.deploy.inspect import inspect_model
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_experiment, load_model, task_of
 from espnet_l0prune.plugin.workload import sites_of
 
-FORMS = ("plugin", "stock")
 TEACHER = ("teacher_config", "teacher_model_file")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
 # ESPnet's packing, also of slu, which its command does not know
@@ -73,7 +72,7 @@ def export(
         require_equal(compare(expected, outputs(packed)), tolerance)
     task = task_of(args).__module__.rpartition(".")[2]
     results = experiment / "RESULTS.md"
-    found = inspect_experiment(experiment, checkpoint)
+    found = inspect_model(model, args)
     card = write_card(
         about, task, form == "plugin", args, found, results if results.exists() else None
     )

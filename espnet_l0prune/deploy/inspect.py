@@ -51,10 +51,21 @@ def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
     Raises:
         ValueError: files that are missing or damaged, or an encoder without sites
     """
-    model, args = load_experiment(experiment, checkpoint)
+    return inspect_model(*load_experiment(experiment, checkpoint))
+
+
+def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
+    """Count what a cut of the open gates leaves, which is all that the model has then.
+
+    Args:
+        model: of the configuration `args`; its closed units are cut, in place
+
+    Raises:
+        ValueError: an encoder without sites
+    """
     if not find_sites(model.encoder):
         raise ValueError(
-            f"{experiment} has encoder: {args.encoder}; expected conformer, transformer, "
+            f"the model has encoder: {args.encoder}; expected conformer, transformer, "
             "branchformer or e_branchformer, or one of them with l0_ in front"
         )
     workload = make_workload(args)

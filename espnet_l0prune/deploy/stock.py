@@ -97,10 +97,6 @@ def _without_ours(config: Mapping, model: nn.Module) -> dict:
         conf["model_conf"] = {
             k: v for k, v in conf["model_conf"].items() if k not in drop
         }
-    for name in [name for name in conf if name.startswith("sparsity_")]:
-        del conf[name]
-    if conf.get("optim") == "l0_adamw":
-        conf["optim"], conf["optim_conf"] = "adamw", {}
     return conf
 
 
@@ -124,13 +120,16 @@ def _check(network: L0Network, part: str) -> None:
     gating = _left(network, ConvolutionalGatingSite)
     if len(set(gating)) > 1:
         raise refuse(f"has cgMLPs of different widths ({gating}) with a norm over each")
-    gone = [i for i, block in enumerate(_blocks(network)) if isinstance(block, Skip)]
-    if gone and getattr(network, "interctc_layer_idx", None):
+    _, blocks, kept = _blocks(network)
+    if len(kept) < len(blocks) and getattr(network, "interctc_layer_idx", None):
         raise refuse("has lost blocks and counts them for intermediate CTC")
 
 
-def _blocks(network: nn.Module) -> nn.Sequential:
-    return network.encoders if hasattr(network, "encoders") else network.decoders
+def _blocks(network: nn.Module) -> tuple[str, nn.Sequential, list[int]]:
+    """Their name in the network, the blocks, and the places of those that are left."""
+    name = "encoders" if hasattr(network, "encoders") else "decoders"
+    blocks = getattr(network, name)
+    return name, blocks, [i for i, b in enumerate(blocks) if not isinstance(b, Skip)]
 
 
 def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
@@ -141,8 +140,7 @@ def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
 
 def _sizes(network: L0Network) -> dict[str, int]:
     """What a stock configuration can say about a cut network."""
-    blocks = _blocks(network)
-    sizes = {"num_blocks": sum(not isinstance(block, Skip) for block in blocks)}
+    sizes = {"num_blocks": len(_blocks(network)[2])}
     known = inspect.signature(type(network)).parameters
     if "linear_units" in known:
         sizes["linear_units"] = max(_left(network, FeedForwardSite), default=1)
@@ -163,10 +161,7 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
         ours = there[names.get(site.name, site.name)]
         if not isinstance(site, (StreamSite, BlockWidthSite)):
             plan[site.name] = {k: range(ours.sizes[k]) for k in site.sizes}
-    left = {
-        (module, tensor): masks
-        for (module, tensor), masks in features_left(sites, plan)[1].items()
-    }
+    _, left = features_left(sites, plan)
     state = {}
     for path, module in stock.named_modules():
         for name, old in (
@@ -210,12 +205,11 @@ def _placed(
 
 def _names(network: nn.Module) -> dict[str, str]:
     """Paths of the sites in the stock-shaped network, and what they were before."""
-    attribute = "encoders" if hasattr(network, "encoders") else "decoders"
-    kept = [i for i, b in enumerate(_blocks(network)) if not isinstance(b, Skip)]
-    numbers = {f"{attribute}.{new}": f"{attribute}.{old}" for new, old in enumerate(kept)}
-    found = {}
-    for new, old in numbers.items():
-        for site in find_sites(network):
+    attribute, _, kept = _blocks(network)
+    sites, found = find_sites(network), {}
+    for place, index in enumerate(kept):
+        new, old = f"{attribute}.{place}", f"{attribute}.{index}"
+        for site in sites:
             if site.name == old or site.name.startswith(f"{old}."):
                 found[new + site.name.removeprefix(old)] = site.name
     return found
@@ -223,8 +217,7 @@ def _names(network: nn.Module) -> dict[str, str]:
 
 def _renumbered(network: nn.Module) -> dict[str, Tensor]:
     """The state of a cut network, with its blocks numbered as they are left."""
-    attribute = "encoders" if hasattr(network, "encoders") else "decoders"
-    kept = [i for i, b in enumerate(_blocks(network)) if not isinstance(b, Skip)]
+    attribute, _, kept = _blocks(network)
     state = {}
     for name, value in network.state_dict().items():
         parts = name.split(".")

@@ -20,7 +20,7 @@ if [ "${1:-}" = --help ]; then
     sed -n '2,4p; /^# --- options/,/^# -----*$/p' "$0"
     exit
 fi
-rest=()
+rest=() train=
 while [ $# -gt 0 ]; do
     case $1 in
     --l0_stage | --l0_stop_stage | --model | --prune_config | --params | --macs | \
@@ -47,20 +47,8 @@ if [[ " $* " == *" --stage "* ]] && [ "$l0_stage" != "$l0_stop_stage" ]; then
 fi
 
 case $(basename "$(dirname "$PWD")") in
-librispeech)
-    : "${model:=conformer}"
-    corpus=(--lang en --nbpe 5000 --max_wav_duration 30
-        --speed_perturb_factors "0.9 1.0 1.1" --train_set train_960 --valid_set dev
-        --test_sets "test_clean test_other dev_clean dev_other"
-        --bpe_train_text data/train_960/text)
-    ;;
-librispeech_100)
-    : "${model:=conformer_100}"
-    corpus=(--lang en --nbpe 5000 --max_wav_duration 30
-        --speed_perturb_factors "0.9 1.0 1.1" --train_set train_clean_100 --valid_set dev
-        --test_sets "test_clean test_other dev_clean dev_other"
-        --bpe_train_text data/train_clean_100/text)
-    ;;
+librispeech) train=train_960 model=${model:-conformer} ;;
+librispeech_100) train=train_clean_100 model=${model:-conformer_100} ;;
 mini_an4)
     : "${model:=mini_an4}"
     corpus=(--lang en --nj 2 --inference_nj 2 --token_type char --audio_format wav
@@ -68,6 +56,12 @@ mini_an4)
     ;;
 *) corpus=() ;; # yours: give --train_set, --valid_set and --test_sets
 esac
+if [ -n "$train" ]; then # a part of LibriSpeech
+    corpus=(--lang en --nbpe 5000 --max_wav_duration 30
+        --speed_perturb_factors "0.9 1.0 1.1" --train_set "$train" --valid_set dev
+        --test_sets "test_clean test_other dev_clean dev_other"
+        --bpe_train_text "data/$train/text")
+fi
 : "${model:=conformer}"
 average=valid.acc.ave.pth
 if grep -q '^decoder: transducer' "conf/train_asr_$model.yaml"; then
