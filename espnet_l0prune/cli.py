@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 from espnet_l0prune import __version__
@@ -105,9 +106,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "form",
-        choices=("plugin", "stock"),
+        choices=("plugin", "stock", "onnx"),
         help="plugin: small, needs this package; stock: plain ESPnet loads it, filled up "
-        "with zeros where its configuration cannot say what was cut",
+        "with zeros where its configuration cannot say what was cut; onnx: onnxruntime "
+        "runs encoder and decoder, with ESPnet and this package or without them",
     )
     sub.add_argument("experiment", type=Path)
     sub.add_argument("--out", type=Path, required=True, help="the zip to write")
@@ -116,6 +118,7 @@ def get_parser() -> argparse.ArgumentParser:
     sub.add_argument("--license", default="cc-by-4.0", help="as the zoo writes it")
     sub.add_argument("--language", default="noinfo", help="as the zoo writes it")
     sub.add_argument("--datasets", nargs="*", default=[], help="that it was trained on")
+    sub.add_argument("--int8", action="store_true", help="quantize onnx dynamically")
     sub.add_argument("--force", action="store_true", help="replace the zip")
     command(
         "enable",
@@ -128,7 +131,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def _import_espnet() -> None:
-    """Import ESPnet without what it and its dependencies print while importing."""
+    """Import ESPnet without what it and its dependencies print, and torch's warnings
+    about ESPnet."""
+    warnings.simplefilter("ignore", FutureWarning)
     noise = io.StringIO()
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         import espnet2.tasks.asr  # noqa: F401
@@ -281,13 +286,15 @@ def export(args: argparse.Namespace) -> int:
         datasets=tuple(args.datasets),
     )
     checkpoint = args.checkpoint or average_of(args.experiment)
-    before, after = export_model(
-        args.experiment, checkpoint, args.out, args.form, about, args.force
+    line = export_model(
+        args.experiment, checkpoint, args.out, args.form, about, args.force, args.int8
     )
-    zeros = f", {after - before:,} of them zeros" if after > before else ""
-    print(f"{args.out}: {after:,} parameters{zeros}")
-    if args.form == "plugin":
-        print("It needs this package wherever it is loaded: pip install espnet_l0prune")
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:,.1f} MB, {line}")
+    if args.form != "stock":
+        extra = "[onnx]" if args.form == "onnx" else ""
+        print(
+            f"ESPnet needs this package to load it: pip install 'espnet_l0prune{extra}'"
+        )
     return 0
 
 
@@ -315,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, OSError, RuntimeError) as e:
+    except (ValueError, OSError, RuntimeError, ImportError) as e:
         if args.debug:
             raise
         print(f"espnet-l0prune {args.command}: {e}", file=sys.stderr)

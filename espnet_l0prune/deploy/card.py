@@ -1,6 +1,7 @@
 """The model card of a packed model: README.md, as the model zoo shows it."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,19 +56,21 @@ class About:
 def write_card(
     about: About,
     task: str,
-    needs_plugin: bool,
+    packages: str,
     args: argparse.Namespace,
     found: Inspection,
     results: Path | None,
+    files: Mapping[str, str],
 ) -> str:
     """The text of a card.
 
     Args:
         task: ESPnet's short name of it
-        needs_plugin: whether loading takes this package
+        packages: that it takes to load it, beside ESPnet's
         args: the experiment's configuration
         found: the pruned model, module by module
         results: RESULTS.md, where there is one
+        files: those that other programs can use, and what each is
     """
     head = {
         "tags": ["espnet", "audio", "automatic-speech-recognition", "pruning"],
@@ -76,18 +79,21 @@ def write_card(
     }
     if about.datasets:
         head["datasets"] = list(about.datasets)
-    packages = "espnet espnet_model_zoo" + " espnet_l0prune" * needs_plugin
     module, name, call = USE[task]
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {about.name}",
         "An ESPnet model, pruned with L0 gates by espnet_l0prune.",
-        f"## Use\n\n```sh\npip install {packages}\n```\n\n```python\n"
+        f"## Use\n\n```sh\npip install espnet espnet_model_zoo{packages}\n```\n\n"
+        "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
         f'speech2text = {name}.from_pretrained("{about.name}")\n{call}\n```',
         f"## Dense beside pruned\n\n{_costs(build_dense(args), found)}",
         f"## What is left\n\n{_structure(found)}",
     ]
+    if files:
+        lines = "\n".join(f"- `{name}`: {what}" for name, what in files.items())
+        sections.append(f"## Graphs for onnxruntime, without torch\n\n{lines}")
     if results is not None:
         sections.append(results.read_text("utf-8").strip())
     sections.append(f"## Licence and citation\n\n{about.licence}\n\n{PAPER}")

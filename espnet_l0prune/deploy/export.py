@@ -1,20 +1,25 @@
-"""Pack a model for the model zoo: as it is, or in the shape of plain ESPnet."""
+"""Pack a model for the model zoo: as it is, as plain ESPnet has it, or as ONNX."""
 
+import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import About, write_card
 from espnet_l0prune.deploy.inspect import inspect_model
-from espnet_l0prune.deploy.stock import to_stock
+from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
+from espnet_l0prune.deploy.onnx import difference, write_onnx
+from espnet_l0prune.deploy.stock import to_stock, without_ours
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_experiment, load_model, task_of
 from espnet_l0prune.plugin.workload import sites_of
@@ -31,6 +36,80 @@ pack(files, {f"{task}_train_config": "config.yaml"}, "packed.zip", extras)
 """
 
 
+@dataclass
+class Form:
+    """A model as it is packed.
+
+    Args:
+        state: of model.pth
+        options: of config.yaml
+        verify: says how far a model that was loaded is from the experiment's, and raises
+            ValueError where that is too far
+        packages: that loading it takes, beside ESPnet's
+        files: more files in the folder, and what each is
+    """
+
+    state: dict[str, Tensor]
+    options: argparse.Namespace
+    verify: Callable[[nn.Module], str]
+    packages: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def plugin_form(model: nn.Module, args: argparse.Namespace) -> Form:
+    """As small as it was cut."""
+    verify = _same_as(model, TOLERANCE)
+    return Form(model.state_dict(), args, verify, packages=" espnet_l0prune")
+
+
+def stock_form(model: nn.Module, args: argparse.Namespace) -> Form:
+    """As plain ESPnet loads it; see `to_stock`."""
+    stock, options, tolerance = to_stock(model, args)
+    verify = _same_as(model, tolerance)
+    verify(stock)
+    return Form(stock.state_dict(), options, verify)
+
+
+def _same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
+    expected = outputs(model)
+    before = sum(p.numel() for p in model.parameters())
+
+    def verify(loaded: nn.Module) -> str:
+        require_equal(compare(expected, outputs(loaded)), tolerance)
+        after = sum(p.numel() for p in loaded.parameters())
+        zeros = f", {after - before:,} of them zeros" if after > before else ""
+        return f"{after:,} parameters{zeros}"
+
+    return verify
+
+
+def onnx_form(
+    model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
+) -> Form:
+    """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run."""
+    files = {
+        graph.file: " ".join(graph.__doc__.split())
+        for graph in write_onnx(model, folder, int8)
+    }
+    conf, state = without_ours(vars(args), model), model.state_dict()
+    for part in ("encoder", "decoder"):
+        if f"{part}.onnx" in files:
+            conf[part], conf[f"{part}_conf"] = "onnx", {"file": f"{part}.onnx"}
+            state = {k: v for k, v in state.items() if not k.startswith(f"{part}.")}
+
+    def verify(loaded: nn.Module) -> str:
+        found = difference(model, loaded)
+        if not (int8 or found <= ONNX_TOLERANCE):
+            raise ValueError(
+                f"its log-probabilities differ by {found:.1e} from the experiment's; "
+                f"expected at most {ONNX_TOLERANCE:.0e}. Nothing was written."
+            )
+        return f"log-probabilities differ by at most {found:.1e}"
+
+    options = argparse.Namespace(**conf)
+    return Form(state, options, verify, " 'espnet_l0prune[onnx]'", files)
+
+
 def export(
     experiment: Path,
     checkpoint: str,
@@ -38,7 +117,8 @@ def export(
     form: str,
     about: About,
     force: bool = False,
-) -> tuple[int, int]:
+    int8: bool = False,
+) -> str:
     """Write a zip that `from_pretrained` takes, with a model card; or nothing.
 
     It holds what loading needs, RESULTS.md and images of the experiment, and neither a
@@ -47,61 +127,78 @@ def export(
 
     Args:
         experiment: without gates
-        form: `plugin`, as small as it was cut; or `stock`, which plain ESPnet loads
+        form: `plugin`, `stock` or `onnx`
+        int8: quantize the encoder and the decoder of `onnx`
 
     Returns:
-        the model's parameters, and those of the packed one
+        a line on what was written
 
     Raises:
-        ValueError: gates; a structure that plain ESPnet cannot express; an `out` that
-            exists and no `force`; files that are missing or damaged
+        ImportError: what `onnx` needs is not installed
+        ValueError: gates; a structure that plain ESPnet cannot express; a network that
+            torch cannot export; an `out` that exists and no `force`; files that are
+            missing or damaged
     """
     if out.exists() and not force:
         raise ValueError(f"{out} exists; choose another --out, or give --force")
     if out.suffix != ".zip" or out.is_dir():
         raise ValueError(f"--out is {out}; expected the name of a .zip")
+    if int8 and form != "onnx":
+        raise ValueError(
+            f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
+            "where it is loaded, by Speech2Text's quantize_asr_model"
+        )
     model, args = load_experiment(experiment, checkpoint)
     if any(site.gates for site in sites_of(model)):
         raise ValueError(
             f"{experiment} has gates; expected a model that was cut, and fine-tuned"
         )
-    expected, packed, tolerance = outputs(model), model, TOLERANCE
-    options = args
-    if form == "stock":
-        packed, options, tolerance = to_stock(model, args)
-        require_equal(compare(expected, outputs(packed)), tolerance)
-    task = task_of(args).__module__.rpartition(".")[2]
-    results = experiment / "RESULTS.md"
-    found = inspect_model(model, args)
-    card = write_card(
-        about, task, form == "plugin", args, found, results if results.exists() else None
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as part:
         folder = Path(part) / "packed"
         folder.mkdir()
+        if form == "onnx":
+            packed = onnx_form(model, args, folder, int8)
+        else:
+            packed = {"plugin": plugin_form, "stock": stock_form}[form](model, args)
+        torch.save(packed.state, folder / "model.pth")
+        extras = [*packed.files, *_write_config(folder, vars(packed.options))]
+        extras += _copy_results(experiment, folder)
+        task = task_of(args).__module__.rpartition(".")[2]
+        results = folder / "RESULTS.md"
+        card = write_card(
+            about,
+            task,
+            packed.packages,
+            args,
+            inspect_model(model, args),
+            results if results.exists() else None,
+            packed.files,
+        )
         (folder / "README.md").write_text(card, "utf-8")
-        extras = ["README.md"]
-        for name in ("RESULTS.md", "images"):
-            if (experiment / name).is_dir():
-                shutil.copytree(experiment / name, folder / name)
-            elif (experiment / name).exists():
-                shutil.copyfile(experiment / name, folder / name)
-            else:
-                continue
-            extras.append(name)
-        extras += _fill(folder, packed, vars(options))
-        _pack(folder, task, extras)
+        _pack(folder, task, ["README.md", *extras])
         files = unpack_model(folder / "packed.zip", Path(part) / "unpacked")
-        require_equal(compare(expected, outputs(load_model(*files)[0].eval())), tolerance)
+        line = packed.verify(load_model(*files)[0].eval())
         (folder / "packed.zip").replace(out)
-    sizes = (sum(p.numel() for p in m.parameters()) for m in (model, packed))
-    return next(sizes), next(sizes)
+    return line
 
 
-def _fill(folder: Path, model: nn.Module, config: dict) -> list[str]:
-    """Write the model and its configuration; return the files that it names."""
-    torch.save(model.state_dict(), folder / "model.pth")
+def _copy_results(experiment: Path, folder: Path) -> list[str]:
+    """What an experiment shows of itself; returns the names that are there."""
+    names = []
+    for name in ("RESULTS.md", "images"):
+        if (experiment / name).is_dir():
+            shutil.copytree(experiment / name, folder / name)
+        elif (experiment / name).exists():
+            shutil.copyfile(experiment / name, folder / name)
+        else:
+            continue
+        names.append(name)
+    return names
+
+
+def _write_config(folder: Path, config: dict) -> list[str]:
+    """Write a configuration and the files that it names; return their names."""
     extras, config = [], dict(config)
     conf = dict(config.get("normalize_conf") or {})
     for place, key, name in (

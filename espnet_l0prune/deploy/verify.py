@@ -65,16 +65,20 @@ def _converted(dtype: torch.dtype, *modules: nn.Module | None) -> Iterator[None]
             module.to(torch.float32)
 
 
+def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder gives, called as ESPnet's model does: outputs (batch, frames,
+    size), without those of intermediate CTC, and lengths."""
+    needs = ("interctc_use_conditioning", "ctc_trim")
+    with_ctc = any(getattr(model.encoder, name, False) for name in needs)
+    more = {"ctc": model.ctc} if with_ctc else {}
+    output, valid, _ = model.encoder(feats, lengths, **more)
+    return (output[0] if isinstance(output, tuple) else output), valid
+
+
 def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     feats, lengths = probe(model.encoder.input_size)
-    encoder, needs = model.encoder, ("interctc_use_conditioning", "ctc_trim")
-    with_ctc = any(getattr(encoder, name, False) for name in needs)
-    with _converted(dtype, encoder, model.ctc):
-        output, valid, _ = encoder(
-            feats.to(dtype), lengths, **({"ctc": model.ctc} if with_ctc else {})
-        )
-    if isinstance(output, tuple):  # with intermediate CTC
-        output = output[0]
+    with _converted(dtype, model.encoder, model.ctc):
+        output, valid = encode(model, feats.to(dtype), lengths)
     mask = torch.arange(output.size(1)) < valid[:, None]
     found = {"encoder": output[mask]}
     if model.decoder is not None and not is_transducer(model):

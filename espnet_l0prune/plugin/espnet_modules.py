@@ -11,6 +11,7 @@ from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 
 __all__ = [
     "SUBSAMPLINGS",
+    "BatchScorerInterface",
     "BranchformerEncoderLayer",
     "ConformerLayer",
     "Conv1dLinear",
@@ -21,17 +22,19 @@ __all__ = [
     "EBranchformerEncoderLayer",
     "MultiHeadedAttention",
     "MultiLayeredConv1d",
+    "PositionalEncoding",
     "PositionwiseFeedForward",
+    "RelPositionalEncoding",
     "TransformerLayer",
 ]
 
-_PLACES = ("espnet.nets.pytorch_backend", "espnet2.legacy.nets.pytorch_backend")
+_PLACES = ("espnet.nets", "espnet2.legacy.nets")
 
 
-def _find(module: str, name: str) -> type:
+def _find(module: str, name: str, folder: str = ".pytorch_backend") -> type:
     for place in _PLACES:
         try:
-            return getattr(importlib.import_module(f"{place}.{module}"), name)
+            return getattr(importlib.import_module(f"{place}{folder}.{module}"), name)
         except ModuleNotFoundError:
             continue
     raise ImportError(f"ESPnet has no {module}.{name} in {' or '.join(_PLACES)}")
@@ -48,6 +51,9 @@ PositionwiseFeedForward = _find(
 ConvolutionalPositionalEmbedding = _find(
     "transformer.embedding", "ConvolutionalPositionalEmbedding"
 )
+PositionalEncoding = _find("transformer.embedding", "PositionalEncoding")
+RelPositionalEncoding = _find("transformer.embedding", "RelPositionalEncoding")
+BatchScorerInterface = _find("scorer_interface", "BatchScorerInterface", folder="")
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
 Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")
 SUBSAMPLINGS = tuple(

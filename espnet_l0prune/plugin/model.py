@@ -53,7 +53,8 @@ class L0Distilled:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        show_stock_options(cls, L0Distilled, cls.__mro__[2])
+        if L0Distilled in cls.__bases__:
+            show_stock_options(cls, L0Distilled, cls.__mro__[2])
 
     def __init__(
         self,

@@ -37,7 +37,8 @@ class L0Network:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        show_stock_options(cls, L0Network, cls.__mro__[2])
+        if L0Network in cls.__bases__:
+            show_stock_options(cls, L0Network, cls.__mro__[2])
 
     def __init__(
         self,

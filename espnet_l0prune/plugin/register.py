@@ -19,6 +19,7 @@ from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
 from espnet_l0prune.plugin.experiment import TASKS, note_input_size_, read_mapping
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
+from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.signature import check_options
 from espnet_l0prune.plugin.trainer import L0Trainer
 from espnet_l0prune.plugin.workload import (
@@ -64,8 +65,8 @@ def register(name: str = "asr") -> None:
     module = importlib.import_module(f"espnet2.tasks.{name}")
     task = getattr(module, TASKS[name])
     for registry, ours, what in (
-        (module.encoder_choices, ENCODERS, "encoder"),
-        (module.decoder_choices, DECODERS, "decoder"),
+        (module.encoder_choices, ENCODERS | {"onnx": OnnxEncoder}, "encoder"),
+        (module.decoder_choices, DECODERS | {"onnx": OnnxDecoder}, "decoder"),
     ):
         for key, network in ours.items():
             _add(registry.classes, key, network, what)

@@ -69,13 +69,14 @@ def read(path) -> tuple[set[str], dict, str]:
         return set(archive.namelist()), config, archive.read("README.md").decode()
 
 
-@pytest.mark.parametrize("form", ["plugin", "stock"])
+@pytest.mark.parametrize("form", ["plugin", "stock", "onnx"])
 def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, capsys):
     out = tmp_path / "model.zip"
     command = ["export", form, str(experiment), "--out", str(out), "--name", "me/model"]
     assert main([*command, "--language", "en", "--datasets", "digits"]) == 0
     names, config, card = read(out)
-    assert names == {
+    graphs = {"encoder.onnx", "ctc.onnx", "decoder.onnx"} if form == "onnx" else set()
+    assert names == graphs | {
         "meta.yaml", "config.yaml", "model.pth", "feats_stats.npz", "README.md",
         "RESULTS.md", "images/acc.png",
     }  # fmt: skip
@@ -87,7 +88,8 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         "license": "cc-by-4.0",
         "datasets": ["digits"],
     }
-    assert ("espnet_l0prune\n```" in text) == (form == "plugin")
+    packages = {"plugin": " espnet_l0prune", "onnx": " 'espnet_l0prune[onnx]'"}
+    assert f"espnet_model_zoo{packages.get(form, '')}\n```" in text
     for part in ('from_pretrained("me/model")', "| MACs of the encoder (M) |", "|WER|",
                  "encoder.encoders.0", "jiang23_interspeech"):  # fmt: skip
         assert part in text
@@ -98,7 +100,7 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         )
     )
     assert any(direct)
-    if form == "plugin":
+    if form != "stock":
         files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(out))
         assert texts(Speech2Text.from_pretrained(**files, beam_size=3)) == direct
     else:

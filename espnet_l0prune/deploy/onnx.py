@@ -1,0 +1,265 @@
+"""A recognizer as graphs for onnxruntime: front end, encoder, CTC, decoder step."""
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
+from espnet2.asr.frontend.default import DefaultFrontend
+from torch import Tensor, nn
+
+from espnet_l0prune.deploy.verify import encode, probe
+from espnet_l0prune.plugin.espnet_modules import (
+    BatchScorerInterface,
+    PositionalEncoding,
+    RelPositionalEncoding,
+)
+from espnet_l0prune.plugin.onnx import OnnxGraph
+
+TOLERANCE = 1e-4  # in float32, of log-probabilities and of a graph's outputs
+FRAMES = 200  # of the example that is exported
+OTHER_FRAMES = (31, 2 * FRAMES + 1)  # of those that are compared
+HYPOTHESES, STEPS = 3, 5  # of a beam search
+
+
+class Graph(nn.Module):
+    """A part of a recognizer.
+
+    `varying` names its inputs and their dimensions of any size, `outputs` its outputs.
+    """
+
+    varying: ClassVar[dict[str, dict[int, str]]]
+    outputs: ClassVar[tuple[str, ...]]
+    file: ClassVar[str]
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def example(self, frames: int) -> tuple[Tensor, ...]:
+        """Random inputs of some length."""
+        raise NotImplementedError
+
+
+class FrontendGraph(Graph):
+    """`speech` (1, samples) to normalized `feats` (1, frames, features)."""
+
+    varying = {"speech": {1: "samples"}}
+    outputs, file = ("feats",), "frontend.onnx"
+
+    def example(self, frames: int) -> tuple[Tensor]:
+        return (0.1 * torch.randn(1, self.model.frontend.hop_length * frames),)
+
+    def forward(self, speech: Tensor) -> Tensor:
+        # ESPnet's front end asks for the values of lengths; these are its parts
+        spectrum, _ = self.model.frontend.stft(speech)
+        feats, _ = self.model.frontend.logmel(spectrum.square().sum(-1))
+        if self.model.normalize is not None:
+            feats, _ = self.model.normalize(feats, whole(feats))
+        return feats
+
+
+class EncoderGraph(Graph):
+    """`feats` (1, frames, features) to `encoder_out` (1, frames left, size)."""
+
+    varying = {"feats": {1: "frames"}}
+    outputs, file = ("encoder_out",), "encoder.onnx"
+
+    def example(self, frames: int) -> tuple[Tensor]:
+        return (probe(self.model.encoder.input_size, (frames,))[0].float(),)
+
+    def forward(self, feats: Tensor) -> Tensor:
+        return encode(self.model, feats, whole(feats))[0]
+
+
+class CTCGraph(Graph):
+    """`encoder_out` (batch, frames, size) to `logp` (batch, frames, tokens)."""
+
+    varying = {"encoder_out": {0: "batch", 1: "frames"}}
+    outputs, file = ("logp",), "ctc.onnx"
+
+    def example(self, frames: int) -> tuple[Tensor]:
+        return (torch.randn(HYPOTHESES, frames, self.model.encoder.output_size()),)
+
+    def forward(self, encoder_out: Tensor) -> Tensor:
+        return self.model.ctc.log_softmax(encoder_out)
+
+
+class DecoderGraph(Graph):
+    """`ys` (batch, length), `memory` (batch, frames, size) and `cache` (blocks, batch,
+    length - 1, width) to `logp` (batch, tokens) of the next token, and `new_cache`.
+
+    Each call takes the cache that the one before gave; the first one of length 0.
+    """
+
+    varying = {
+        "ys": {0: "batch", 1: "length"},
+        "memory": {0: "batch", 1: "frames"},
+        "cache": {1: "batch", 2: "length_before"},
+    }
+    outputs, file = ("logp", "new_cache"), "decoder.onnx"
+
+    def example(self, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        memory = torch.randn(HYPOTHESES, frames, self.model.encoder.output_size())
+        ys = torch.randint(self.model.vocab_size, (HYPOTHESES, 1 + frames // 10))
+        width = self.model.decoder.embed(ys).size(-1)
+        blocks = len(self.model.decoder.decoders)
+        return ys, memory, torch.randn(blocks, HYPOTHESES, ys.size(1) - 1, width)
+
+    def forward(self, ys: Tensor, memory: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.ones(ys.size(1), ys.size(1), dtype=torch.bool).tril()[None]
+        step = self.model.decoder.forward_one_step
+        logp, new = step(ys, mask, memory, cache=[*cache])
+        return logp, torch.stack(new)
+
+
+def whole(feats: Tensor) -> Tensor:
+    """The length of one utterance without padding, as a tensor of the graph."""
+    return torch.ones(1, dtype=torch.long) * feats.size(1)
+
+
+def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph]:
+    """Export what onnxruntime can run of a model: frontend.onnx, encoder.onnx, ctc.onnx
+    and decoder.onnx.
+
+    The front end where it is ESPnet's default one, the decoder where it is a
+    Transformer's; ESPnet runs the rest. Each graph is compared with torch on inputs of
+    other lengths.
+
+    Args:
+        model: ESPnet's, without gates
+        folder: to write into
+        int8: quantize the matrix products of encoder and decoder dynamically
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed
+        ValueError: a network that torch cannot export, or exports wrongly
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    graphs: list[Graph] = [EncoderGraph(model)]
+    default = type(model.frontend) is DefaultFrontend and model.frontend.stft is not None
+    if default and model.preencoder is None:
+        graphs.append(FrontendGraph(model))
+    if model.ctc is not None:
+        graphs.append(CTCGraph(model))
+    if isinstance(model.decoder, BaseTransformerDecoder):
+        graphs.append(DecoderGraph(model))
+    for graph in graphs:
+        file = folder / graph.file
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            _write(graph, file)
+            _check(graph, file)
+        if int8 and isinstance(graph, (EncoderGraph, DecoderGraph)):
+            _quantize(file)
+    return graphs
+
+
+def _write(graph: Graph, file: Path) -> None:
+    inputs = graph.example(FRAMES)
+    for module in graph.modules():
+        # without its table, a positional encoding is computed in the graph: for inputs
+        # of any length, and in a smaller file
+        if isinstance(module, (PositionalEncoding, RelPositionalEncoding)):
+            module.pe = None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph,
+                inputs,
+                dynamo=True,
+                verbose=False,
+                input_names=[*graph.varying],
+                output_names=[*graph.outputs],
+                dynamic_shapes=tuple(graph.varying.values()),
+            )
+    except torch.onnx.OnnxExporterError as e:
+        reason = str(e.__cause__ or e).splitlines()[0]
+        raise ValueError(
+            f"torch cannot write {file.name} of this model: {reason}. Export it as a "
+            "plugin or as a stock model."
+        ) from e
+    whole_graph = program.model.graph
+    for part in (program.model, whole_graph, *whole_graph.all_nodes()):
+        part.metadata_props.clear()  # half of a small file, with paths of this machine
+    program.save(file, external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's messages, which no user can do anything about."""
+    logger = logging.getLogger("torch.onnx")
+    level, noise = logger.level, io.StringIO()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@torch.no_grad()
+def _check(graph: Graph, file: Path) -> None:
+    runtime = OnnxGraph(str(file))
+    for frames in OTHER_FRAMES:
+        inputs = graph.example(frames)
+        expected = graph(*inputs)
+        found = runtime(**dict(zip(graph.varying, inputs, strict=True)))
+        for name, a, b in zip(
+            graph.outputs,
+            expected if isinstance(expected, tuple) else [expected],
+            found,
+            strict=True,
+        ):
+            apart = float((a - b).abs().max()) if a.shape == b.shape else float("nan")
+            if not apart <= TOLERANCE:
+                raise ValueError(
+                    f"{file.name} as torch wrote it differs by {apart:.1e} in {name} for "
+                    f"{frames} frames; expected at most {TOLERANCE:.0e}. Export the "
+                    "model as a plugin or as a stock model."
+                )
+
+
+def _quantize(file: Path) -> None:
+    """Replace a graph by its int8 one."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(file, file, skip_symbolic_shape=True)
+    quantize_dynamic(
+        file, file, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8
+    )
+
+
+@torch.no_grad()
+def difference(one: nn.Module, two: nn.Module) -> float:
+    """The largest difference in log-probability of two models, in float32.
+
+    Of CTC for random features of some lengths, and of some steps of an attention
+    decoder, as a beam search asks for them.
+    """
+    pairs = []
+    for frames in (FRAMES, *OTHER_FRAMES):
+        feats, lengths = probe(one.encoder.input_size, (frames,), seed=frames)
+        found = [_log_probabilities(m, feats.float(), lengths) for m in (one, two)]
+        pairs += zip(*found, strict=True)
+    return float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
+
+
+def _log_probabilities(
+    model: nn.Module, feats: Tensor, lengths: Tensor
+) -> Iterator[Tensor]:
+    memory, _ = encode(model, feats, lengths)
+    if model.ctc is not None:
+        yield model.ctc.log_softmax(memory)
+    if isinstance(model.decoder, BatchScorerInterface):
+        ys = torch.arange(HYPOTHESES * STEPS).view(HYPOTHESES, -1) % model.vocab_size
+        states, many = [None] * HYPOTHESES, memory.expand(HYPOTHESES, -1, -1)
+        for length in range(1, STEPS + 1):
+            logp, states = model.decoder.batch_score(ys[:, :length], states, many)
+            yield logp

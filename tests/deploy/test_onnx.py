@@ -1,0 +1,115 @@
+"""Graphs for onnxruntime compute what torch does, and hold nothing else."""
+
+import argparse
+
+import pytest
+import safetensors.torch
+import torch
+from builders import arguments, disturb_
+from espnet2.tasks.asr import ASRTask
+from test_stock import cut_model
+
+from espnet_l0prune.deploy.onnx import (
+    TOLERANCE,
+    DecoderGraph,
+    _check,
+    difference,
+    write_onnx,
+)
+from espnet_l0prune.plugin.experiment import note_input_size_
+from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder, OnnxGraph
+
+RAW = {"input_size": None, "frontend": "default", "normalize": "utterance_mvn"}
+
+
+def running(model, folder):
+    """The model with its networks run by onnxruntime."""
+    torch.manual_seed(0)
+    other = ASRTask.build_model(arguments(encoder="conformer", model="espnet")).eval()
+    size = model.encoder.input_size
+    other.encoder = OnnxEncoder(size, str(folder / "encoder.onnx"))
+    other.ctc = model.ctc
+    width = model.encoder.output_size()
+    other.decoder = OnnxDecoder(model.vocab_size, width, str(folder / "decoder.onnx"))
+    return other
+
+
+@pytest.mark.parametrize("name", ["conformer", "e_branchformer"])
+def test_every_structure_and_length(name, tmp_path):
+    """Of a random structure, with every kind of unit cut."""
+    model, _ = cut_model(name, 2, without=())
+    model.eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    assert len(write_onnx(model, tmp_path)) == 3
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in state.items())
+    other = running(model, tmp_path)
+    assert difference(model, other) <= TOLERANCE
+
+    feats = torch.randn(3, 900, model.encoder.input_size)  # longer than what was traced
+    lengths = torch.tensor([900, 701, 40])
+    with torch.no_grad():
+        together, left, _ = other.encoder(feats, lengths)
+        for i, n in enumerate(lengths.tolist()):
+            alone, length, _ = model.encoder(feats[i : i + 1, :n], lengths[i : i + 1])
+            assert left[i] == length
+            torch.testing.assert_close(
+                together[i, :length], alone[0], atol=1e-4, rtol=1e-4
+            )
+    for file in tmp_path.iterdir():
+        assert b".py" not in file.read_bytes(), "a path, or a line of source"
+
+    write_onnx(model, tmp_path, int8=True)
+    assert TOLERANCE < difference(model, running(model, tmp_path)) < 1
+
+
+def test_speech_and_intermediate_ctc(tmp_path):
+    args = arguments(
+        **RAW,
+        encoder="conformer",
+        encoder_conf={"interctc_layer_idx": [1], "interctc_use_conditioning": True},
+        model="espnet",
+        model_conf={"interctc_weight": 0.3},
+    )
+    torch.manual_seed(0)
+    model = ASRTask.build_model(args).eval()
+    note_input_size_(model, args)
+    disturb_(model.encoder)
+    assert len(write_onnx(model, tmp_path)) == 4
+    speech = 0.1 * torch.randn(1, 40_123)
+    frontend = OnnxGraph(str(tmp_path / "frontend.onnx"))
+    encoder = OnnxGraph(str(tmp_path / "encoder.onnx"))
+    (feats,) = frontend(speech=speech)
+    (found,) = encoder(feats=feats)
+    with torch.no_grad():
+        expected, _ = model.encode(speech, torch.tensor([speech.size(1)]))
+    torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_graph_that_computes_something_else_is_refused(tmp_path):
+    model, _ = cut_model("transformer", 1)
+    write_onnx(model.eval(), tmp_path)
+    disturb_(model.decoder, seed=1)
+    with pytest.raises(ValueError, match=r"decoder.onnx .* differs by .* expected at"):
+        _check(DecoderGraph(model), tmp_path / "decoder.onnx")
+
+
+def test_training_and_a_missing_runtime_say_so(tmp_path, monkeypatch):
+    model, _ = cut_model("transformer", 1)
+    write_onnx(model.eval(), tmp_path)
+    decoder = OnnxDecoder(model.vocab_size, 16, str(tmp_path / "decoder.onnx"))
+    with pytest.raises(NotImplementedError, match="cannot be trained"):
+        decoder(torch.zeros(1, 2, 16), None, None, None)
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"pip install 'espnet_l0prune\[onnx\]'"):
+        OnnxGraph(str(tmp_path / "decoder.onnx"))
+
+
+def test_a_cut_model_is_plain_tensors(tmp_path):
+    model, args = cut_model("conformer", 3, without=())
+    assert isinstance(args, argparse.Namespace)
+    state = model.state_dict()
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    again = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[k], v) for k, v in state.items())
