@@ -1,0 +1,142 @@
+"""What ships: size, WER and real-time factors of a dense and a pruned model, by torch and
+by onnxruntime, in float and in int8.
+
+All of them decode the same test set with ESPnet's Speech2Text on one thread. They take
+turns at each utterance, so that a busy machine is busy for all. Sizes are those of the
+files with the weights; the encoder's time is that of the encoder alone.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import jiwer
+import soundfile
+import torch
+import yaml
+from common import ROOT, arguments, parser, save_experiment, start, write
+from espnet2.bin.asr_inference import Speech2Text
+from espnet2.tasks.asr import ASRTask
+from espnet_model_zoo.downloader import ModelDownloader
+from rich.progress import track
+from torch import Tensor
+
+from espnet_l0prune.deploy.bench import real_time_factors
+from espnet_l0prune.deploy.card import About
+from espnet_l0prune.deploy.export import export
+from espnet_l0prune.plugin.experiment import average_of
+
+DECODE = ROOT / "egs/librispeech/conf/decode.yaml"
+RATE = 16_000
+TIMED = 20  # utterances, for the encoder alone
+SMALL = {"encoder_conf": {"num_blocks": 2}, "decoder_conf": {"num_blocks": 1}}
+
+
+def table(file: Path) -> dict[str, str]:
+    """A file of Kaldi's: the first word of a line, and the rest."""
+    lines = file.read_text("utf-8").splitlines()
+    return {key: rest for key, rest in (line.split(maxsplit=1) for line in lines)}
+
+
+def read(path: str) -> Tensor:
+    wave, rate = soundfile.read(path, dtype="float32")
+    if rate != RATE:
+        raise SystemExit(f"{path} has {rate} samples a second; expected {RATE}")
+    return torch.from_numpy(wave)
+
+
+def load(dense: Path, pruned: Path, folder: Path, options: dict) -> dict:
+    """Each form's Speech2Text, and the bytes of its weights."""
+
+    def unpacked(form: str, int8: bool = False) -> dict[str, str]:
+        name = f"{form}{int8:d}"
+        archive = folder / f"{name}.zip"
+        export(pruned, average_of(pruned), archive, form, About(name), int8=int8)
+        return ModelDownloader(folder / name).download_and_unpack(str(archive))
+
+    torch_files = {
+        "dense": {
+            "asr_train_config": dense / "config.yaml",
+            "asr_model_file": dense / average_of(dense),
+        },
+        "cut": unpacked("plugin"),
+    }
+    found = {}
+    for name, files in torch_files.items():
+        for int8 in (False, True):
+            made = Speech2Text(**files, **options, quantize_asr_model=int8)
+            weights = folder / "weights.pth"
+            torch.save(made.asr_model.state_dict(), weights)
+            found[name + " int8" * int8] = made, weights.stat().st_size
+    for int8 in (False, True):
+        files = unpacked("onnx", int8)
+        made = Speech2Text(**files, **options)
+        home = Path(files["asr_model_file"]).parent
+        parts = [home / "model.pth", home / "encoder.onnx", home / "decoder.onnx"]
+        size = sum(part.stat().st_size for part in parts)
+        found["cut ONNX" + " int8" * int8] = made, size
+    return found
+
+
+def measure(found: dict, waves: list[Tensor], texts: list[str]) -> list[dict]:
+    """Decode everything; one row for each form."""
+    spoken: dict[str, list[str]] = {name: [] for name in found}
+    times, names = dict.fromkeys(found, 0.0), [*found]
+    for made, _ in found.values():
+        made(waves[0])  # warm
+    for wave in track(waves, "decoding"):
+        names = [*names[1:], names[0]]
+        for name in names:
+            begin = time.perf_counter()
+            text, *_ = found[name][0](wave)[0]
+            times[name] += time.perf_counter() - begin
+            spoken[name].append(text)
+    networks = {name: made.asr_model for name, (made, _) in found.items()}
+    encoders = real_time_factors(networks, waves[:TIMED], RATE)
+    seconds, rows = sum(len(wave) for wave in waves) / RATE, []
+    for name, (_, size) in found.items():
+        torch_float = spoken["dense" if name.startswith("dense") else "cut"]
+        same = sum(a == b for a, b in zip(spoken[name], torch_float, strict=True))
+        rows.append(
+            {
+                "form": name,
+                "size (MB)": size / 1e6,
+                "WER (%)": 100 * jiwer.wer(texts, spoken[name]),
+                "text as in torch's float": f"{same} of {len(waves)}",
+                "RTF": times[name] / seconds,
+                "time": times[name] / times["dense"],
+                "encoder's RTF": encoders[name],
+                "encoder's time": encoders[name] / encoders["dense"],
+            }
+        )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--dense", type=Path, help="a dense experiment")
+    options.add_argument("--pruned", type=Path, help="a cut, fine-tuned experiment")
+    options.add_argument("--data", type=Path, help="folder with wav.scp and text")
+    args = options.parse_args(argv)
+    start(args)
+    if not args.quick and None in (args.dense, args.pruned, args.data):
+        raise SystemExit("expected --dense, --pruned and --data, or --quick")
+    torch.set_num_threads(1)
+    decode = yaml.safe_load(DECODE.read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.quick:
+            dense = pruned = Path(folder) / "exp"
+            small = arguments("librispeech100", **SMALL)
+            save_experiment(dense, small, ASRTask.build_model(small))
+            waves, texts = [0.1 * torch.randn(RATE)], ["noise"]
+        else:
+            dense, pruned = args.dense, args.pruned
+            paths, spoken = table(args.data / "wav.scp"), table(args.data / "text")
+            waves = [read(path) for path in paths.values()]
+            texts = [spoken[utterance] for utterance in paths]
+        found = load(dense, pruned, Path(folder), decode)
+        write(args, measure(found, waves, texts))
+
+
+if __name__ == "__main__":
+    main()
