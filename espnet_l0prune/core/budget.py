@@ -367,7 +367,12 @@ def _least(
 
 
 @torch.no_grad()
-def select(budget: Budget, targets: Mapping[str, float], tolerance: float = 1e-3) -> Plan:
+def select(
+    budget: Budget,
+    targets: Mapping[str, float],
+    tolerance: float = 1e-3,
+    scores: Sequence[Tensor] | None = None,
+) -> Plan:
     """Close the least probable units until the real counts meet the targets.
 
     The plan's sparsity is at least the target in each cost. A unit that would overshoot
@@ -378,12 +383,13 @@ def select(budget: Budget, targets: Mapping[str, float], tolerance: float = 1e-3
         budget: counts the network
         targets: by cost
         tolerance: how far beyond the target nearest to it a plan should be at most
+        scores: of each gate's units, in the budget's order, instead of probabilities
 
     Raises:
         ValueError: the units cannot reach the targets
     """
     check_reachable(budget, targets)
-    rank, number = _ranks(budget)
+    rank, number = _ranks(budget, scores)
     full = budget._padded(torch.ones_like)
 
     def excess(closing: int) -> float:

@@ -1,0 +1,1 @@
+"""Other ways to choose units, for comparison with gates that are trained."""

@@ -1,0 +1,179 @@
+"""How much each unit matters to a model that was trained dense.
+
+Each function gives a score to every unit of every gate, in the order of the budget's
+gates; `select` closes the lowest first. Scores that estimate what the loss gains can be
+compared between kinds of units. Norms cannot: they are divided by their mean over all
+units of the kind.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.gates import DECIDED, HardConcrete
+from espnet_l0prune.core.sites import Claim
+
+Batches = Sequence[Mapping[str, Tensor]]  # as ESPnet's model takes them
+Scores = list[Tensor]  # (units,) of each gate
+
+
+def random(budget: Budget) -> Scores:
+    """By torch's random state."""
+    return [torch.rand(gate.log_alpha.numel()) for gate in budget.gates.values()]
+
+
+def magnitude(budget: Budget, p: int = 2) -> Scores:
+    """The p-norm of all weights that a unit owns: one-shot magnitude pruning."""
+    sums = _over_groups(budget, lambda claim, w: w.abs().pow(p))
+    norms = [total.pow(1 / p) for total in sums]
+    of_kind: dict[str, list[Tensor]] = {}
+    for (_, kind), norm in zip(budget.gates, norms, strict=True):
+        of_kind.setdefault(kind, []).append(norm)
+    means = {kind: torch.cat(some).mean() for kind, some in of_kind.items()}
+    return [n / means[kind] for (_, kind), n in zip(budget.gates, norms, strict=True)]
+
+
+def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
+    """How the loss depends on a unit's gate, to the first order: (dL/dz)^2 at z = 1, the
+    mean over batches (Molchanov et al. 2019, arXiv 1906.10771).
+
+    dL/dz is the sum of w dL/dw over the weights that the gate multiplies.
+    """
+
+    def slopes(claim: Claim, w: Tensor) -> Tensor:
+        return w * w.grad if claim.folds and w.grad is not None else torch.zeros_like(w)
+
+    squares = [
+        [slope.square() for slope in _over_groups(budget, slopes)]
+        for _ in _gradients(model, batches)
+    ]
+    return [torch.stack(same).mean(0) for same in zip(*squares, strict=True)]
+
+
+def fisher(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
+    """What the loss gains without a unit, to the second order: 1/2 sum h w^2 over all
+    weights that the unit owns, coupled as they are (the idea of CPD, arXiv 2408.03046).
+
+    h is the diagonal of the empirical Fisher matrix, the mean of (dL/dw)^2 over batches.
+    """
+    h = {w: torch.zeros_like(w) for w in model.parameters()}
+    for _ in _gradients(model, batches):
+        for w, total in h.items():
+            if w.grad is not None:
+                total += w.grad.square() / len(batches)
+    return _over_groups(budget, lambda claim, w: h[w] * w.square() / 2)
+
+
+def removal(budget: Budget, harm: Callable[[], float], groups: int = 8) -> Scores:
+    """What it harms to close a group of units alone; a unit's share of that.
+
+    The units of a gate are grouped by their norm, so that a module gives up to `groups`
+    groups: weak, strong, and what is between.
+
+    Args:
+        harm: measures the model as it is now
+    """
+    before, scores = harm(), []
+    for gate, norms in zip(budget.gates.values(), magnitude(budget), strict=True):
+        score = torch.empty_like(norms)
+        for units in norms.argsort().tensor_split(min(groups, len(norms))):
+            with closed(gate, units):
+                score[units] = (harm() - before) / len(units)
+        scores.append(score)
+    return scores
+
+
+@contextmanager
+def closed(gate: HardConcrete, units: Tensor) -> Iterator[None]:
+    """Close some gates for a while."""
+    was = gate.log_alpha.detach().clone()
+    try:
+        gate.log_alpha.data[units] = -DECIDED
+        yield
+    finally:
+        gate.log_alpha.data.copy_(was)
+
+
+def pruning_error(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
+    """The task loss that comes with the removal of a group of units alone: module-wise
+    pruning error, MoPE (arXiv 2403.07839), with the loss as the metric."""
+
+    @torch.no_grad()
+    def harm() -> float:
+        return sum(float(loss_of(model, batch)) for batch in batches) / len(batches)
+
+    return removal(budget, harm)
+
+
+def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
+    """How far the mean and the standard deviation of the encoder's output move with the
+    removal of a group of units, without labels (LD-Pruner, arXiv 2404.11936, equation 1).
+
+    Over the frames of all batches, for each feature; the Euclidean norms of both shifts.
+    """
+
+    @torch.no_grad()
+    def latents() -> tuple[Tensor, Tensor]:
+        frames = []
+        for batch in batches:
+            speech, lengths = batch["speech"].clone(), batch["speech_lengths"]
+            output, lengths = model.encode(speech, lengths)
+            output = output[0] if isinstance(output, tuple) else output
+            mask = torch.arange(output.size(1)) < lengths[:, None]
+            frames.append(output[mask])
+        whole = torch.cat(frames)
+        return whole.mean(0), whole.std(0)
+
+    mean, std = latents()
+
+    def harm() -> float:
+        moved, spread = latents()
+        return float((moved - mean).norm() + (spread - std).norm())
+
+    return removal(budget, harm)
+
+
+def loss_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a batch, which stays as it is: ESPnet normalizes features in place."""
+    return model(**{name: value.clone() for name, value in batch.items()})[0]
+
+
+def _gradients(model: nn.Module, batches: Batches) -> Iterator[None]:
+    """The gradient of each batch's loss, in turn, in the parameters' `grad`."""
+    for batch in batches:
+        model.zero_grad()
+        loss_of(model, batch).backward()
+        yield
+    model.zero_grad()
+
+
+def _over_groups(
+    budget: Budget, value: Callable[[Claim, nn.Parameter], Tensor]
+) -> Scores:
+    """The sum of a value of weights over each unit's own.
+
+    Raises:
+        ValueError: units that own no weights
+    """
+    rows = {key: row for row, key in enumerate(budget.gates)}
+    sums: list[Tensor | None] = [None] * len(rows)
+    for i, site in enumerate(budget.sites):
+        for claim in site.claims():
+            row, tensor = rows.get((i, claim.kind)), getattr(claim.module, claim.tensor)
+            if row is None or not isinstance(tensor, nn.Parameter):
+                continue
+            found = value(claim, tensor).detach()
+            others = [d for d in range(found.dim()) if d != claim.dim]
+            features = found.sum(others) if others else found
+            units = features.view(claim.outer, -1, claim.inner).sum((0, 2))
+            sums[row] = units if sums[row] is None else sums[row] + units
+    for (i, kind), total in zip(rows, sums, strict=True):
+        if total is None:
+            raise ValueError(
+                f"{budget.sites[i].name}: {kind} own no weights, so that no importance "
+                "can be had from weights; expected units without them"
+            )
+    return sums

@@ -1,0 +1,97 @@
+"""Choose units of a dense experiment at once, and write what `cut` takes."""
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from espnet2.train.distributed_utils import DistributedOption
+from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+from torch import nn
+
+from espnet_l0prune.compare import importance
+from espnet_l0prune.compare.importance import Batches, Scores
+from espnet_l0prune.core.budget import Budget, select
+from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.sites import decide_
+from espnet_l0prune.plugin.experiment import load_experiment, task_of
+from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
+
+# What can be asked of a dense model, by name
+IMPORTANCES: dict[str, Callable[[Budget, nn.Module, Batches], Scores]] = {
+    "random": lambda budget, model, batches: importance.random(budget),
+    "magnitude_l1": lambda budget, model, batches: importance.magnitude(budget, 1),
+    "magnitude_l2": lambda budget, model, batches: importance.magnitude(budget, 2),
+    "taylor": importance.taylor,
+    "fisher": importance.fisher,
+    "mope": importance.pruning_error,
+    "latent_shift": importance.latent_shift,
+}
+PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
+
+
+def gated(
+    dense: Path, checkpoint: str, conf: Mapping
+) -> tuple[nn.Module, argparse.Namespace]:
+    """A dense experiment's model with open gates, in evaluation mode.
+
+    Args:
+        dense: its folder
+        conf: what a pruning configuration says of networks and budget
+
+    Raises:
+        ValueError: files that are missing or damaged, or networks that do not fit
+    """
+    trained, args = load_experiment(dense, checkpoint)
+    vars(args).update(
+        (name, value) for name, value in conf.items() if name.startswith(PRUNING)
+    )
+    model = task_of(args).build_model(args)
+    alphas = {n for n, p in model.named_parameters() if isinstance(p, LogAlpha)}
+    own = {name: value for name, value in model.state_dict().items() if name in alphas}
+    model.load_state_dict(own | trained.state_dict())
+    return model.eval(), args
+
+
+def read_batches(args: argparse.Namespace, count: int) -> Batches:
+    """The first batches of an experiment's training data, in the order of its seed."""
+    factory = task_of(args).build_iter_factory(args, DistributedOption(), mode="train")
+    return [batch for _, batch in itertools.islice(factory.build_iter(1), count)]
+
+
+def prune_at_once(
+    dense: Path,
+    checkpoint: str,
+    conf: Mapping,
+    name: str,
+    out: Path,
+    batches: int = 8,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Write an experiment whose gates are decided by an importance, for `cut` to take.
+
+    Args:
+        dense: the trained experiment, with its configuration and its data
+        conf: of a pruning: networks, budget
+        name: of `IMPORTANCES`
+        out: a new folder: config.yaml and latest.pth
+        batches: of the training data to look at
+
+    Returns:
+        the sparsity in each cost
+
+    Raises:
+        ValueError: see `gated`; a budget that the units cannot reach
+    """
+    torch.manual_seed(seed)
+    model, args = gated(dense, checkpoint, conf)
+    budget = make_budget(model, make_workload(args))
+    with evaluation(model):
+        scores = IMPORTANCES[name](budget, model, read_batches(args, batches))
+    decide_(sites_of(model), select(budget, make_scheduler(args).goal, scores=scores))
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)), "utf-8")
+    torch.save(model.state_dict(), out / "latest.pth")
+    return budget.actual()

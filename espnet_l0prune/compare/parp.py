@@ -1,0 +1,54 @@
+"""PARP on structured units: prune, adjust, prune again.
+
+Lai et al. 2021, arXiv 2106.05933. What the gates of the weakest units would multiply is
+set to zero; training goes on without a mask, so that units can come back; then units are
+chosen again. Only these weights: with what a unit reads and what it gives both at zero,
+neither would have a gradient.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from espnet_l0prune.compare.importance import magnitude
+from espnet_l0prune.compare.one_shot import gated
+from espnet_l0prune.core.budget import select
+from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.sites import Plan, Site, features_left
+from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.workload import make_budget, sites_of
+
+
+@torch.no_grad()
+def zero_(sites: list[Site], plan: Plan) -> None:
+    """Set what the gates of closed units would multiply to zero, in place."""
+    kept, _ = features_left(sites, plan)
+    for site in sites:
+        for claim in site.claims():
+            if claim.folds:
+                tensor = getattr(claim.module, claim.tensor)
+                keep = kept[site.name][claim.kind].repeat_interleave(claim.inner)
+                index = (~keep.repeat(claim.outer)).nonzero().flatten()
+                tensor.index_fill_(claim.dim, index, 0)
+
+
+def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None:
+    """Write a dense experiment's weights with the weakest units at zero.
+
+    Args:
+        dense: its folder
+        conf: of a pruning: networks, budget
+        out: the checkpoint to write, of the dense network
+
+    Raises:
+        ValueError: see `gated`; a budget that the units cannot reach
+    """
+    model, args = gated(dense, checkpoint, conf)
+    budget = make_budget(model, make_workload(args))
+    plan = select(budget, make_scheduler(args).goal, scores=magnitude(budget))
+    zero_(sites_of(model), plan)
+    alphas = {n for n, p in model.named_parameters() if isinstance(p, LogAlpha)}
+    state = {n: value for n, value in model.state_dict().items() if n not in alphas}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, out)

@@ -1,0 +1,241 @@
+"""Each importance against a second, brute way to have it."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+from builders import batch, budget, disturb_, model
+from runs import make_data, run
+
+from espnet_l0prune.compare import importance
+from espnet_l0prune.compare.one_shot import IMPORTANCES, gated, prune_at_once
+from espnet_l0prune.compare.parp import prune_softly, zero_
+from espnet_l0prune.core.budget import select
+from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.deploy.cut import cut_experiment
+from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.plugin.workload import evaluation, sites_of
+
+UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
+TARGETS = {"params": 0.5, "macs": 0.5}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    made = model(encoder_conf={"units": UNITS}).eval()
+    disturb_(made)
+    return made
+
+
+def some_units(net):
+    """A few units of every site: row of the budget, site, kind, unit."""
+    for row, (i, kind) in enumerate(budget(net).gates):
+        site = budget(net).sites[i]
+        for unit in {0, site.sizes[kind] - 1}:
+            yield row, site.name, kind, unit
+
+
+def without(net, name: str, kind: str, units: list[int]):
+    """A copy from which the units are really cut."""
+    small = copy.deepcopy(net)
+    sites = sites_of(small)
+    plan = plan_of(sites)
+    plan[name][kind] = [u for u in plan[name][kind] if u not in units]
+    cut_(small, sites, plan)
+    return small
+
+
+def owned(net, value) -> list[float]:
+    """What a unit's cut takes of a value of all weights, for `some_units`."""
+    other = copy.deepcopy(net)
+    pairs = zip(net.parameters(), other.parameters(), strict=True)
+    for mine, theirs in pairs:
+        theirs.data = value(mine)
+
+    def total(module) -> float:
+        alphas = {id(g.log_alpha) for g in budget(module).gates.values()}
+        return sum(float(p.sum()) for p in module.parameters() if id(p) not in alphas)
+
+    return [
+        total(other) - total(without(other, name, kind, [unit]))
+        for _, name, kind, unit in some_units(net)
+    ]
+
+
+def scores_of(net, scores) -> list[float]:
+    return [float(scores[row][unit]) for row, _, _, unit in some_units(net)]
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_magnitude_is_the_norm_of_what_a_cut_takes(net, p):
+    net = copy.deepcopy(net).double()
+    scores = importance.magnitude(budget(net), p)
+    norms = [x ** (1 / p) for x in owned(net, lambda w: w.detach().abs() ** p)]
+    kinds = [kind for _, _, kind, _ in some_units(net)]
+    ratios = [a / b for a, b in zip(scores_of(net, scores), norms, strict=True)]
+    for kind in UNITS:  # up to the mean of the kind
+        of_kind = [r for r, k in zip(ratios, kinds, strict=True) if k == kind]
+        assert of_kind == pytest.approx([of_kind[0]] * len(of_kind), rel=1e-6)
+        rows = [
+            s for s, (_, k) in zip(scores, budget(net).gates, strict=True) if k == kind
+        ]
+        assert float(torch.cat(rows).mean()) == pytest.approx(1)
+
+
+def test_fisher_sums_over_what_a_cut_takes(net):
+    asked, run_, data = copy.deepcopy(net), copy.deepcopy(net), [batch(0), batch(1)]
+    scores = importance.fisher(budget(asked), asked, data)
+    squares = [torch.zeros_like(w) for w in run_.parameters()]
+    for one in data:
+        run_.zero_grad()
+        importance.loss_of(run_, one).backward()
+        for w, total in zip(run_.parameters(), squares, strict=True):
+            total += 0 if w.grad is None else w.grad.square() / 2
+    fresh = copy.deepcopy(net).double()
+    h = dict(zip(fresh.parameters(), squares, strict=True))
+    expected = owned(fresh, lambda w: w.detach() ** 2 * h[w] / 2)
+    assert scores_of(net, scores) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_taylor_is_the_slope_of_the_gate(net):
+    """By finite differences of the layer that consumes the unit that matters most."""
+    net, data, step = copy.deepcopy(net), batch(0), 0.02
+    scores = importance.taylor(budget(net), net, [data])
+    consumers = {"feed_forward": "w_2", "self_attn": "linear_out"}
+    consumers |= {"feed_forward_macaron": "w_2", "conv_module": "pointwise_conv2"}
+    for score, (i, kind) in zip(scores, budget(net).gates, strict=True):
+        *block, name = budget(net).sites[i].name.split(".")
+        if name in consumers:
+            module = net.encoder.get_submodule(".".join([*block, name]))
+            weight = getattr(module, consumers[name]).weight
+            unit, width = int(score.argmax()), weight.size(1) // len(score)
+            features, losses = slice(unit * width, (unit + 1) * width), []
+            was = weight.detach().clone()
+            for factor in (1 + step, 1 - step):
+                weight.data[:, features] = was[:, features] * factor
+                losses.append(float(importance.loss_of(net, data)))
+            weight.data.copy_(was)
+            slope = (losses[0] - losses[1]) / (2 * step)
+            found = float(score[unit]) ** 0.5
+            assert found == pytest.approx(abs(slope), rel=0.02, abs=1e-3), kind
+
+
+def test_removal_harms_as_a_real_cut_does(net):
+    data = [batch(0), batch(1)]
+    loss = importance.pruning_error(budget(net), net, data)
+    shift = importance.latent_shift(budget(net), net, data)
+    norms = importance.magnitude(budget(net))
+
+    @torch.no_grad()
+    def latents(model):
+        outs = []
+        for one in data:
+            out, lengths = model.encode(one["speech"].clone(), one["speech_lengths"])
+            outs += [x[:n] for x, n in zip(out, lengths, strict=True)]
+        whole = torch.cat(outs)
+        return whole.mean(0), whole.std(0)
+
+    @torch.no_grad()
+    def task(model):
+        return sum(float(importance.loss_of(model, one)) for one in data) / 2
+
+    mean, std = latents(net)
+    for row, name, kind, unit in some_units(net):
+        if unit:
+            continue
+        groups = norms[row].argsort().tensor_split(min(8, len(norms[row])))
+        (group,) = (g for g in groups if unit in g)
+        small = without(net, name, kind, group.tolist())
+        harm = (task(small) - task(net)) / len(group)
+        assert float(loss[row][unit]) == pytest.approx(harm, rel=1e-2, abs=1e-4)
+        moved = latents(small)
+        far = float((moved[0] - mean).norm() + (moved[1] - std).norm()) / len(group)
+        assert float(shift[row][unit]) == pytest.approx(far, rel=1e-3, abs=1e-6)
+
+
+def test_the_lowest_scores_go_first(net):
+    net = copy.deepcopy(net)
+    torch.manual_seed(1)
+    scores = importance.random(budget(net))
+    plan = select(budget(net), TARGETS, scores=scores)
+    decide_(sites_of(net), plan)
+    actual = budget(net).actual()
+    assert all(actual[cost] >= goal for cost, goal in TARGETS.items())
+    kept, gone = [], []
+    for (i, kind), score in zip(budget(net).gates, scores, strict=True):
+        units = plan[budget(net).sites[i].name][kind]
+        kept += score[units].tolist()
+        gone += [s for u, s in enumerate(score.tolist()) if u not in units]
+    # but for the last few, which are passed over to land
+    assert sorted(gone)[-8] < sorted(kept)[8]
+
+
+def test_units_without_weights_are_refused():
+    net = model(encoder_conf={"units": ["blocks"]})
+    with pytest.raises(ValueError, match="blocks own no weights"):
+        importance.magnitude(budget(net))
+
+
+def test_parp_closes_what_the_gates_would_and_lets_it_grow(net):
+    gated_net, soft = copy.deepcopy(net), copy.deepcopy(net)
+    plan = select(budget(net), TARGETS, scores=importance.magnitude(budget(net)))
+    decide_(sites_of(gated_net), plan)
+    zero_(sites_of(soft), plan)
+    for dtype, found in outputs(gated_net).items():
+        for name, expected in found.items():
+            torch.testing.assert_close(outputs(soft)[dtype][name], expected)
+    layer = soft.encoder.encoders[0].feed_forward
+    soft.train()(**batch())[0].backward()
+    gone = layer.w_2.weight.eq(0).all(0)
+    assert gone.any()
+    assert layer.w_2.weight.grad[:, gone].abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    make_data(folder)
+    changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw"}
+    changes |= {"sparsity_scheduler": None, "sparsity_scheduler_conf": {}}
+    changes |= {"sparsity_constraint": None, "sparsity_constraint_conf": {}}
+    run(folder, folder / "exp", max_epoch=1, optim_conf={"lr": 1e-3}, **changes)
+    return folder / "exp"
+
+
+def conf_of(dense) -> dict:
+    config = yaml.safe_load((dense / "config.yaml").read_text())
+    return {
+        "encoder": "l0_conformer",
+        "encoder_conf": {**config["encoder_conf"], "units": UNITS},
+        "sparsity_scheduler": "linear",
+        "sparsity_scheduler_conf": {"target": TARGETS, "seconds": 0.8},
+    }
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
+    found = prune_at_once(
+        dense, "latest.pth", conf_of(dense), name, tmp_path / "pruned", batches=2
+    )
+    report = cut_experiment(tmp_path / "pruned", tmp_path / "cut")
+    assert report.sparsity == pytest.approx(found)
+    assert all(found[cost] >= goal for cost, goal in TARGETS.items())
+    again = prune_at_once(
+        dense, "latest.pth", conf_of(dense), name, tmp_path / "again", batches=2
+    )
+    assert again == found
+
+
+def test_parp_writes_a_dense_checkpoint(dense, tmp_path):
+    prune_softly(dense, "latest.pth", conf_of(dense), tmp_path / "round/begin.pth")
+    state = torch.load(tmp_path / "round/begin.pth", weights_only=True)
+    trained = torch.load(dense / "latest.pth", weights_only=True)
+    assert state.keys() == trained.keys()
+    changed = [k for k in state if not torch.equal(state[k], trained[k])]
+    assert any("w_2.weight" in name for name in changed)
+    assert not any("w_1" in name for name in changed)
+    net, _ = gated(dense, "latest.pth", conf_of(dense))
+    with evaluation(net):
+        assert all(not v for v in budget(net).actual().values())
