@@ -48,33 +48,27 @@ def read(path: str) -> Tensor:
 def load(dense: Path, pruned: Path, folder: Path, options: dict) -> dict:
     """Each form's Speech2Text, and the bytes of its weights."""
 
-    def unpacked(form: str, int8: bool = False) -> dict[str, str]:
-        name = f"{form}{int8:d}"
-        archive = folder / f"{name}.zip"
-        export(pruned, average_of(pruned), archive, form, About(name), int8=int8)
+    def unpacked(experiment: Path, form: str, int8: bool) -> dict[str, str]:
+        name = f"{form}-{int8:d}-{len(found)}"
+        archive, checkpoint = folder / f"{name}.zip", average_of(experiment)
+        export(experiment, checkpoint, archive, form, About(name), int8=int8)
         return ModelDownloader(folder / name).download_and_unpack(str(archive))
 
-    torch_files = {
-        "dense": {
-            "asr_train_config": dense / "config.yaml",
-            "asr_model_file": dense / average_of(dense),
-        },
-        "cut": unpacked("plugin"),
-    }
     found = {}
-    for name, files in torch_files.items():
+    for what, experiment in (("dense", dense), ("cut", pruned)):
+        files = unpacked(experiment, "plugin", int8=False)
         for int8 in (False, True):
             made = Speech2Text(**files, **options, quantize_asr_model=int8)
             weights = folder / "weights.pth"
             torch.save(made.asr_model.state_dict(), weights)
-            found[name + " int8" * int8] = made, weights.stat().st_size
-    for int8 in (False, True):
-        files = unpacked("onnx", int8)
-        made = Speech2Text(**files, **options)
-        home = Path(files["asr_model_file"]).parent
-        parts = [home / "model.pth", home / "encoder.onnx", home / "decoder.onnx"]
-        size = sum(part.stat().st_size for part in parts)
-        found["cut ONNX" + " int8" * int8] = made, size
+            found[what + " int8" * int8] = made, weights.stat().st_size
+        for int8 in (False, True):
+            files = unpacked(experiment, "onnx", int8)
+            home = Path(files["asr_model_file"]).parent
+            parts = [home / "model.pth", home / "encoder.onnx", home / "decoder.onnx"]
+            size = sum(part.stat().st_size for part in parts)
+            made = Speech2Text(**files, **options)
+            found[f"{what} ONNX" + " int8" * int8] = made, size
     return found
 
 
@@ -95,7 +89,7 @@ def measure(found: dict, waves: list[Tensor], texts: list[str]) -> list[dict]:
     encoders = real_time_factors(networks, waves[:TIMED], RATE)
     seconds, rows = sum(len(wave) for wave in waves) / RATE, []
     for name, (_, size) in found.items():
-        torch_float = spoken["dense" if name.startswith("dense") else "cut"]
+        torch_float = spoken[name.split()[0]]
         same = sum(a == b for a, b in zip(spoken[name], torch_float, strict=True))
         rows.append(
             {

@@ -46,7 +46,7 @@ def to_stock(
     Raises:
         ValueError: gates; a structure that no stock configuration can express
     """
-    conf = without_ours(vars(args), model)
+    conf = _without_ours(vars(args), model)
     for part in PARTS:
         network = getattr(model, part)
         if isinstance(network, L0Network):
@@ -82,7 +82,7 @@ def _dims(network: nn.Module) -> set[int]:
     return {site.module.d_k for site in sites if isinstance(site, AttentionSite)}
 
 
-def without_ours(config: Mapping, model: nn.Module) -> dict:
+def _without_ours(config: Mapping, model: nn.Module) -> dict:
     """A configuration in ESPnet's own names."""
     conf = copy.deepcopy(dict(config))
     for part in PARTS:

@@ -15,6 +15,7 @@ from espnet2.bin.pack import main as pack
 from espnet2.bin.s2t_inference import Speech2Text as S2TSpeech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet2.tasks.s2t import S2TTask
+from espnet_model_zoo.downloader import ModelDownloader
 from runs import CONFIG, make_data, run
 
 from espnet_l0prune.cli import main
@@ -135,8 +136,14 @@ def test_an_owsm_like_experiment(tmp_path, capsys):
         beam_size=2,
         maxlenratio=-8,
     )
-    text, *_ = speech2text(torch.randn(8000))[0]
+    speech = torch.randn(8000)
+    text, *_ = speech2text(speech)[0]
     assert text.startswith("<eng><asr><notimestamps>")
+    archive = tmp_path / "onnx.zip"
+    assert main(["export", "onnx", str(out / "finetuned"), "--out", str(archive)]) == 0
+    files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(archive))
+    again = S2TSpeech2Text.from_pretrained(**files, beam_size=2, maxlenratio=-8)
+    assert again(speech)[0][0] == text
 
 
 def make_speech(folder) -> None:

@@ -1,5 +1,6 @@
 """Packed models: what is in them, and that they decode to the same text."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from builders import arguments, disturb_
 from espnet2.bin.asr_inference import Speech2Text
+from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
 from test_stock import cut_model
 
@@ -21,6 +24,7 @@ import sys
 sys.modules["espnet_l0prune"] = None
 import numpy as np
 from espnet2.bin.asr_inference import Speech2Text
+from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
 files = ModelDownloader("cache").download_and_unpack(sys.argv[1])
 speech2text = Speech2Text.from_pretrained(**files, beam_size=3)
@@ -117,6 +121,57 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         assert [[int(t) for t in line] for line in lines] == direct
 
 
+@pytest.mark.parametrize("form", ["plugin", "onnx"])
+def test_a_transducer(form, tmp_path, capsys):
+    """Whose prediction and joint network stay with torch."""
+    args = arguments(decoder="transducer", model_conf={"ctc_weight": 0.3})
+    args.decoder_conf, args.joint_net_conf = {"hidden_size": 8}, {"joint_space_size": 8}
+    args.encoder_conf["units"] = []
+    args.optim, args.optim_conf = "adamw", {}
+    torch.manual_seed(0)
+    model = ASRTask.build_model(args)
+    disturb_(model.encoder)
+    save(tmp_path / "exp", args, model)
+    out = tmp_path / "model.zip"
+    assert main(["export", form, str(tmp_path / "exp"), "--out", str(out)]) == 0
+    direct = Speech2Text(tmp_path / "exp/config.yaml", tmp_path / "exp/model.pth")
+    assert ("decoder.onnx" in read(out)[0]) is False
+    assert ("encoder.onnx" in read(out)[0]) is (form == "onnx")
+    files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(out))
+    assert texts(Speech2Text.from_pretrained(**files)) == texts(direct)
+
+
+def save(folder, args, model) -> None:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(model.state_dict(), folder / "model.pth")
+
+
+@pytest.mark.parametrize("form", ["plugin", "stock", "onnx"])
+def test_an_slu_model(form, tmp_path, capsys):
+    task = importlib.import_module("espnet2.tasks.slu").SLUTask
+    inference = importlib.import_module("espnet2.bin.slu_inference")
+    args = task.get_parser().parse_args(["--output_dir", "none", "--token_type", "char"])
+    for name, value in vars(arguments(model_conf={"ctc_weight": 0.3})).items():
+        if hasattr(args, name):
+            setattr(args, name, value)
+    args.transcript_token_list = None
+    args.encoder_conf |= {"units": []}
+    args.optim, args.optim_conf = "adamw", {}
+    torch.manual_seed(0)
+    model = task.build_model(args)
+    disturb_(model.encoder)
+    save(tmp_path / "exp", args, model)
+    out = tmp_path / "model.zip"
+    assert main(["export", form, str(tmp_path / "exp"), "--out", str(out)]) == 0
+    direct = inference.Speech2Understand(
+        tmp_path / "exp/config.yaml", tmp_path / "exp/model.pth", beam_size=3
+    )
+    files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(out))
+    packed = inference.Speech2Understand.from_pretrained(**files, beam_size=3)
+    assert texts(packed) == texts(direct)
+
+
 def test_bad_input_writes_nothing(experiment, tmp_path, capsys):
     def refused(*command: str) -> str:
         assert main(["export", "plugin", *command]) == 1
@@ -128,5 +183,7 @@ def test_bad_input_writes_nothing(experiment, tmp_path, capsys):
     (tmp_path / "model.zip").write_text("mine")
     assert "exists; choose another --out" in refused(exp, "--out", out)
     assert (tmp_path / "model.zip").read_text() == "mine"
+    int8 = refused(exp, "--out", str(tmp_path / "y.zip"), "--int8")
+    assert "--int8 is for onnx, not for plugin" in int8
     assert main(["export", "plugin", exp, "--out", out, "--force"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.zip"]
