@@ -7,21 +7,27 @@ hash of its configuration. After it, every method has the same number of epochs,
 teacher, and the same options for what it shares with others.
 """
 
+import argparse
 import copy
 import hashlib
+import itertools
 import json
 import shutil
+import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jiwer
+import matplotlib
+import numpy as np
+import torch
 import yaml
-from common import ROOT, machine, parser, start
+from common import ROOT, machine, parser, start, write
 from espnet2.tasks.asr import ASRTask
+from matplotlib import pyplot as plt
 
 from espnet_l0prune.compare.one_shot import IMPORTANCES, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly
@@ -29,6 +35,7 @@ from espnet_l0prune.core.budget import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.experiment import read_config
 
+matplotlib.use("Agg")
 RECIPE = ROOT / "egs/librispeech"
 AVERAGE = "valid.acc.ave.pth"
 EPOCHS = {"train": 20, "prune": 10, "finetune": 4}
@@ -149,22 +156,33 @@ class Cell:
 Method = Callable[[Cell], None]  # leaves asr_finetuned in the cell's folder
 
 
-def gates(*changes: Mapping, constraint: str | None = None) -> Method:
+@dataclass(frozen=True)
+class Gates:
     """L0 gates, trained as the recipe does but for some changes.
 
     Args:
+        changes: to the configuration of the pruning
         constraint: another one than the recipe's, with its default options
+        costs: that the budget is on
     """
 
-    def run(cell: Cell) -> None:
-        conf = cell.prune_conf(*changes)
-        if constraint is not None:
-            conf |= {"sparsity_constraint": constraint, "sparsity_constraint_conf": {}}
-        file = written(cell.folder / "prune.yaml", conf)
-        cell.run(cell.folder, 5, 5, prune_config=file, dense_exp=cell.teacher)
-        cell.cut_and_finetune()
+    changes: Mapping = field(default_factory=dict)
+    constraint: str | None = None
+    costs: tuple[str, ...] = ("params", "macs")
 
-    return run
+    def conf(self, cell: Cell) -> dict:
+        conf = cell.prune_conf(self.changes)
+        target = dict.fromkeys(self.costs, cell.budget)
+        conf["sparsity_scheduler_conf"]["target"] = target
+        if self.constraint is not None:
+            conf["sparsity_constraint"] = self.constraint
+            conf["sparsity_constraint_conf"] = {}
+        return conf
+
+    def __call__(self, cell: Cell) -> None:
+        conf = written(cell.folder / "prune.yaml", self.conf(cell))
+        cell.run(cell.folder, 5, 5, prune_config=conf, dense_exp=cell.teacher)
+        cell.cut_and_finetune()
 
 
 def one_shot(importance: str) -> Method:
@@ -242,7 +260,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 
 
 METHODS: dict[str, Method] = {
-    "l0": gates(),
+    "l0": Gates(),
     **{name: one_shot(name) for name in IMPORTANCES},
     "parp": parp,
     **{
@@ -251,19 +269,37 @@ METHODS: dict[str, Method] = {
         for distilled in (False, True)
     },
     # ablations of l0
-    "l0_no_layer": gates({"model_conf": {"layer_weight": 0.0}}),
-    "l0_no_prediction": gates(
+    "l0_no_layer": Gates({"model_conf": {"layer_weight": 0.0}}),
+    "l0_no_prediction": Gates(
         {"model_conf": {"ctc_kl_weight": 0.0, "att_kl_weight": 0.0}}
     ),
-    "l0_paper_units": gates({"encoder_conf": {"units": "paper"}}),
-    "l0_no_frontend": gates({"encoder_conf": {"units": [*SINGLE[:-1], "conv_modules"]}}),
-    "l0_inequality": gates(constraint="inequality"),
-    "l0_nupi": gates(constraint="nupi"),
-    "l0_gates_only": gates({"optim_conf": {"order": "gates"}}),
+    # without the front end, half of the MACs are more than half of the parameters
+    "l0_paper_units": Gates(
+        {"encoder_conf": {"units": "paper", "round_to": 1}}, costs=("params",)
+    ),
+    "l0_no_frontend": Gates(
+        {"encoder_conf": {"units": [*SINGLE[:-1], "conv_modules"]}}, costs=("params",)
+    ),
+    "l0_inequality": Gates(constraint="inequality"),
+    "l0_nupi": Gates(constraint="nupi"),
+    "l0_gates_only": Gates({"optim_conf": {"order": "gates"}}),
 }
 
 
-def row_of(cell: Cell, seconds: float) -> dict:
+def training_seconds(folder: Path) -> float:
+    """Of all epochs of all trainings in a folder, with their validation."""
+    total = 0.0
+    for file in folder.rglob("checkpoint.pth"):
+        if file.parent.is_symlink():
+            continue
+        saved = torch.load(file, map_location="cpu", weights_only=False)  # our own
+        for parts in saved["reporter"]["stats"].values():
+            for part in ("train", "valid"):
+                total += parts[part]["time"].total_seconds()
+    return total
+
+
+def row_of(cell: Cell) -> dict:
     """What came of a cell, from its files alone."""
     decoded, data = cell.folder / "decode", cell.corpus.work / "data/test"
     measures = json.loads((decoded / "measures.json").read_text("utf-8"))["models"]
@@ -282,8 +318,9 @@ def row_of(cell: Cell, seconds: float) -> dict:
         "dense WER (%)": 100 * rate(errors["dense"]),
         **measures["pruned"],
         "dense": measures["dense"],
-        "seconds": seconds,
+        "training seconds": training_seconds(cell.folder),
         "errors": [edits for edits, _ in errors["pruned"]],
+        "dense errors": [edits for edits, _ in errors["dense"]],
         "words": [words for _, words in errors["pruned"]],
         "command": " ".join(sys.argv),
         "machine": machine(),
@@ -304,6 +341,74 @@ def read_rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def summary(rows: list[dict]) -> list[dict]:
+    """One line for each method and budget: mean and spread over seeds."""
+    cells: dict[tuple, list[dict]] = {}
+    for row in rows:
+        key = row["config"], row["budget"], row["method"]
+        cells.setdefault(key, []).append(row)
+    lines = []
+    for (_, budget, method), same in sorted(cells.items()):
+        dense = same[0]["dense"]
+
+        def change(name: str, same=same, dense=dense) -> str:
+            ratios = [row[name] / row["dense"][name] for row in same]
+            return f"{statistics.mean(ratios) - 1:+.1%}"
+
+        rates = [row["WER (%)"] for row in same]
+        spread = f" ± {statistics.stdev(rates):.2f}" if len(rates) > 1 else ""
+        low, high = interval(same)
+        lines.append(
+            {
+                "budget": budget,
+                "method": method,
+                "seeds": len(same),
+                "WER (%)": f"{statistics.mean(rates):.2f}{spread}",
+                "against dense (points)": f"[{low:+.2f}, {high:+.2f}]",
+                "parameters": change("encoder_parameters"),
+                "MACs": change("macs"),
+                "RTF": change("rtf"),
+                "training (minutes)": round(
+                    statistics.mean(row["training seconds"] for row in same) / 60, 1
+                ),
+            }
+        )
+    return lines
+
+
+def interval(rows: list[dict], draws: int = 10_000) -> tuple[float, float]:
+    """95% bootstrap interval, over utterances, of the WER's distance to the dense one's;
+    the errors of several seeds are averaged first."""
+    rng = np.random.default_rng(0)
+    extra = np.mean([np.subtract(r["errors"], r["dense errors"]) for r in rows], axis=0)
+    words = np.array(rows[0]["words"])
+    chosen = rng.integers(len(words), size=(draws, len(words)))
+    rates = 100 * extra[chosen].sum(1) / words[chosen].sum(1)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    """WER against parameters, MACs and time of the encoder."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
+    names = (
+        ("encoder_parameters", "encoder's parameters"),
+        ("macs", "MACs"),
+        ("rtf", "RTF"),
+    )
+    for axis, (name, label) in zip(axes, names, strict=True):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            some = [row for row in rows if row["method"] == method]
+            places = [row[name] / row["dense"][name] for row in some]
+            axis.plot(places, [r["WER (%)"] for r in some], "o", label=method, alpha=0.7)
+        axis.axhline(rows[0]["dense WER (%)"], color="black", linestyle=":")
+        axis.set_xlabel(f"{label}, of the dense model's")
+        axis.set_yscale("log")
+    axes[0].set_ylabel("WER (%); dotted: dense")
+    axes[-1].legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.savefig(file, bbox_inches="tight", dpi=120)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--corpus", help="in LibriSpeech's layout")
@@ -315,30 +420,40 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--methods", nargs="+", choices=METHODS, default=["l0"])
     options.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.8])
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
+    options.add_argument("--plot", type=Path, help="draw the rows")
     args = options.parse_args(argv)
     start(args)
-    sets = {"corpus": args.corpus, "train_sets": args.train_sets}
-    sets["valid_sets"] = args.valid_sets
-    given = [word for name, value in sets.items() for word in (f"--{name}", value)]
-    corpus = Corpus(given, args.test_set, args.work.resolve())
+    if args.corpus is not None:
+        if args.work is None:
+            raise SystemExit("--work is missing; expected a folder with room for models")
+        sets = {"corpus": args.corpus, "train_sets": args.train_sets}
+        sets["valid_sets"] = args.valid_sets
+        given = [word for name, value in sets.items() for word in (f"--{name}", value)]
+        run_cells(Corpus(given, args.test_set, args.work.resolve()), args)
+    rows = read_rows(args.rows)
+    if not rows:
+        raise SystemExit(f"{args.rows} has no rows; expected --corpus, to make some")
+    write(args, summary(rows))
+    if args.plot:
+        draw(rows, args.plot)
+
+
+def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
+    """Run what is no row yet; each cell that ends is a row at once."""
     dense = corpus.dense()
     configuration = short_hash([dense.name, *map(recipe_conf, EPOCHS), SCHEDULE])
-    for seed in args.seeds:
-        for budget in args.budgets:
-            for method in args.methods:
-                cell = Cell(corpus, dense, method, budget, seed)
-                key = {"method": method, "budget": budget, "seed": seed}
-                key["config"] = configuration
-                if any(key.items() <= row.items() for row in read_rows(args.rows)):
-                    print(f"compare: {cell.folder.name}: done before")
-                    continue
-                begin = time.monotonic()
-                METHODS[method](cell)
-                cell.run(cell.folder, 8, 9, dense_exp=cell.teacher)
-                row = key | row_of(cell, time.monotonic() - begin)
-                with args.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(f"compare: {cell.folder.name}: WER {row['WER (%)']:.2f}%")
+    for seed, budget, method in itertools.product(args.seeds, args.budgets, args.methods):
+        cell = Cell(corpus, dense, method, budget, seed)
+        key = {"method": method, "budget": budget, "seed": seed, "config": configuration}
+        if any(key.items() <= row.items() for row in read_rows(args.rows)):
+            print(f"compare: {cell.folder.name}: done before")
+            continue
+        METHODS[method](cell)
+        cell.run(cell.folder, 8, 9, dense_exp=cell.teacher)
+        row = key | row_of(cell)
+        with args.rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"compare: {cell.folder.name}: WER {row['WER (%)']:.2f}%")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""The cells of benchmarks/compare.py can be trained, and its rows say what they hold."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from builders import TOKENS
+from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.core.budget import check_compatible, check_reachable, count_parameters
+from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.workload import make_budget
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("compare")
+
+
+@pytest.fixture
+def cell(compare, tmp_path):
+    def make(method: str, budget: float):
+        corpus = compare.Corpus([], "test", tmp_path)
+        dense = tmp_path / "dense"
+        if not dense.exists():
+            args = parsed(compare.written(dense / "t.yaml", compare.recipe_conf("train")))
+            (dense / "asr_dense").mkdir()
+            compare.written(dense / "asr_dense/config.yaml", vars(args))
+        return compare.Cell(corpus, dense, method, budget, 0)
+
+    return make
+
+
+def parsed(file: Path):
+    command = ["--config", str(file), "--output_dir", "none", "--token_type", "char"]
+    args = ASRTask.get_parser().parse_args(command)
+    args.token_list = list(TOKENS)
+    return args
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.8])
+def test_every_variant_of_the_gates_can_reach_its_budget(budget, compare, cell):
+    gates = {n: m for n, m in compare.METHODS.items() if isinstance(m, compare.Gates)}
+    for name, method in gates.items():
+        one = cell(name, budget)
+        args = parsed(compare.written(one.folder / "prune.yaml", method.conf(one)))
+        counted = make_budget(ASRTask.build_model(args), make_workload(args))
+        goal = make_scheduler(args).goal
+        assert goal == dict.fromkeys(method.costs, budget)
+        check_reachable(counted, goal)
+        check_compatible(counted, goal)
+
+
+@pytest.mark.parametrize("cost", ["params", "macs"])
+def test_a_small_model_is_the_widest_that_fits(cost, compare, cell):
+    one = cell("scratch", 0.5)
+    size = compare.small_size(one, cost)
+    args = parsed(compare.written(one.folder / "t.yaml", compare.recipe_conf("train")))
+
+    def price(width: int) -> float:
+        args.encoder_conf |= {"output_size": width, "linear_units": 4 * width}
+        model = ASRTask.build_model(args)
+        if cost == "macs":
+            return compare.encoder_macs(model, seconds=10)
+        return count_parameters(model.encoder)
+
+    whole, width = price(72), size["output_size"]
+    assert price(width) <= 0.5 * whole < price(width + 4)
+
+
+def test_a_table_from_rows_alone(compare, tmp_path, capsys):
+    rows = []
+    for seed, errors in enumerate(([1, 0, 2], [0, 0, 1])):
+        model = {"encoder_parameters": 50, "macs": 20, "rtf": 0.1}
+        rows.append(
+            {
+                "method": "l0",
+                "budget": 0.5,
+                "seed": seed,
+                "config": "a",
+                "words": [4] * 3,
+                "errors": errors,
+                "dense errors": [0, 0, 1],
+                "WER (%)": 100 * sum(errors) / 12,
+                "dense WER (%)": 100 / 12,
+                "training seconds": 60.0,
+                "dense": {"encoder_parameters": 100, "macs": 80, "rtf": 0.4},
+                **model,
+            }
+        )
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot = tmp_path / "rows.png"
+    compare.main(["--rows", str(file), "--plot", str(plot)])
+    (line,) = compare.summary(rows)
+    assert line["seeds"] == 2
+    assert line["WER (%)"].startswith("16.67 ± 11.79")
+    assert (line["parameters"], line["MACs"], line["RTF"]) == (
+        "-50.0%",
+        "-75.0%",
+        "-75.0%",
+    )
+    low, high = compare.interval(rows)
+    assert low == 0  # the mean errors are never below the dense ones
+    assert 8 < high < 17
+    assert "| 0.5 | l0 | 2 |" in capsys.readouterr().out
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_committed_rows_are_whole(compare):
+    for row in compare.read_rows(FOLDER / "compare.jsonl"):
+        assert row["method"] in compare.METHODS
+        assert len(row["errors"]) == len(row["words"]) == len(row["dense errors"])
+        assert row["WER (%)"] == pytest.approx(
+            100 * sum(row["errors"]) / sum(row["words"])
+        )
+        assert {"commit", "processor", "torch", "date"} <= row["machine"].keys()
+
+
+def test_bad_use_is_said(compare, tmp_path):
+    with pytest.raises(SystemExit, match="has no rows; expected --corpus"):
+        compare.main(["--rows", str(tmp_path / "none.jsonl")])
+    with pytest.raises(SystemExit, match="--work is missing"):
+        compare.main(["--corpus", str(tmp_path)])
+
+
+def test_configurations_are_merged(compare):
+    base = {"a": {"b": 1, "c": [1]}, "d": 2}
+    assert compare.merged(base, {"a": {"b": 3}}, {"d": {"e": 4}}) == {
+        "a": {"b": 3, "c": [1]},
+        "d": {"e": 4},
+    }
+    assert base == yaml.safe_load("{a: {b: 1, c: [1]}, d: 2}")
