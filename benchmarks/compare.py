@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 import torch
 import yaml
-from common import ROOT, machine, parser, start, write
+from common import ROOT, machine, write
 from espnet2.tasks.asr import ASRTask
 from matplotlib import pyplot as plt
 
@@ -116,8 +116,28 @@ class Cell:
     seed: int
 
     @property
+    def key(self) -> dict:
+        """What tells it from other cells: a row that has it is this cell's."""
+        method = METHODS[self.method]
+        settings = [
+            self.dense.name,
+            self.corpus.test,
+            *map(recipe_conf, EPOCHS),
+            SCHEDULE,
+            RANKED,
+            PARP_ROUNDS,
+            repr(method) if isinstance(method, Gates) else self.method,
+        ]
+        return {
+            "method": self.method,
+            "budget": self.budget,
+            "seed": self.seed,
+            "config": short_hash(settings),
+        }
+
+    @property
     def folder(self) -> Path:
-        return self.corpus.work / f"{self.method}-{self.budget}-{self.seed}"
+        return self.corpus.work / "-".join(str(value) for value in self.key.values())
 
     @property
     def teacher(self) -> Path:
@@ -182,7 +202,8 @@ class Gates:
     def __call__(self, cell: Cell) -> None:
         conf = written(cell.folder / "prune.yaml", self.conf(cell))
         cell.run(cell.folder, 5, 5, prune_config=conf, dense_exp=cell.teacher)
-        cell.cut_and_finetune()
+        # the same distillation to the end
+        cell.cut_and_finetune({"model_conf": self.changes.get("model_conf", {})})
 
 
 def one_shot(importance: str) -> Method:
@@ -239,13 +260,13 @@ def teacher_of(cell: Cell) -> dict[str, str]:
 
 
 def small_size(cell: Cell, cost: str) -> dict[str, int]:
-    """Options of the widest encoder that costs no more than the budget leaves."""
+    """Options of the widest encoder that costs no more than the budget leaves, with FFNs
+    of four times its width, and a little more where there is room."""
     args = read_config(cell.teacher / "config.yaml")
 
-    def price(width: int) -> float:
-        conf = {"output_size": width, "linear_units": 4 * width}
+    def price(width: int, units: int) -> float:
         trial = copy.deepcopy(args)
-        trial.encoder_conf |= conf
+        trial.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(trial)
         if cost == "macs":
             return encoder_macs(model, seconds=10)
@@ -253,14 +274,18 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 
     step = args.encoder_conf["attention_heads"]
     width = args.encoder_conf["output_size"]
-    limit = price(width) * (1 - cell.budget)
-    while price(width) > limit:
+    limit = price(width, 4 * width) * (1 - cell.budget)
+    while price(width, 4 * width) > limit:
         width -= step
-    return {"output_size": width, "linear_units": 4 * width}
+    units = 4 * width
+    while price(width, units + step) <= limit:
+        units += step
+    return {"output_size": width, "linear_units": units}
 
 
 METHODS: dict[str, Method] = {
     "l0": Gates(),
+    "l0_ranked_units": Gates(RANKED),  # those of the methods below
     **{name: one_shot(name) for name in IMPORTANCES},
     "parp": parp,
     **{
@@ -345,13 +370,12 @@ def summary(rows: list[dict]) -> list[dict]:
     """One line for each method and budget: mean and spread over seeds."""
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
-        key = row["config"], row["budget"], row["method"]
+        key = row["budget"], row["method"], row["config"]
         cells.setdefault(key, []).append(row)
     lines = []
-    for (_, budget, method), same in sorted(cells.items()):
-        dense = same[0]["dense"]
+    for (budget, method, config), same in sorted(cells.items()):
 
-        def change(name: str, same=same, dense=dense) -> str:
+        def change(name: str, same=same) -> str:
             ratios = [row[name] / row["dense"][name] for row in same]
             return f"{statistics.mean(ratios) - 1:+.1%}"
 
@@ -362,10 +386,12 @@ def summary(rows: list[dict]) -> list[dict]:
             {
                 "budget": budget,
                 "method": method,
+                "config": config,
                 "seeds": len(same),
                 "WER (%)": f"{statistics.mean(rates):.2f}{spread}",
                 "against dense (points)": f"[{low:+.2f}, {high:+.2f}]",
-                "parameters": change("encoder_parameters"),
+                "encoder": change("encoder_parameters"),
+                "model": change("parameters"),
                 "MACs": change("macs"),
                 "RTF": change("rtf"),
                 "training (minutes)": round(
@@ -403,14 +429,13 @@ def draw(rows: list[dict], file: Path) -> None:
             axis.plot(places, [r["WER (%)"] for r in some], "o", label=method, alpha=0.7)
         axis.axhline(rows[0]["dense WER (%)"], color="black", linestyle=":")
         axis.set_xlabel(f"{label}, of the dense model's")
-        axis.set_yscale("log")
     axes[0].set_ylabel("WER (%); dotted: dense")
     axes[-1].legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.savefig(file, bbox_inches="tight", dpi=120)
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__)
+    options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--corpus", help="in LibriSpeech's layout")
     options.add_argument("--train_sets", default="train-digits")
     options.add_argument("--valid_sets", default="dev-digits")
@@ -421,8 +446,8 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.8])
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
     options.add_argument("--plot", type=Path, help="draw the rows")
+    options.add_argument("--json", type=Path, help="write the table here too")
     args = options.parse_args(argv)
-    start(args)
     if args.corpus is not None:
         if args.work is None:
             raise SystemExit("--work is missing; expected a folder with room for models")
@@ -441,16 +466,14 @@ def main(argv: list[str] | None = None) -> None:
 def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
     """Run what is no row yet; each cell that ends is a row at once."""
     dense = corpus.dense()
-    configuration = short_hash([dense.name, *map(recipe_conf, EPOCHS), SCHEDULE])
     for seed, budget, method in itertools.product(args.seeds, args.budgets, args.methods):
         cell = Cell(corpus, dense, method, budget, seed)
-        key = {"method": method, "budget": budget, "seed": seed, "config": configuration}
-        if any(key.items() <= row.items() for row in read_rows(args.rows)):
+        if any(cell.key.items() <= row.items() for row in read_rows(args.rows)):
             print(f"compare: {cell.folder.name}: done before")
             continue
         METHODS[method](cell)
         cell.run(cell.folder, 8, 9, dense_exp=cell.teacher)
-        row = key | row_of(cell)
+        row = cell.key | row_of(cell)
         with args.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"compare: {cell.folder.name}: WER {row['WER (%)']:.2f}%")

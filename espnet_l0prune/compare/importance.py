@@ -1,9 +1,9 @@
 """How much each unit matters to a model that was trained dense.
 
 Each function gives a score to every unit of every gate, in the order of the budget's
-gates; `select` closes the lowest first. Scores that estimate what the loss gains can be
-compared between kinds of units. Norms cannot: they are divided by their mean over all
-units of the kind.
+gates; `select` closes the lowest first. Scores that estimate what the loss gains are to
+be divided by what a unit costs (`per_cost`). Norms estimate nothing: they are divided by
+their mean over all units of the kind.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +26,12 @@ def random(budget: Budget) -> Scores:
 
 
 def magnitude(budget: Budget, p: int = 2) -> Scores:
-    """The p-norm of all weights that a unit owns: one-shot magnitude pruning."""
-    sums = _over_groups(budget, lambda claim, w: w.abs().pow(p))
+    """The p-norm of all weights that a unit owns: one-shot magnitude pruning.
+
+    Raises:
+        ValueError: whole modules, or blocks
+    """
+    sums = _over_groups(budget, lambda claim, w: w.abs().pow(p), whole=False)
     norms = [total.pow(1 / p) for total in sums]
     of_kind: dict[str, list[Tensor]] = {}
     for (_, kind), norm in zip(budget.gates, norms, strict=True):
@@ -57,14 +61,18 @@ def fisher(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     """What the loss gains without a unit, to the second order: 1/2 sum h w^2 over all
     weights that the unit owns, coupled as they are (the idea of CPD, arXiv 2408.03046).
 
-    h is the diagonal of the empirical Fisher matrix, the mean of (dL/dw)^2 over batches.
+    h stands for the diagonal of the Hessian: the mean of (dL/dw)^2 over batches, L being
+    a batch's mean loss; of single utterances it would be the empirical Fisher matrix's.
+
+    Raises:
+        ValueError: whole modules, or blocks
     """
     h = {w: torch.zeros_like(w) for w in model.parameters()}
     for _ in _gradients(model, batches):
         for w, total in h.items():
             if w.grad is not None:
                 total += w.grad.square() / len(batches)
-    return _over_groups(budget, lambda claim, w: h[w] * w.square() / 2)
+    return _over_groups(budget, lambda claim, w: h[w] * w.square() / 2, whole=False)
 
 
 def removal(budget: Budget, harm: Callable[[], float], groups: int = 8) -> Scores:
@@ -151,9 +159,14 @@ def _gradients(model: nn.Module, batches: Batches) -> Iterator[None]:
 
 
 def _over_groups(
-    budget: Budget, value: Callable[[Claim, nn.Parameter], Tensor]
+    budget: Budget,
+    value: Callable[[Claim, nn.Parameter], Tensor],
+    whole: bool = True,
 ) -> Scores:
     """The sum of a value of weights over each unit's own.
+
+    Args:
+        whole: whether a module may be a unit, of which only the last layer is counted
 
     Raises:
         ValueError: units that own no weights
@@ -165,6 +178,8 @@ def _over_groups(
             row, tensor = rows.get((i, claim.kind)), getattr(claim.module, claim.tensor)
             if row is None or not isinstance(tensor, nn.Parameter):
                 continue
+            if claim.whole and not whole:
+                continue
             found = value(claim, tensor).detach()
             others = [d for d in range(found.dim()) if d != claim.dim]
             features = found.sum(others) if others else found
@@ -173,7 +188,20 @@ def _over_groups(
     for (i, kind), total in zip(rows, sums, strict=True):
         if total is None:
             raise ValueError(
-                f"{budget.sites[i].name}: {kind} own no weights, so that no importance "
-                "can be had from weights; expected units without them"
+                f"{budget.sites[i].name}: {kind} own no weights by which they could be "
+                "ranked; expected units without them"
             )
     return sums
+
+
+def per_cost(budget: Budget, scores: Scores, costs: Sequence[str]) -> Scores:
+    """What the loss gains for a share of the costs: scores over what a unit takes along.
+
+    Args:
+        scores: in terms of the loss
+        costs: those with a target; the shares are added up
+    """
+    opened = budget.opened().requires_grad_()
+    sparsity = budget.sparsity(opened)
+    (price,) = torch.autograd.grad(-sum(sparsity[cost] for cost in costs), opened)
+    return [s / row[: len(s)].to(s) for s, row in zip(scores, price, strict=True)]

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,15 +20,19 @@ from espnet_l0prune.plugin.experiment import load_experiment, task_of
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
 
-# What can be asked of a dense model, by name
-IMPORTANCES: dict[str, Callable[[Budget, nn.Module, Batches], Scores]] = {
-    "random": lambda budget, model, batches: importance.random(budget),
-    "magnitude_l1": lambda budget, model, batches: importance.magnitude(budget, 1),
-    "magnitude_l2": lambda budget, model, batches: importance.magnitude(budget, 2),
+Importance = Callable[[Budget, nn.Module, Batches], Scores]
+# What the loss gains, by name; and what knows nothing of the loss.
+LOSSES: dict[str, Importance] = {
     "taylor": importance.taylor,
     "fisher": importance.fisher,
     "mope": importance.pruning_error,
     "latent_shift": importance.latent_shift,
+}
+IMPORTANCES: dict[str, Importance] = {
+    "random": lambda budget, model, batches: importance.random(budget),
+    "magnitude_l1": lambda budget, model, batches: importance.magnitude(budget, 1),
+    "magnitude_l2": lambda budget, model, batches: importance.magnitude(budget, 2),
+    **LOSSES,
 }
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
 
@@ -78,6 +83,7 @@ def prune_at_once(
         name: of `IMPORTANCES`
         out: a new folder: config.yaml and latest.pth
         batches: of the training data to look at
+        seed: of the choice of batches, and of what is random
 
     Returns:
         the sparsity in each cost
@@ -87,11 +93,18 @@ def prune_at_once(
     """
     torch.manual_seed(seed)
     model, args = gated(dense, checkpoint, conf)
-    budget = make_budget(model, make_workload(args))
+    args.seed = seed
+    budget, goal = make_budget(model, make_workload(args)), make_scheduler(args).goal
     with evaluation(model):
         scores = IMPORTANCES[name](budget, model, read_batches(args, batches))
-    decide_(sites_of(model), select(budget, make_scheduler(args).goal, scores=scores))
-    out.mkdir(parents=True)
-    (out / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)), "utf-8")
-    torch.save(model.state_dict(), out / "latest.pth")
+    if name in LOSSES:
+        scores = importance.per_cost(budget, scores, [*goal])
+    decide_(sites_of(model), select(budget, goal, scores=scores))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as part:
+        made = Path(part) / "made"
+        made.mkdir()
+        (made / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)), "utf-8")
+        torch.save(model.state_dict(), made / "latest.pth")
+        made.rename(out)
     return budget.actual()

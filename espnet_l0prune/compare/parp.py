@@ -17,6 +17,7 @@ from espnet_l0prune.core.budget import select
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.sites import Plan, Site, features_left
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.trainer import replace
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 
@@ -51,4 +52,4 @@ def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None
     alphas = {n for n, p in model.named_parameters() if isinstance(p, LogAlpha)}
     state = {n: value for n, value in model.state_dict().items() if n not in alphas}
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, out)
+    replace(out, lambda part: torch.save(state, part))

@@ -436,7 +436,7 @@ def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tens
         score, stays = gate.log_alpha.detach(), budget.sites[i].protected(kind)
         score = (score if scores is None else scores[row]).clone()
         if stays is not None:
-            score[stays] = torch.inf
+            score[stays if scores is None else score.argmax()] = torch.inf
         score, order = score.sort()
         size, step = len(order), gate.round_to
         ends = list(range(size % step or step, size + 1, step))

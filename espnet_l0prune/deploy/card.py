@@ -93,7 +93,10 @@ def write_card(
     ]
     if files:
         lines = "\n".join(f"- `{name}`: {what}" for name, what in files.items())
-        sections.append(f"## Graphs for onnxruntime, without torch\n\n{lines}")
+        sections.append(
+            f"## Graphs for onnxruntime, without torch\n\n{lines}\n\nTokens are counted "
+            "as in `token_list` of config.yaml; `<sos/eos>` begins and ends a text."
+        )
     if results is not None:
         sections.append(results.read_text("utf-8").strip())
     sections.append(f"## Licence and citation\n\n{about.licence}\n\n{PAPER}")

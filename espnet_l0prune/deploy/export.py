@@ -102,8 +102,8 @@ def onnx_form(
         found, limit = difference(model, loaded), math.inf if int8 else ONNX_TOLERANCE
         if not found < limit:  # neither NaN
             raise ValueError(
-                f"log-probabilities of the packed model differ by {found:.1e} from the "
-                f"experiment's; expected less than {limit:.0e}. Nothing was written."
+                f"the packed model differs from the experiment's by {found:.1e} in "
+                f"log-probability; expected less than {limit:.0e}. Nothing was written."
             )
         return f"log-probabilities differ by at most {found:.1e}"
 

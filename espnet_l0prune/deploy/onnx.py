@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +22,7 @@ from espnet_l0prune.plugin.espnet_modules import (
 )
 from espnet_l0prune.plugin.onnx import OnnxGraph
 
-TOLERANCE = 1e-4  # in float32, of log-probabilities and of a graph's outputs
+TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an output
 FRAMES = 200  # of the example that is exported
 OTHER_FRAMES = (31, 2 * FRAMES + 1)  # of those that are compared
 HYPOTHESES, STEPS = 3, 5  # of a beam search
@@ -216,7 +217,7 @@ def _check(graph: Graph, file: Path) -> None:
             found,
             strict=True,
         ):
-            apart = float((a - b).abs().max()) if a.shape == b.shape else float("nan")
+            apart = distance(a, b, absolute=name == "logp")
             if not apart <= TOLERANCE:
                 raise ValueError(
                     f"{file.name} as torch wrote it differs by {apart:.1e} in {name} for "
@@ -236,30 +237,45 @@ def _quantize(file: Path) -> None:
     )
 
 
+def distance(a: Tensor, b: Tensor, absolute: bool) -> float:
+    """The largest difference; of the larger values' scale, or absolute.
+
+    NaN where shapes differ, or anything is NaN.
+    """
+    if a.shape != b.shape:
+        return math.nan
+    apart = (a - b).abs().max()
+    return float(apart if absolute else apart / a.abs().max().clamp(min=1))
+
+
 @torch.no_grad()
 def difference(one: nn.Module, two: nn.Module) -> float:
-    """The largest difference in log-probability of two models, in float32.
+    """The largest difference of two models, in float32: of the encoder's output, and in
+    log-probability of CTC and of an attention decoder.
 
-    Of CTC for random features of some lengths, and of some steps of an attention
-    decoder, as a beam search asks for them.
+    For random features of some lengths; the decoder makes some steps, as a beam search
+    asks for them.
     """
     pairs = []
     for frames in (FRAMES, *OTHER_FRAMES):
         feats, lengths = probe(one.encoder.input_size, (frames,), seed=frames)
-        found = [_log_probabilities(m, feats.float(), lengths) for m in (one, two)]
+        found = [_found(m, feats.float(), lengths) for m in (one, two)]
         pairs += zip(*found, strict=True)
-    return float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
+    apart = [distance(a, b, absolute) for (a, absolute), (b, _) in pairs]
+    return max(apart, key=lambda d: (d != d, d))  # NaN above all
 
 
-def _log_probabilities(
+def _found(
     model: nn.Module, feats: Tensor, lengths: Tensor
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, bool]]:
+    """What a model computes, and whether that is log-probabilities."""
     memory, _ = encode(model, feats, lengths)
+    yield memory, False
     if model.ctc is not None:
-        yield model.ctc.log_softmax(memory)
+        yield model.ctc.log_softmax(memory), True
     if isinstance(model.decoder, BatchScorerInterface):
         ys = torch.arange(HYPOTHESES * STEPS).view(HYPOTHESES, -1) % model.vocab_size
         states, many = [None] * HYPOTHESES, memory.expand(HYPOTHESES, -1, -1)
         for length in range(1, STEPS + 1):
             logp, states = model.decoder.batch_score(ys[:, :length], states, many)
-            yield logp
+            yield logp, True

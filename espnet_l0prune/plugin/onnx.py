@@ -21,9 +21,11 @@ class OnnxGraph:
 
     Raises:
         ImportError: onnxruntime is not installed
+        ValueError: a file that is missing, or no graph
     """
 
     def __init__(self, file: str):
+        self.file = file
         try:
             import onnxruntime
         except ImportError as e:
@@ -32,16 +34,36 @@ class OnnxGraph:
             ) from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(
-            file, options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:  # onnxruntime's have no common base
+            raise ValueError(
+                f"onnxruntime cannot load {file} ({e}); expected a graph that "
+                "`espnet-l0prune export onnx` wrote"
+            ) from e
         self.shapes = {x.name: x.shape for x in self._session.get_inputs()}
         self.shapes |= {x.name: x.shape for x in self._session.get_outputs()}
 
+    def __reduce__(self):
+        return OnnxGraph, (self.file,)
+
     def __call__(self, **inputs: Tensor) -> list[Tensor]:
-        """Run it; what is returned is on the CPU."""
+        """Run it; what is returned is on the CPU.
+
+        Raises:
+            ValueError: inputs that the graph does not take, such as too short a speech
+        """
         arrays = {name: x.detach().cpu().numpy() for name, x in inputs.items()}
-        return [torch.from_numpy(x) for x in self._session.run(None, arrays)]
+        try:
+            return [torch.from_numpy(x) for x in self._session.run(None, arrays)]
+        except Exception as e:
+            shapes = {name: tuple(x.shape) for name, x in inputs.items()}
+            raise ValueError(
+                f"onnxruntime cannot run {self.file} on {shapes} ({e}); expected "
+                f"{self.shapes}, and speech that is longer than the subsampling takes"
+            ) from e
 
 
 class OnnxEncoder(AbsEncoder):

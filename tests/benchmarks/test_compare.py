@@ -58,25 +58,27 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, compare, cell):
 
 @pytest.mark.parametrize("cost", ["params", "macs"])
 def test_a_small_model_is_the_widest_that_fits(cost, compare, cell):
-    one = cell("scratch", 0.5)
+    one = cell(f"scratch_{cost}", 0.5)
     size = compare.small_size(one, cost)
     args = parsed(compare.written(one.folder / "t.yaml", compare.recipe_conf("train")))
 
-    def price(width: int) -> float:
-        args.encoder_conf |= {"output_size": width, "linear_units": 4 * width}
+    def price(width: int, units: int) -> float:
+        args.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(args)
         if cost == "macs":
             return compare.encoder_macs(model, seconds=10)
         return count_parameters(model.encoder)
 
-    whole, width = price(72), size["output_size"]
-    assert price(width) <= 0.5 * whole < price(width + 4)
+    limit, (width, units) = 0.5 * price(72, 288), size.values()
+    assert price(width, units) <= limit < price(width, units + 4)
+    assert limit < price(width + 4, 4 * (width + 4))
 
 
 def test_a_table_from_rows_alone(compare, tmp_path, capsys):
     rows = []
     for seed, errors in enumerate(([1, 0, 2], [0, 0, 1])):
-        model = {"encoder_parameters": 50, "macs": 20, "rtf": 0.1}
+        model = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1}
+        dense = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4}
         rows.append(
             {
                 "method": "l0",
@@ -89,7 +91,7 @@ def test_a_table_from_rows_alone(compare, tmp_path, capsys):
                 "WER (%)": 100 * sum(errors) / 12,
                 "dense WER (%)": 100 / 12,
                 "training seconds": 60.0,
-                "dense": {"encoder_parameters": 100, "macs": 80, "rtf": 0.4},
+                "dense": dense,
                 **model,
             }
         )
@@ -100,15 +102,12 @@ def test_a_table_from_rows_alone(compare, tmp_path, capsys):
     (line,) = compare.summary(rows)
     assert line["seeds"] == 2
     assert line["WER (%)"].startswith("16.67 ± 11.79")
-    assert (line["parameters"], line["MACs"], line["RTF"]) == (
-        "-50.0%",
-        "-75.0%",
-        "-75.0%",
-    )
+    changes = line["encoder"], line["model"], line["MACs"], line["RTF"]
+    assert changes == ("-50.0%", "-50.0%", "-75.0%", "-75.0%")
     low, high = compare.interval(rows)
     assert low == 0  # the mean errors are never below the dense ones
     assert 8 < high < 17
-    assert "| 0.5 | l0 | 2 |" in capsys.readouterr().out
+    assert "| 0.5 | l0 | a | 2 |" in capsys.readouterr().out
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 

@@ -172,10 +172,29 @@ def test_the_lowest_scores_go_first(net):
     assert sorted(gone)[-8] < sorted(kept)[8]
 
 
-def test_units_without_weights_are_refused():
-    net = model(encoder_conf={"units": ["blocks"]})
-    with pytest.raises(ValueError, match="blocks own no weights"):
+@pytest.mark.parametrize("kind", ["blocks", "conv_modules"])
+def test_units_without_weights_of_their_own_are_refused(kind):
+    net = model(encoder_conf={"units": [kind]})
+    with pytest.raises(ValueError, match=f"{kind} own no weights"):
         importance.magnitude(budget(net))
+
+
+def test_the_price_of_a_unit_is_what_its_cut_saves(net):
+    """But for what it shares with others."""
+    ones = [torch.ones_like(s) for s in importance.random(budget(net))]
+    shares = importance.per_cost(budget(net), ones, ["params"])
+    whole = budget(net).totals["params"]
+    taken = [n / whole for n in owned(net, torch.ones_like)]
+    assert [1 / s for s in scores_of(net, shares)] == pytest.approx(taken, rel=1e-5)
+
+
+def test_one_that_must_stay_is_the_best(net):
+    scores = [torch.arange(len(s)).float() for s in importance.random(budget(net))]
+    plan = select(budget(net), {"params": 0.7}, scores=scores)
+    for i, kind in budget(net).gates:
+        site = budget(net).sites[i]
+        if kind == "frontend_channels":
+            assert site.sizes[kind] - 1 in plan[site.name][kind]
 
 
 def test_parp_closes_what_the_gates_would_and_lets_it_grow(net):
@@ -222,10 +241,11 @@ def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
     report = cut_experiment(tmp_path / "pruned", tmp_path / "cut")
     assert report.sparsity == pytest.approx(found)
     assert all(found[cost] >= goal for cost, goal in TARGETS.items())
-    again = prune_at_once(
+    prune_at_once(
         dense, "latest.pth", conf_of(dense), name, tmp_path / "again", batches=2
     )
-    assert again == found
+    states = [torch.load(tmp_path / n / "latest.pth") for n in ("pruned", "again")]
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
 
 
 def test_parp_writes_a_dense_checkpoint(dense, tmp_path):

@@ -121,10 +121,12 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         assert [[int(t) for t in line] for line in lines] == direct
 
 
-@pytest.mark.parametrize("form", ["plugin", "onnx"])
-def test_a_transducer(form, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("form", "ctc_weight"), [("plugin", 0.3), ("onnx", 0.3), ("onnx", 0.0)]
+)
+def test_a_transducer(form, ctc_weight, tmp_path, capsys):
     """Whose prediction and joint network stay with torch."""
-    args = arguments(decoder="transducer", model_conf={"ctc_weight": 0.3})
+    args = arguments(decoder="transducer", model_conf={"ctc_weight": ctc_weight})
     args.decoder_conf, args.joint_net_conf = {"hidden_size": 8}, {"joint_space_size": 8}
     args.encoder_conf["units"] = []
     args.optim, args.optim_conf = "adamw", {}

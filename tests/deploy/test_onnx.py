@@ -1,6 +1,8 @@
 """Graphs for onnxruntime compute what torch does, and hold nothing else."""
 
 import argparse
+import copy
+import sys
 
 import pytest
 import safetensors.torch
@@ -100,7 +102,13 @@ def test_training_and_a_missing_runtime_say_so(tmp_path, monkeypatch):
     decoder = OnnxDecoder(model.vocab_size, 16, str(tmp_path / "decoder.onnx"))
     with pytest.raises(NotImplementedError, match="cannot be trained"):
         decoder(torch.zeros(1, 2, 16), None, None, None)
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    again = copy.deepcopy(decoder)  # as torch's dynamic quantization does
+    assert again.graph.shapes == decoder.graph.shapes
+    with pytest.raises(ValueError, match=r"onnxruntime cannot load .*none.onnx"):
+        OnnxGraph(str(tmp_path / "none.onnx"))
+    with pytest.raises(ValueError, match=r"cannot run .* longer than the subsampling"):
+        OnnxGraph(str(tmp_path / "encoder.onnx"))(feats=torch.zeros(1, 2, 20))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'espnet_l0prune\[onnx\]'"):
         OnnxGraph(str(tmp_path / "decoder.onnx"))
 
