@@ -347,7 +347,8 @@ def row_of(cell: Cell) -> dict:
         "errors": [edits for edits, _ in errors["pruned"]],
         "dense errors": [edits for edits, _ in errors["dense"]],
         "words": [words for _, words in errors["pruned"]],
-        "command": " ".join(sys.argv),
+        # without this machine's folders
+        "command": " ".join(w.rsplit("/", 1)[-1] for w in sys.argv),
         "machine": machine(),
     }
 

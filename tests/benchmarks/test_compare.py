@@ -119,6 +119,7 @@ def test_committed_rows_are_whole(compare):
             100 * sum(row["errors"]) / sum(row["words"])
         )
         assert {"commit", "processor", "torch", "date"} <= row["machine"].keys()
+        assert "/" not in row["command"]
 
 
 def test_bad_use_is_said(compare, tmp_path):
