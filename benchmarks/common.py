@@ -69,6 +69,12 @@ def save_experiment(folder: Path, args: argparse.Namespace, model) -> None:
     torch.save(model.state_dict(), folder / "latest.pth")
 
 
+def table(file: Path) -> dict[str, str]:
+    """A file of Kaldi's: the first word of a line, and the rest."""
+    lines = file.read_text("utf-8").splitlines()
+    return {key: rest for key, _, rest in (line.partition(" ") for line in lines)}
+
+
 def take_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict:
     """Median seconds of each candidate; they alternate, and one round warms up."""
     times: dict[str, list[float]] = {name: [] for name in candidates}

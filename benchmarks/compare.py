@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 import torch
 import yaml
-from common import ROOT, machine, write
+from common import ROOT, machine, table, write
 from espnet2.tasks.asr import ASRTask
 from matplotlib import pyplot as plt
 
@@ -355,11 +355,6 @@ def row_of(cell: Cell) -> dict:
 
 def rate(errors: list[tuple[int, int]]) -> float:
     return sum(edits for edits, _ in errors) / sum(words for _, words in errors)
-
-
-def table(file: Path) -> dict[str, str]:
-    lines = file.read_text("utf-8").splitlines()
-    return {key: text for key, _, text in (line.partition(" ") for line in lines)}
 
 
 def read_rows(file: Path) -> list[dict]:

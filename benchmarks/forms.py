@@ -14,7 +14,7 @@ import jiwer
 import soundfile
 import torch
 import yaml
-from common import ROOT, arguments, parser, save_experiment, start, write
+from common import ROOT, arguments, parser, save_experiment, start, table, write
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
@@ -30,12 +30,6 @@ DECODE = ROOT / "egs/librispeech/conf/decode.yaml"
 RATE = 16_000
 TIMED = 20  # utterances, for the encoder alone
 SMALL = {"encoder_conf": {"num_blocks": 2}, "decoder_conf": {"num_blocks": 1}}
-
-
-def table(file: Path) -> dict[str, str]:
-    """A file of Kaldi's: the first word of a line, and the rest."""
-    lines = file.read_text("utf-8").splitlines()
-    return {key: rest for key, rest in (line.split(maxsplit=1) for line in lines)}
 
 
 def read(path: str) -> Tensor:

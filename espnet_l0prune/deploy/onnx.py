@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import io
 import logging
 import math
@@ -23,6 +24,7 @@ from espnet_l0prune.plugin.espnet_modules import (
 from espnet_l0prune.plugin.onnx import OnnxGraph
 
 TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an output
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
 FRAMES = 200  # of the example that is exported
 OTHER_FRAMES = (31, 2 * FRAMES + 1)  # of those that are compared
 HYPOTHESES, STEPS = 3, 5  # of a beam search
@@ -141,6 +143,11 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
         ImportError: onnx, onnxscript or onnxruntime is not installed
         ValueError: a network that torch cannot export, or exports wrongly
     """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"ONNX needs {', '.join(missing)}: pip install 'espnet_l0prune[onnx]'"
+        )
     model = copy.deepcopy(model).eval().requires_grad_(False)
     graphs: list[Graph] = [EncoderGraph(model)]
     default = type(model.frontend) is DefaultFrontend and model.frontend.stft is not None
