@@ -181,8 +181,8 @@ class L0Distilled:
         """Each distillation loss by name, with its weight."""
         teacher, frames = self.teacher.follow(student), student.encoder_lengths
         losses = {}
-        pairs = self._hidden_states(student, teacher)
-        if pairs and self.layer_weight:
+        pairs = self._hidden_states(student, teacher) if self.layer_weight else []
+        if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
             layer = compare(*zip(*pairs, strict=True), frames)
             losses["loss_layer"] = self.layer_weight, layer

@@ -187,6 +187,20 @@ def test_a_shallower_student_learns_from_the_layers_it_has(layer_map, tmp_path):
     assert last == ([0, 1, 2] if layer_map == "dynamic" else [2])
 
 
+def test_a_narrower_student_learns_what_the_teacher_predicts(tmp_path):
+    """Layers of another width are not compared."""
+    wide = {"output_size": 32, "num_blocks": 3}
+    save_experiment(tmp_path / "dense", encoder_conf=wide)
+    conf = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+        "layer_weight": 0.0,
+    }
+    history = train(*start(model_conf=conf), range(3))
+    assert all(h["loss_ctc_kl"] > 0 and h["loss_att_kl"] > 0 for h in history)
+    assert not any("loss_layer" in h for h in history)
+
+
 def test_building_the_teacher_leaves_the_random_state(tmp_path):
     save_experiment(tmp_path / "dense")
     files = {
