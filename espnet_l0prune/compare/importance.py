@@ -40,6 +40,11 @@ def magnitude(budget: Budget, p: int = 2) -> Scores:
     return [n / means[kind] for (_, kind), n in zip(budget.gates, norms, strict=True)]
 
 
+def evenly(scores: Scores) -> Scores:
+    """Each unit's place in its own module, in (0, 1): all modules keep the same share."""
+    return [(s.argsort().argsort() + 0.5) / len(s) for s in scores]
+
+
 def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     """How the loss depends on a unit's gate, to the first order: (dL/dz)^2 at z = 1, the
     mean over batches (Molchanov et al. 2019, arXiv 1906.10771).

@@ -32,6 +32,9 @@ IMPORTANCES: dict[str, Importance] = {
     "random": lambda budget, model, batches: importance.random(budget),
     "magnitude_l1": lambda budget, model, batches: importance.magnitude(budget, 1),
     "magnitude_l2": lambda budget, model, batches: importance.magnitude(budget, 2),
+    "magnitude_l2_even": lambda budget, model, batches: importance.evenly(
+        importance.magnitude(budget, 2)
+    ),
     **LOSSES,
 }
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")

@@ -172,6 +172,18 @@ def test_the_lowest_scores_go_first(net):
     assert sorted(gone)[-8] < sorted(kept)[8]
 
 
+def test_evenly_every_module_keeps_the_same_share(net):
+    norms = importance.magnitude(budget(net))
+    plan = select(budget(net), {"params": 0.5}, scores=importance.evenly(norms))
+    shares = []
+    for (i, kind), norm in zip(budget(net).gates, norms, strict=True):
+        kept = plan[budget(net).sites[i].name][kind]
+        gone = [u for u in range(len(norm)) if u not in kept]
+        assert norm[kept].min() >= norm[gone].max()
+        shares.append((len(kept) / len(norm), 1 / len(norm)))
+    assert all(abs(share - shares[0][0]) <= 2 * one for share, one in shares)
+
+
 @pytest.mark.parametrize("kind", ["blocks", "conv_modules"])
 def test_units_without_weights_of_their_own_are_refused(kind):
     net = model(encoder_conf={"units": [kind]})
