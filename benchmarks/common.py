@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import espnet
+import numpy as np
+import soundfile
 import torch
 from espnet2.tasks.asr import ASRTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
@@ -19,6 +21,8 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 ROOT = Path(__file__).resolve().parent.parent
 # what the sizes are called in egs/librispeech/asr1/conf
 SIZES = {"librispeech100": "conformer_100", "librispeech960": "conformer"}
+DECODE = ROOT / "egs/librispeech/conf/decode.yaml"
+RATE = 16_000  # samples a second
 VOCABULARY = 5000  # BPE tokens of the published models
 
 
@@ -73,6 +77,18 @@ def table(file: Path) -> dict[str, str]:
     """A file of Kaldi's: the first word of a line, and the rest."""
     lines = file.read_text("utf-8").splitlines()
     return {key: rest for key, _, rest in (line.partition(" ") for line in lines)}
+
+
+def read_test_set(data: Path) -> tuple[list[np.ndarray], list[str]]:
+    """Waveforms in float32, and texts, of a folder with wav.scp and text."""
+    paths, texts = table(data / "wav.scp"), table(data / "text")
+    waves = []
+    for path in paths.values():
+        wave, rate = soundfile.read(path, dtype="float32")
+        if rate != RATE:
+            raise SystemExit(f"{path} has {rate} samples a second; expected {RATE}")
+        waves.append(wave)
+    return waves, [texts[utterance] for utterance in paths]
 
 
 def take_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict:

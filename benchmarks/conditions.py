@@ -4,17 +4,24 @@ Is what a pruned model loses in proportion to what the dense model loses? All mo
 decode the same disturbed utterances with ESPnet's Speech2Text.
 """
 
-import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import jiwer
 import numpy as np
-import soundfile
 import torch
 import yaml
-from common import ROOT, arguments, parser, save_experiment, start, table, write
+from common import (
+    DECODE,
+    RATE,
+    arguments,
+    parser,
+    read_test_set,
+    save_experiment,
+    start,
+    write,
+)
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from rich.progress import track
@@ -22,8 +29,6 @@ from scipy.signal import fftconvolve, resample_poly
 
 from espnet_l0prune.plugin.experiment import average_of
 
-DECODE = ROOT / "egs/librispeech/conf/decode.yaml"
-RATE = 16_000
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -102,11 +107,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             pairs = (model.split("=", 1) for model in args.models)
             named = {name: Path(experiment) for name, experiment in pairs}
-            paths, spoken = table(args.data / "wav.scp"), table(args.data / "text")
-            step = len(paths) // args.utterances if args.utterances else 1
-            paths = dict(itertools.islice(paths.items(), None, None, max(step, 1)))
-            waves = [soundfile.read(path)[0] for path in paths.values()]
-            texts = [spoken[utterance] for utterance in paths]
+            waves, texts = read_test_set(args.data)
+            step = max(len(waves) // (args.utterances or len(waves)), 1)
+            waves, texts = waves[::step], texts[::step]
         models = {
             name: Speech2Text(exp / "config.yaml", exp / average_of(exp), **decode)
             for name, exp in named.items()

@@ -11,10 +11,18 @@ import time
 from pathlib import Path
 
 import jiwer
-import soundfile
 import torch
 import yaml
-from common import ROOT, arguments, parser, save_experiment, start, table, write
+from common import (
+    DECODE,
+    RATE,
+    arguments,
+    parser,
+    read_test_set,
+    save_experiment,
+    start,
+    write,
+)
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
@@ -26,17 +34,8 @@ from espnet_l0prune.deploy.card import About
 from espnet_l0prune.deploy.export import export
 from espnet_l0prune.plugin.experiment import average_of
 
-DECODE = ROOT / "egs/librispeech/conf/decode.yaml"
-RATE = 16_000
 TIMED = 20  # utterances, for the encoder alone
 SMALL = {"encoder_conf": {"num_blocks": 2}, "decoder_conf": {"num_blocks": 1}}
-
-
-def read(path: str) -> Tensor:
-    wave, rate = soundfile.read(path, dtype="float32")
-    if rate != RATE:
-        raise SystemExit(f"{path} has {rate} samples a second; expected {RATE}")
-    return torch.from_numpy(wave)
 
 
 def load(dense: Path, pruned: Path, folder: Path, options: dict) -> dict:
@@ -119,9 +118,8 @@ def main(argv: list[str] | None = None) -> None:
             waves, texts = [0.1 * torch.randn(RATE)], ["noise"]
         else:
             dense, pruned = args.dense, args.pruned
-            paths, spoken = table(args.data / "wav.scp"), table(args.data / "text")
-            waves = [read(path) for path in paths.values()]
-            texts = [spoken[utterance] for utterance in paths]
+            found, texts = read_test_set(args.data)
+            waves = [torch.from_numpy(wave) for wave in found]
         found = load(dense, pruned, Path(folder), decode)
         write(args, measure(found, waves, texts))
 

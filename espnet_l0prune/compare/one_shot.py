@@ -40,6 +40,11 @@ IMPORTANCES: dict[str, Importance] = {
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
 
 
+def gate_names(model: nn.Module) -> set[str]:
+    """What the state of a gated model has beside that of the dense one."""
+    return {name for name, p in model.named_parameters() if isinstance(p, LogAlpha)}
+
+
 def gated(
     dense: Path, checkpoint: str, conf: Mapping
 ) -> tuple[nn.Module, argparse.Namespace]:
@@ -57,9 +62,8 @@ def gated(
         (name, value) for name, value in conf.items() if name.startswith(PRUNING)
     )
     model = task_of(args).build_model(args)
-    alphas = {n for n, p in model.named_parameters() if isinstance(p, LogAlpha)}
-    own = {name: value for name, value in model.state_dict().items() if name in alphas}
-    model.load_state_dict(own | trained.state_dict())
+    own, gates = model.state_dict(), gate_names(model)
+    model.load_state_dict({name: own[name] for name in gates} | trained.state_dict())
     return model.eval(), args
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from espnet_l0prune.compare.importance import magnitude
-from espnet_l0prune.compare.one_shot import gated
+from espnet_l0prune.compare.one_shot import gate_names, gated
 from espnet_l0prune.core.budget import select
-from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.sites import Plan, Site, features_left
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.trainer import replace
@@ -29,9 +29,8 @@ def zero_(sites: list[Site], plan: Plan) -> None:
         for claim in site.claims():
             if claim.folds:
                 tensor = getattr(claim.module, claim.tensor)
-                keep = kept[site.name][claim.kind].repeat_interleave(claim.inner)
-                index = (~keep.repeat(claim.outer)).nonzero().flatten()
-                tensor.index_fill_(claim.dim, index, 0)
+                keep = spread(kept[site.name][claim.kind], claim.inner, claim.outer)
+                tensor.index_fill_(claim.dim, (~keep).nonzero().flatten(), 0)
 
 
 def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None:
@@ -49,7 +48,7 @@ def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None
     budget = make_budget(model, make_workload(args))
     plan = select(budget, make_scheduler(args).goal, scores=magnitude(budget))
     zero_(sites_of(model), plan)
-    alphas = {n for n, p in model.named_parameters() if isinstance(p, LogAlpha)}
-    state = {n: value for n, value in model.state_dict().items() if n not in alphas}
+    gates = gate_names(model)
+    state = {n: value for n, value in model.state_dict().items() if n not in gates}
     out.parent.mkdir(parents=True, exist_ok=True)
     replace(out, lambda part: torch.save(state, part))

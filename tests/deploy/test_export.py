@@ -142,23 +142,24 @@ def test_a_transducer(form, ctc_weight, tmp_path, capsys):
     args.decoder_conf, args.joint_net_conf = {"hidden_size": 8}, {"joint_space_size": 8}
     args.encoder_conf["units"] = []
     args.optim, args.optim_conf = "adamw", {}
+    names = exported(form, ASRTask, args, Speech2Text, tmp_path)
+    assert ("decoder.onnx" in names) is False
+    assert ("encoder.onnx" in names) is (form == "onnx")
+
+
+def exported(form, task, args, speech2text, folder, **options) -> set[str]:
+    """Export a random model; its zip decodes as it does, and has these files."""
     torch.manual_seed(0)
-    model = ASRTask.build_model(args)
+    model, exp, out = task.build_model(args), folder / "exp", folder / "model.zip"
     disturb_(model.encoder)
-    save(tmp_path / "exp", args, model)
-    out = tmp_path / "model.zip"
-    assert main(["export", form, str(tmp_path / "exp"), "--out", str(out)]) == 0
-    direct = Speech2Text(tmp_path / "exp/config.yaml", tmp_path / "exp/model.pth")
-    assert ("decoder.onnx" in read(out)[0]) is False
-    assert ("encoder.onnx" in read(out)[0]) is (form == "onnx")
-    files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(out))
-    require_same(Speech2Text.from_pretrained(**files), direct)
-
-
-def save(folder, args, model) -> None:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    torch.save(model.state_dict(), folder / "model.pth")
+    exp.mkdir()
+    (exp / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(model.state_dict(), exp / "model.pth")
+    assert main(["export", form, str(exp), "--out", str(out)]) == 0
+    direct = speech2text(exp / "config.yaml", exp / "model.pth", **options)
+    files = ModelDownloader(folder / "cache").download_and_unpack(str(out))
+    require_same(speech2text.from_pretrained(**files, **options), direct)
+    return read(out)[0]
 
 
 @pytest.mark.parametrize("form", ["plugin", "stock", "onnx"])
@@ -172,18 +173,7 @@ def test_an_slu_model(form, tmp_path, capsys):
     args.transcript_token_list = None
     args.encoder_conf |= {"units": []}
     args.optim, args.optim_conf = "adamw", {}
-    torch.manual_seed(0)
-    model = task.build_model(args)
-    disturb_(model.encoder)
-    save(tmp_path / "exp", args, model)
-    out = tmp_path / "model.zip"
-    assert main(["export", form, str(tmp_path / "exp"), "--out", str(out)]) == 0
-    direct = inference.Speech2Understand(
-        tmp_path / "exp/config.yaml", tmp_path / "exp/model.pth", beam_size=3
-    )
-    files = ModelDownloader(tmp_path / "cache").download_and_unpack(str(out))
-    packed = inference.Speech2Understand.from_pretrained(**files, beam_size=3)
-    require_same(packed, direct)
+    exported(form, task, args, inference.Speech2Understand, tmp_path, beam_size=3)
 
 
 def test_bad_input_writes_nothing(experiment, tmp_path, capsys):
