@@ -12,12 +12,13 @@ import copy
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
 import jiwer
@@ -25,20 +26,25 @@ import matplotlib
 import numpy as np
 import torch
 import yaml
-from common import ROOT, machine, table, write
+from common import DECODE, ROOT, machine, table, write
 from espnet2.tasks.asr import ASRTask
 from matplotlib import pyplot as plt
 
 from espnet_l0prune.compare.one_shot import IMPORTANCES, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly
-from espnet_l0prune.core.budget import count_parameters
+from espnet_l0prune.compare.svd import factorize
+from espnet_l0prune.core.budget import COSTS, count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
+from espnet_l0prune.deploy.inspect import inspect_experiment
 from espnet_l0prune.plugin.experiment import read_config
+from espnet_l0prune.report.structure import draw_structure
 
 matplotlib.use("Agg")
 RECIPE = ROOT / "egs/librispeech"
 AVERAGE = "valid.acc.ave.pth"
 EPOCHS = {"train": 20, "prune": 10, "finetune": 4}
+LAST_TRAINING = 7  # stage of the recipe
+IDLE = 100 * 1024  # KiB; less is run.sh alone, with nothing left to do
 PARP_ROUNDS = 2  # of training without a mask, in the epochs of pruning
 # What differs from the recipe's conf/*_small.yaml: a model of 1 M parameters, and half a
 # minute of audio a batch.
@@ -52,6 +58,13 @@ SCHEDULE = {"warmup_steps": 50, "ramp_steps": 600, "hold_steps": 350}
 # Whole modules are no peers of the units that are ranked by their weights.
 SINGLE = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 RANKED = {"encoder_conf": {"units": SINGLE}}
+BLOCKS = {"encoder_conf": {"units": ["blocks"]}}
+HIDDEN_ONLY = {
+    "task_weight": 0.0,
+    "att_kl_weight": 0.0,
+    "ctc_kl_weight": 0.0,
+    "layer_loss": "l1_cosine",
+}
 
 
 def merged(conf: Mapping, *changes: Mapping) -> dict:
@@ -80,6 +93,12 @@ def written(file: Path, conf: Mapping) -> Path:
     return file
 
 
+def peak(expdir: Path) -> int | None:
+    """The largest process's memory in MiB, of all that was run there."""
+    found = [int(file.read_text()) for file in expdir.rglob("peak")]
+    return max(found, default=None)
+
+
 @dataclass
 class Corpus:
     """The speech, as options of run.sh, and the folder of all work on it."""
@@ -89,13 +108,20 @@ class Corpus:
     work: Path
 
     def run(self, expdir: Path, first: int, last: int, **options: object) -> None:
-        """Run stages of the recipe."""
+        """Run stages of the recipe; note the peak memory of their largest process."""
         command = [RECIPE / "run.sh", *self.options, "--test_sets", self.test]
         command += ["--datadir", self.work / "data", "--expdir", expdir]
         command += ["--stage", first, "--stop_stage", last]
         for name, value in options.items():
             command += [f"--{name}", value]
-        subprocess.run([str(word) for word in command], check=True)
+        process = subprocess.Popen([str(word) for word in command])
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        before = peak(expdir) or 0
+        if usage.ru_maxrss > IDLE and first <= LAST_TRAINING:
+            (expdir / "peak").write_text(str(max(before, usage.ru_maxrss // 1024)))
 
     def dense(self) -> Path:
         """The folder of the dense model and its statistics, made now if need be."""
@@ -126,7 +152,7 @@ class Cell:
             SCHEDULE,
             RANKED,
             PARP_ROUNDS,
-            repr(method) if isinstance(method, Gates) else self.method,
+            repr(method) if is_dataclass(method) else self.method,
         ]
         return {
             "method": self.method,
@@ -150,12 +176,18 @@ class Cell:
             (folder / "asr_stats").symlink_to((self.dense / "asr_stats").resolve())
         self.corpus.run(folder, first, last, seed=self.seed, **options)
 
-    def prune_conf(self, *changes: Mapping) -> dict:
-        target = {"params": self.budget, "macs": self.budget}
-        schedule = {"target": target, **SCHEDULE}
-        return merged(
-            recipe_conf("prune"), {"sparsity_scheduler_conf": schedule}, *changes
-        )
+    def prune_conf(self, *changes: Mapping, costs: Sequence[str] = COSTS) -> dict:
+        target = dict.fromkeys(costs, self.budget)
+        conf = merged(recipe_conf("prune"), {"sparsity_scheduler_conf": SCHEDULE})
+        conf["sparsity_scheduler_conf"]["target"] = target
+        return merged(conf, *changes)
+
+    def finetune_conf(self, *changes: Mapping) -> dict:
+        """Of what is no cut network."""
+        conf = recipe_conf("finetune")
+        del conf["encoder_conf"]["units"]
+        conf["model_conf"] |= teacher_of(self)
+        return merged(conf | {"encoder": "conformer"}, *changes)
 
     def cut_and_finetune(self, *changes: Mapping) -> None:
         """From the chosen units in asr_pruned to asr_finetuned."""
@@ -164,16 +196,28 @@ class Cell:
         )
         self.run(self.folder, 6, 7, finetune_config=tune, dense_exp=self.teacher)
 
-    def choose(self, importance: str, source: Path) -> None:
+    def cut_only(self) -> dict[str, str]:
+        """From asr_pruned to asr_finetuned, which is not."""
+        self.run(self.folder, 6, 6, dense_exp=self.teacher)
+        self.end_with("asr_cut")
+        return {"finetuned_model": "model.pth"}
+
+    def end_with(self, name: str) -> None:
+        """Let what is packed and decoded be one of the cell's experiments."""
+        last = self.folder / "asr_finetuned"
+        if not last.exists():
+            last.symlink_to(name)
+
+    def choose(self, importance: str, source: Path, conf: Mapping) -> None:
         """Write asr_pruned by an importance."""
         pruned = self.folder / "asr_pruned"
         if not (pruned / "latest.pth").exists():
             shutil.rmtree(pruned, ignore_errors=True)
-            conf = self.prune_conf(RANKED)
             prune_at_once(source, AVERAGE, conf, importance, pruned, seed=self.seed)
 
 
-Method = Callable[[Cell], None]  # leaves asr_finetuned in the cell's folder
+# Leaves asr_finetuned in the cell's folder; may return options of the recipe for it.
+Method = Callable[[Cell], dict[str, object] | None]
 
 
 @dataclass(frozen=True)
@@ -191,26 +235,35 @@ class Gates:
     costs: tuple[str, ...] = ("params", "macs")
 
     def conf(self, cell: Cell) -> dict:
-        conf = cell.prune_conf(self.changes)
-        target = dict.fromkeys(self.costs, cell.budget)
-        conf["sparsity_scheduler_conf"]["target"] = target
+        conf = cell.prune_conf(self.changes, costs=self.costs)
         if self.constraint is not None:
             conf["sparsity_constraint"] = self.constraint
             conf["sparsity_constraint_conf"] = {}
         return conf
 
-    def __call__(self, cell: Cell) -> None:
+    def prune(self, cell: Cell) -> None:
+        """Train the gates: asr_pruned."""
         conf = written(cell.folder / "prune.yaml", self.conf(cell))
         cell.run(cell.folder, 5, 5, prune_config=conf, dense_exp=cell.teacher)
+
+    def __call__(self, cell: Cell) -> None:
+        self.prune(cell)
         # the same distillation to the end
         cell.cut_and_finetune({"model_conf": self.changes.get("model_conf", {})})
+
+
+def not_finetuned(cell: Cell) -> dict[str, str]:
+    """All epochs are pruning, the last ones with frozen gates."""
+    epochs = EPOCHS["prune"] + EPOCHS["finetune"]
+    Gates({"max_epoch": epochs}).prune(cell)
+    return cell.cut_only()
 
 
 def one_shot(importance: str) -> Method:
     """Units are chosen once; all epochs are fine-tuning."""
 
     def run(cell: Cell) -> None:
-        cell.choose(importance, cell.teacher)
+        cell.choose(importance, cell.teacher, cell.prune_conf(RANKED))
         cell.cut_and_finetune({"max_epoch": EPOCHS["prune"] + EPOCHS["finetune"]})
 
     return run
@@ -218,10 +271,8 @@ def one_shot(importance: str) -> Method:
 
 def parp(cell: Cell) -> None:
     """Prune, train without a mask, and again; then prune once more, cut and fine-tune."""
-    now, tune = cell.teacher, recipe_conf("finetune")
-    del tune["encoder_conf"]["units"]
-    tune |= {"encoder": "conformer", "max_epoch": EPOCHS["prune"] // PARP_ROUNDS}
-    tune["model_conf"] |= teacher_of(cell)
+    now = cell.teacher
+    tune = cell.finetune_conf({"max_epoch": EPOCHS["prune"] // PARP_ROUNDS})
     for i in range(PARP_ROUNDS):
         folder = cell.folder / f"round{i}"
         begin, train = folder / "begin.pth", written(folder / "train.yaml", tune)
@@ -230,8 +281,63 @@ def parp(cell: Cell) -> None:
         more = f"--init_param {begin}"
         cell.run(folder, 4, 4, train_config=train, train_args=more)
         now = folder / "asr_dense"
-    cell.choose("magnitude_l2", now)
+    cell.choose("magnitude_l2", now, cell.prune_conf(RANKED))
     cell.cut_and_finetune()
+
+
+def drop_layers(cell: Cell) -> None:
+    """The last blocks go, as many as the parameters ask: without the front end, half of
+    the MACs are nearly all blocks. All epochs are fine-tuning."""
+    cell.choose("depth", cell.teacher, cell.prune_conf(BLOCKS, costs=("params",)))
+    cell.cut_and_finetune({"max_epoch": EPOCHS["prune"] + EPOCHS["finetune"]})
+
+
+@dataclass(frozen=True)
+class LayersOnDemand:
+    """One dense model, trained so that its last blocks can go without fine-tuning: with
+    intermediate CTC at each block, and stochastic depth that rises with it (arXiv
+    2106.09216). It trains for all epochs, and is decoded by CTC alone.
+
+    Args:
+        skip: probability that training skips the last block
+        interctc_weight: of the mean of the intermediate losses
+    """
+
+    skip: float = 0.2
+    interctc_weight: float = 0.3
+
+    def conf(self) -> dict:
+        conf = recipe_conf("train") | {"max_epoch": sum(EPOCHS.values())}
+        blocks = conf["encoder_conf"]["num_blocks"]
+        rates = [self.skip * i / blocks for i in range(1, blocks + 1)]
+        places = list(range(1, blocks))
+        encoder = {"interctc_layer_idx": places, "stochastic_depth_rate": rates}
+        model = {"interctc_weight": self.interctc_weight}
+        return merged(conf, {"encoder_conf": encoder, "model_conf": model})
+
+    def __call__(self, cell: Cell) -> dict[str, object]:
+        train = written(cell.folder / "train.yaml", self.conf())
+        cell.run(cell.folder, 4, 4, train_config=train)
+        prune = cell.prune_conf(BLOCKS, costs=("params",))
+        cell.choose("depth", cell.folder / "asr_dense", prune)
+        ctc_only = {**yaml.safe_load(DECODE.read_text("utf-8")), "ctc_weight": 1.0}
+        search = written(cell.folder / "decode.yaml", ctc_only)
+        return {**cell.cut_only(), "decode_config": search}
+
+
+def svd(cell: Cell) -> None:
+    """Layers are factored once, until the parameters are few enough: the products of the
+    attention stay whatever the ranks are. All epochs are fine-tuning."""
+    begin, config = cell.folder / "begin.pth", cell.folder / "train.yaml"
+    if not config.exists():
+        target = {"params": cell.budget}
+        ranks = factorize(cell.teacher, AVERAGE, target, begin)
+        epochs = EPOCHS["prune"] + EPOCHS["finetune"]
+        conf = cell.finetune_conf({"max_epoch": epochs, "encoder_conf": {"ranks": ranks}})
+        written(config, conf | {"encoder": "low_rank_conformer"})
+    more = f"--init_param {begin}"
+    cell.run(cell.folder, 4, 4, train_config=config, train_args=more)
+    cell.end_with("asr_dense")
 
 
 def from_scratch(cost: str, distilled: bool) -> Method:
@@ -246,8 +352,7 @@ def from_scratch(cost: str, distilled: bool) -> Method:
         conf["encoder_conf"] |= small_size(cell, cost)
         train = written(cell.folder / "train.yaml", conf)
         cell.run(cell.folder, 4, 4, train_config=train)
-        if not (cell.folder / "asr_finetuned").exists():
-            (cell.folder / "asr_finetuned").symlink_to("asr_dense")
+        cell.end_with("asr_dense")
 
     return run
 
@@ -286,8 +391,17 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 METHODS: dict[str, Method] = {
     "l0": Gates(),
     "l0_ranked_units": Gates(RANKED),  # those of the methods below
-    **{name: one_shot(name) for name in IMPORTANCES},
+    "l0_blockwise": Gates({"model_conf": {"layer_input": "teacher"}}),
+    **{name: one_shot(name) for name in IMPORTANCES if name != "depth"},
     "parp": parp,
+    "svd": svd,
+    "drop_layers": drop_layers,
+    "layers_on_demand": LayersOnDemand(),
+    # no loss but the distance of hidden states (DPHuBERT, arXiv 2305.17651)
+    "dphubert": Gates({"model_conf": HIDDEN_ONLY}),
+    "adaptive_dropout": Gates(
+        {"encoder_conf": {"gate": "adaptive_dropout"}}, constraint="controlled_l2"
+    ),
     **{
         f"scratch_{cost}{'_distilled' * distilled}": from_scratch(cost, distilled)
         for cost in ("params", "macs")
@@ -307,6 +421,8 @@ METHODS: dict[str, Method] = {
     ),
     "l0_inequality": Gates(constraint="inequality"),
     "l0_nupi": Gates(constraint="nupi"),
+    "l0_penalty": Gates(constraint="penalty"),
+    "l0_not_finetuned": not_finetuned,
     "l0_gates_only": Gates({"optim_conf": {"order": "gates"}}),
 }
 
@@ -322,6 +438,15 @@ def training_seconds(folder: Path) -> float:
             for part in ("train", "valid"):
                 total += parts[part]["time"].total_seconds()
     return total
+
+
+def modules(cut: Path) -> dict | None:
+    """The units of each module of a cut experiment, before and now; None where nothing
+    was cut."""
+    if not cut.exists():
+        return None
+    found = inspect_experiment(cut, "model.pth").rows
+    return {row.module: row.units for row in found if row.units}
 
 
 def row_of(cell: Cell) -> dict:
@@ -344,6 +469,10 @@ def row_of(cell: Cell) -> dict:
         **measures["pruned"],
         "dense": measures["dense"],
         "training seconds": training_seconds(cell.folder),
+        "dense training seconds": training_seconds(cell.dense),
+        "peak MiB": peak(cell.folder),
+        "dense peak MiB": peak(cell.dense),
+        "modules": modules(cell.folder / "asr_cut"),
         "errors": [edits for edits, _ in errors["pruned"]],
         "dense errors": [edits for edits, _ in errors["dense"]],
         "words": [words for _, words in errors["pruned"]],
@@ -390,12 +519,24 @@ def summary(rows: list[dict]) -> list[dict]:
                 "model": change("parameters"),
                 "MACs": change("macs"),
                 "RTF": change("rtf"),
-                "training (minutes)": round(
-                    statistics.mean(row["training seconds"] for row in same) / 60, 1
-                ),
+                **training_cost(same),
             }
         )
     return lines
+
+
+def training_cost(rows: list[dict]) -> dict[str, float | None]:
+    """Of all that comes after the dense training, beside it."""
+    mine, dense = (
+        statistics.mean(row[f"{whose}training seconds"] for row in rows)
+        for whose in ("", "dense ")
+    )
+    peaks = [row["peak MiB"] for row in rows if row["peak MiB"]]
+    return {
+        "training (minutes)": round(mine / 60, 1),
+        "of the dense training": f"{mine / dense:.2f}",
+        "peak memory (MiB)": max(peaks, default=None),
+    }
 
 
 def interval(rows: list[dict], draws: int = 10_000) -> tuple[float, float]:
@@ -430,6 +571,20 @@ def draw(rows: list[dict], file: Path) -> None:
     figure.savefig(file, bbox_inches="tight", dpi=120)
 
 
+def draw_structures(rows: list[dict], file: Path) -> None:
+    """What each cut leaves of every module, side by side."""
+    cut = [row for row in rows if row["modules"]]
+    if not cut:
+        raise SystemExit("no row is of a cut network; expected some, to draw structures")
+    figure, axes = plt.subplots(
+        1, len(cut), figsize=(4.4 * len(cut), 4), squeeze=False, sharey=True
+    )
+    for axis, row in zip(axes[0], cut, strict=True):
+        draw_structure(axis, row["modules"])
+        axis.set_title(f"{row['method']}, {row['budget']:.0%}, seed {row['seed']}")
+    figure.savefig(file, bbox_inches="tight", dpi=120)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--corpus", help="in LibriSpeech's layout")
@@ -442,6 +597,9 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.8])
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
     options.add_argument("--plot", type=Path, help="draw the rows")
+    options.add_argument(
+        "--structures", type=Path, help="draw what is left in the rows of --methods"
+    )
     options.add_argument("--json", type=Path, help="write the table here too")
     args = options.parse_args(argv)
     if args.corpus is not None:
@@ -457,6 +615,9 @@ def main(argv: list[str] | None = None) -> None:
     write(args, summary(rows))
     if args.plot:
         draw(rows, args.plot)
+    if args.structures:
+        shown = [row for row in rows if row["method"] in args.methods]
+        draw_structures(shown, args.structures)
 
 
 def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
@@ -467,8 +628,8 @@ def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
         if any(cell.key.items() <= row.items() for row in read_rows(args.rows)):
             print(f"compare: {cell.folder.name}: done before")
             continue
-        METHODS[method](cell)
-        cell.run(cell.folder, 8, 9, dense_exp=cell.teacher)
+        options = METHODS[method](cell) or {}
+        corpus.run(cell.folder, 8, 9, dense_exp=cell.teacher, **options)
         row = cell.key | row_of(cell)
         with args.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -45,6 +45,19 @@ def evenly(scores: Scores) -> Scores:
     return [(s.argsort().argsort() + 0.5) / len(s) for s in scores]
 
 
+def depth(budget: Budget) -> Scores:
+    """The place of a block: the last ones go first.
+
+    Raises:
+        ValueError: other units than blocks
+    """
+    kinds = {kind for _, kind in budget.gates}
+    if kinds != {"blocks"}:
+        raise ValueError(f"units are {', '.join(sorted(kinds))}; expected blocks alone")
+    gates = enumerate(budget.gates.values())
+    return [torch.full_like(gate.log_alpha.detach(), -i) for i, gate in gates]
+
+
 def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     """How the loss depends on a unit's gate, to the first order: (dL/dz)^2 at z = 1, the
     mean over batches (Molchanov et al. 2019, arXiv 1906.10771).

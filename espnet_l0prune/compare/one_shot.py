@@ -35,6 +35,7 @@ IMPORTANCES: dict[str, Importance] = {
     "magnitude_l2_even": lambda budget, model, batches: importance.evenly(
         importance.magnitude(budget, 2)
     ),
+    "depth": lambda budget, model, batches: importance.depth(budget),
     **LOSSES,
 }
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_l0prune.core.gates import SHIFT, HardConcrete, LogAlpha, noise_free
+from espnet_l0prune.core.gates import HardConcrete, LogAlpha
 from espnet_l0prune.core.sites import Claim, Plan, Shapes, Site
 
 COSTS = ("params", "macs")
@@ -150,6 +150,13 @@ class Budget:
             dtype=torch.float64,
             device=device,
         )
+        places = torch.arange(int(max(self._sizes, default=0)), device=device)
+        self._there = (places < self._sizes[:, None]).double()
+        types = [type(gate) for gate in self.gates.values()]
+        self._there_by_type = {
+            one: self._there * self._sizes.new_tensor([[t is one] for t in types])
+            for one in dict.fromkeys(types)
+        }
         factors = list(dict.fromkeys(f for term in self.terms for f in term.factors))
         self._couples = [f[1] for f in factors if f[0] == "both"]
         # Places in the vector of `_values`: 1, then mean, any, pair of each gate, both.
@@ -213,23 +220,34 @@ class Budget:
             if self.totals[cost]
         }
 
-    def _padded(self, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `read` makes of all log_alphas, (gates, largest size)."""
+    def _padded(self, read: Callable[[type[HardConcrete], Tensor], Tensor]) -> Tensor:
+        """What `read` makes of all log_alphas, (gates, largest size), by the gates' type;
+        0 beyond a gate's size."""
         if not self.gates:
-            return torch.zeros(0, 0, dtype=torch.float64)
+            return self._there
         alphas = [gate.log_alpha for gate in self.gates.values()]
-        value = read(pad_sequence(alphas, batch_first=True))
-        places = torch.arange(value.size(1), device=value.device)
-        return value.double() * (places < self._sizes[:, None])
+        alphas = pad_sequence(alphas, batch_first=True)
+        parts = [read(t, alphas) * own for t, own in self._there_by_type.items()]
+        return sum(parts[1:], parts[0])
+
+    def log_alpha(self) -> Tensor:
+        """Of all gates, in one row."""
+        return torch.cat([gate.log_alpha for gate in self.gates.values()])
 
     def expected(self) -> dict[str, Tensor]:
         """Expected sparsity in each cost; differentiable in every log_alpha."""
-        return self.sparsity(self._padded(lambda a: torch.sigmoid(a.double() + SHIFT)))
+        return self.sparsity(
+            self._padded(lambda gate, a: torch.sigmoid(a.double() + gate.shift))
+        )
 
     @torch.no_grad()
     def opened(self) -> Tensor:
         """Which gates are open when the network is evaluated, as `amounts` takes it."""
-        return self._padded(lambda alpha: noise_free(alpha) > 0)
+        return self._padded(lambda gate, a: gate.noise_free(a) > 0)
+
+    def all_open(self) -> Tensor:
+        """All gates open, as `amounts` takes it."""
+        return self._there.clone()
 
     @torch.no_grad()
     def actual(self) -> dict[str, float]:
@@ -240,7 +258,7 @@ class Budget:
     def reachable(self) -> dict[str, float]:
         """The largest sparsity: that of all gates closed that may be."""
         rank, _ = _ranks(self)
-        stays = self._padded(torch.ones_like) * rank.isinf()
+        stays = self.all_open() * rank.isinf()
         return {k: float(v) for k, v in self.sparsity(stays).items()}
 
     def remaining(self, cost: str = "params") -> float:
@@ -343,7 +361,7 @@ def _least(
 
     What a unit takes depends on what is closed already: prices are asked anew in steps.
     """
-    sizes, opened = budget._sizes.int().tolist(), budget._padded(torch.ones_like)
+    sizes, opened = budget._sizes.int().tolist(), budget.all_open()
     for step in range(1, steps + 1):
         with torch.enable_grad():
             at = opened.clone().requires_grad_()
@@ -356,7 +374,7 @@ def _least(
         price[opened == 0] = -torch.inf  # these are closed
         scores = [row[:n] for row, n in zip(price, sizes, strict=True)]
         rank, high = _ranks(budget, scores)
-        low, full = -1, budget._padded(torch.ones_like)
+        low, full = -1, budget.all_open()
         while high - low > 1:
             middle = (low + high) // 2
             reached = budget.sparsity(full * (rank >= middle))[given]
@@ -390,7 +408,7 @@ def select(
     """
     check_reachable(budget, targets)
     rank, number = _ranks(budget, scores)
-    full = budget._padded(torch.ones_like)
+    full = budget.all_open()
 
     def excess(closing: int) -> float:
         """How far a plan is beyond the target that it meets least."""
@@ -430,7 +448,7 @@ def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tens
     Args:
         scores: of each gate's units: the lowest go first; by default the least probable
     """
-    rank = torch.full_like(budget._padded(torch.ones_like), torch.inf)
+    rank = torch.full_like(budget.all_open(), torch.inf)
     groups: dict[tuple, list[tuple[float, int, Tensor]]] = {}  # score, row, units
     for row, ((i, kind), gate) in enumerate(budget.gates.items()):
         score, stays = gate.log_alpha.detach(), budget.sites[i].protected(kind)

@@ -30,8 +30,14 @@ class AbsConstraint(ABC):
         """The multipliers at the start of training."""
 
     @abstractmethod
-    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
-        """What the loss gains: a scalar."""
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
+        """What the loss gains: a scalar.
+
+        Args:
+            log_alpha: of all gates that can mend the shortfall, in one row
+        """
 
     def update_(  # noqa: B027 (a plain penalty has nothing to move)
         self, shortfall: float, multipliers: Multipliers
@@ -59,7 +65,9 @@ class LagrangianConstraint(AbsConstraint):
     def start(self) -> Multipliers:
         return {"lambda1": self.lambda1, "lambda2": self.lambda2}
 
-    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
         linear = multipliers["lambda1"] * shortfall
         return linear + multipliers["lambda2"] * shortfall**2
 
@@ -87,7 +95,9 @@ class InequalityConstraint(AbsConstraint):
     def start(self) -> Multipliers:
         return {"lambda": 0.0}
 
-    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
         return multipliers["lambda"] * shortfall
 
     def update_(self, shortfall: float, multipliers: Multipliers) -> None:
@@ -129,7 +139,9 @@ class NuPIConstraint(AbsConstraint):
     def start(self) -> Multipliers:
         return {"lambda": 0.0, "xi": 0.0}
 
-    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
         return multipliers["lambda"] * shortfall
 
     def update_(self, shortfall: float, multipliers: Multipliers) -> None:
@@ -158,8 +170,40 @@ class PenaltyConstraint(AbsConstraint):
     def start(self) -> Multipliers:
         return {}
 
-    def penalty(self, shortfall: Tensor, multipliers: Multipliers) -> Tensor:
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
         return self.weight * shortfall
+
+
+class ControlledL2Constraint(AbsConstraint):
+    """S = s, by weight sum (log_alpha - c)^2, whatever a gate's unit costs (Kubo et al.
+    2024, arXiv 2412.04836, where the centre c falls with time).
+
+    Here the centre follows the shortfall, c -= eta v: it falls as fast as it must.
+
+    Args:
+        multiplier_lr: eta
+        centre: c at the start
+        weight: of the penalty
+    """
+
+    def __init__(
+        self, multiplier_lr: float = 0.3, centre: float = 4.6, weight: float = 0.01
+    ):
+        _check_positive(multiplier_lr=multiplier_lr, weight=weight)
+        self.multiplier_lr, self.centre, self.weight = multiplier_lr, centre, weight
+
+    def start(self) -> Multipliers:
+        return {"centre": self.centre}
+
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
+        return self.weight * (log_alpha - multipliers["centre"]).square().sum()
+
+    def update_(self, shortfall: float, multipliers: Multipliers) -> None:
+        multipliers["centre"] -= self.multiplier_lr * shortfall
 
 
 def _check_positive(**options: float) -> None:
@@ -175,4 +219,5 @@ CONSTRAINTS = {
     "inequality": InequalityConstraint,
     "nupi": NuPIConstraint,
     "penalty": PenaltyConstraint,
+    "controlled_l2": ControlledL2Constraint,
 }

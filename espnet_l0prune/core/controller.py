@@ -193,24 +193,29 @@ class SparsityController:
         """By cost or, of parts, by cost and part."""
         return self.optimizer.pruning["multipliers"]
 
-    def _expected(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Of all that must meet a target: its name, the cost, the expected sparsity."""
+    def _expected(self) -> Iterator[tuple[str, str, Tensor, Budget]]:
+        """Of all that must meet a target: its name, the cost, the expected sparsity, and
+        what was counted."""
         for part, budget in self.parts.items():
             expected = budget.expected()
             for cost in self.scheduler.goal:
-                yield f"{cost}_{part}" if part else cost, cost, expected[cost]
+                name = f"{cost}_{part}" if part else cost
+                yield name, cost, expected[cost], budget
 
     def _shortfalls(self) -> dict[str, Tensor]:
         targets = self.scheduler.targets(self.update)
-        return {name: targets[cost] - s for name, cost, s in self._expected()}
+        return {name: targets[cost] - s for name, cost, s, _ in self._expected()}
 
     def penalty(self) -> Tensor:
         """The constraints' share of the loss: a scalar."""
         total = torch.zeros((), dtype=torch.float64)
         if not self._training:
             return total
-        for name, shortfall in self._shortfalls().items():
-            penalty = self.constraint.penalty(shortfall, self.multipliers[name])
+        targets = self.scheduler.targets(self.update)
+        for name, cost, expected, budget in self._expected():
+            penalty = self.constraint.penalty(
+                targets[cost] - expected, self.multipliers[name], budget.log_alpha()
+            )
             total = total.to(penalty.device) + penalty
         return total
 
@@ -218,7 +223,7 @@ class SparsityController:
     def report(self) -> dict[str, float]:
         """Target, expected and actual sparsity in each cost, and the multipliers."""
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}
-        expected |= {name: float(s) for name, _, s in self._expected()}
+        expected |= {name: float(s) for name, _, s, _ in self._expected()}
         found = {
             "sparsity_target": self.scheduler.targets(self.update),
             "sparsity_expected": expected,

@@ -1,4 +1,4 @@
-"""Hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312).
+"""Hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312), and a plainer kind.
 
 With noise u ~ U(0, 1), the stretched and clamped concrete variable is
 
@@ -7,6 +7,9 @@ With noise u ~ U(0, 1), the stretched and clamped concrete variable is
 
 so that P(z > 0) = sigmoid(log_alpha - BETA log(-LEFT / RIGHT)). Without noise,
 z = clamp(sigmoid(log_alpha) (RIGHT - LEFT) + LEFT, 0, 1).
+
+Adaptive dropout (Kubo et al. 2024, arXiv 2412.04836) draws z from {0, 1} instead, with
+P(z = 1) = sigmoid(log_alpha); its gradient is that of the relaxed variable.
 """
 
 import math
@@ -26,11 +29,6 @@ class LogAlpha(nn.Parameter):
 
     def __reduce_ex__(self, protocol):
         return LogAlpha, (self.data, self.requires_grad)
-
-
-def noise_free(log_alpha: Tensor) -> Tensor:
-    """The gate without noise, of any shape, in [0, 1]."""
-    return _stretch(torch.sigmoid(log_alpha))
 
 
 def _stretch(t: Tensor) -> Tensor:
@@ -71,18 +69,30 @@ class HardConcrete(nn.Module):
         self.noise: Tensor | None = None
         self.espnet_initialization_fn()
 
+    shift = SHIFT  # P(z > 0) = sigmoid(log_alpha + shift)
+
+    @staticmethod
+    def noise_free(log_alpha: Tensor) -> Tensor:
+        """Such gates without noise, of any shape, in [0, 1]."""
+        return _stretch(torch.sigmoid(log_alpha))
+
+    @staticmethod
+    def noisy(log_alpha: Tensor, noise: Tensor) -> Tensor:
+        """Such gates with noise from the logistic distribution, in [0, 1]."""
+        return _stretch(torch.sigmoid((noise + log_alpha) / BETA))
+
     def espnet_initialization_fn(self) -> None:
         """Open all gates; ESPnet calls it too, after `init:` went over the model."""
         p = self.open_probability
-        nn.init.constant_(self.log_alpha, math.log(p / (1 - p)) - SHIFT)
+        nn.init.constant_(self.log_alpha, math.log(p / (1 - p)) - self.shift)
 
     def probability(self) -> Tensor:
         """P(z > 0) of each gate, (n,) in float64."""
-        return torch.sigmoid(self.log_alpha.double() + SHIFT)
+        return torch.sigmoid(self.log_alpha.double() + self.shift)
 
     def values(self) -> Tensor:
         """The noise-free gates, (n,) in [0, 1]."""
-        return noise_free(self.log_alpha)
+        return self.noise_free(self.log_alpha)
 
     def draw_(self) -> None:
         """Draw the noise of a forward: all that read this gate see the same sample."""
@@ -96,7 +106,7 @@ class HardConcrete(nn.Module):
             return self.values()
         if self.noise is None:
             self.draw_()
-        return _stretch(torch.sigmoid((self.noise + self.log_alpha) / BETA))
+        return self.noisy(self.log_alpha, self.noise)
 
     def is_open(self) -> Tensor:
         """Which gates the network has open when it is evaluated, (n,) bool."""
@@ -113,6 +123,30 @@ class HardConcrete(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.log_alpha.numel()}"
+
+
+class AdaptiveDropout(HardConcrete):
+    """Gates that are 0 or 1 in training too: dropout whose retention probabilities are
+    learnt, with the straight-through gradient of a Gumbel-sigmoid.
+
+    Without noise a gate is open where it is more likely open than not. Arguments as of
+    `HardConcrete`.
+    """
+
+    shift = 0.0
+
+    @staticmethod
+    def noise_free(log_alpha: Tensor) -> Tensor:
+        return (log_alpha > 0).to(log_alpha)
+
+    @staticmethod
+    def noisy(log_alpha: Tensor, noise: Tensor) -> Tensor:
+        relaxed = torch.sigmoid((noise + log_alpha) / BETA)
+        drawn = (relaxed > 0.5).to(relaxed)
+        return drawn + (relaxed - relaxed.detach())
+
+
+GATES = {"hard_concrete": HardConcrete, "adaptive_dropout": AdaptiveDropout}
 
 
 def draw_all(network: nn.Module, *_) -> None:

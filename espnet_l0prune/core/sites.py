@@ -192,6 +192,7 @@ class Site(ABC):
         open_probability: float = 0.99,
         round_to: int = 1,
         uniform: bool = False,
+        gate_type: type[HardConcrete] = HardConcrete,
     ) -> None:
         """Give the units of these kinds gates; kinds that are not here are ignored."""
         for kind in self.kinds:
@@ -200,7 +201,7 @@ class Site(ABC):
                 continue
             multiple = round_to if kind in self.fine else 1
             alike = uniform and kind in self.alike
-            gate = HardConcrete(size, open_probability, multiple, alike)
+            gate = gate_type(size, open_probability, multiple, alike)
             self.module.add_module(f"{kind}_gate", gate)
             for layer, hook in self.hooks(kind, gate):
                 hook.attach_(layer)

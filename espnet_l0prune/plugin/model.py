@@ -20,7 +20,7 @@ from espnet_l0prune.core.distillation import (
 from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites.stream import open_stream
-from espnet_l0prune.plugin.teacher import Teacher, Trace, record
+from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
@@ -32,7 +32,11 @@ class L0Distilled:
     Args:
         teacher_config, teacher_model_file: the unpruned experiment's files; needed in
             training only, None for no distillation
+        task_weight: weight of ESPnet's own loss
         layer_weight: weight of the layerwise distillation
+        layer_input: what the blocks to compare read: that of the `student` (Jiang et al.
+            2023); or that of the `teacher`, so that each block learns by itself
+            (block-wise distillation), for which every block runs once more
         layer_map: which layers it compares: `same` depth, `uniform`, the `last` ones, or
             `dynamic`, each of the teacher's with the closest of the student's
         layer_loss: `mse`, or `l1_cosine`
@@ -45,10 +49,10 @@ class L0Distilled:
         transducer_kl_weight: weight of the KL divergence over a transducer's lattice
         temperature: of the attention decoder's and the CTC posteriors' divergences
 
-    The loss is ESPnet's own plus the weighted distillation losses plus the penalty of
-    the sparsity constraint. Two criteria for the choice of a model are always finite,
-    and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's
-    loss or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
+    The loss is the weighted sum of ESPnet's own and the distillation losses, plus the
+    penalty of the sparsity constraint. Two criteria for the choice of a model are always
+    finite, and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's loss
+    or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -63,7 +67,9 @@ class L0Distilled:
         *,
         teacher_config: str | None = None,
         teacher_model_file: str | None = None,
+        task_weight: float = 1.0,
         layer_weight: float = 1.0,
+        layer_input: str = "student",
         layer_map: str = "same",
         layer_loss: str = "mse",
         layer_projection: str = "identity",
@@ -88,6 +94,7 @@ class L0Distilled:
                 f"{teacher_model_file}; expected both or neither"
             )
         weights = {
+            "task_weight": task_weight,
             "layer_weight": layer_weight,
             "att_kl_weight": att_kl_weight,
             "ctc_kl_weight": ctc_kl_weight,
@@ -99,6 +106,7 @@ class L0Distilled:
         if temperature <= 0:
             raise ValueError(f"model_conf: temperature is {temperature}; expected > 0")
         choices = {
+            "layer_input": (layer_input, ("student", "teacher")),
             "layer_map": (layer_map, LAYER_MAPS),
             "layer_loss": (layer_loss, LAYER_LOSSES),
             "layer_projection": (layer_projection, ("identity", "teacher", "student")),
@@ -110,10 +118,16 @@ class L0Distilled:
                     f"model_conf: {name} is {choice!r}; expected one of "
                     f"{', '.join(known)}"
                 )
+        if layer_input == "teacher" and layer_map != "same":
+            raise ValueError(
+                f"model_conf: layer_map is {layer_map!r}, layer_input is 'teacher'; "
+                "expected layer_map: same, as blocks at the same place read the same"
+            )
         self.layer_map, self.layer_loss = layer_map, layer_loss
         self.layer_projection, self.ctc_kl_frames = layer_projection, ctc_kl_frames
         self.teacher_files = teacher_config, teacher_model_file
-        self.layer_weight = layer_weight
+        self.task_weight = task_weight
+        self.layer_weight, self.layer_input = layer_weight, layer_input
         self.att_kl_weight, self.ctc_kl_weight = att_kl_weight, ctc_kl_weight
         self.transducer_kl_weight = transducer_kl_weight
         self.temperature = temperature
@@ -159,6 +173,7 @@ class L0Distilled:
                 speech, speech_lengths, text, text_lengths, **kwargs
             )
         stats = {**stats, "loss_task": loss.detach()}
+        loss = self.task_weight * loss
         if self.teacher is not None:
             for name, (scale, value) in self._distill(trace, text, text_lengths).items():
                 loss = loss + scale * value
@@ -231,7 +246,12 @@ class L0Distilled:
             gate = getattr(block, "blocks_gate", None)
             closed = isinstance(block, Skip) or (gate is not None and not gate.is_open())
             if i in student.blocks and not closed:
-                ours[i] = shared(student.blocks[i])
+                hidden = student.blocks[i]
+                if self.layer_input == "teacher":
+                    cut = hidden.size(-1) < theirs[i].size(-1)
+                    features = index if cut else None
+                    hidden = run_block(block, teacher.block_args[i], features)
+                ours[i] = shared(hidden)
         if matrix is not None and self.layer_projection == "student":
             matrix = matrix if index is None else matrix.index_select(1, index)
             ours = {i: F.linear(hidden, matrix) for i, hidden in ours.items()}

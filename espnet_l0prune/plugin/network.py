@@ -9,7 +9,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
-from espnet_l0prune.core.gates import draw_all
+from espnet_l0prune.core.gates import GATES, draw_all
 from espnet_l0prune.core.sites import Site, Structure, cut_, structure_of
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites import choose_units, find_sites
@@ -21,6 +21,7 @@ class L0Network:
     Args:
         units: kinds of units that get gates; or a word, `default`, `paper` (those of
             Jiang et al. 2023) or `all`; an empty list for a network without gates
+        gate: the gates' distribution: `hard_concrete`, or `adaptive_dropout`
         open_probability: P(z > 0) of every gate at the start
         round_to: keep a multiple of this many channels and dimensions
         uniform: keep as many channels in every FFN, and in every cgMLP, as plain
@@ -44,6 +45,7 @@ class L0Network:
         self,
         *sizes: int,
         units: str | Iterable[str] = "default",
+        gate: str = "hard_concrete",
         open_probability: float = 0.99,
         round_to: int = 1,
         uniform: bool = False,
@@ -56,9 +58,13 @@ class L0Network:
         if structure:
             self._cut_to_(structure)
         kinds = choose_units(self, units, self.conf_name)
+        if gate not in GATES:
+            raise ValueError(
+                f"{self.conf_name}: gate is {gate!r}; expected {' or '.join(GATES)}"
+            )
         for site in self.sites():
             self._check_rounding(site, kinds, round_to)
-            site.attach_(kinds, open_probability, round_to, uniform)
+            site.attach_(kinds, open_probability, round_to, uniform, GATES[gate])
         self.register_forward_pre_hook(draw_all)
 
     def _check_rounding(self, site: Site, kinds: list[str], round_to: int) -> None:

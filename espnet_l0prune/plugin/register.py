@@ -17,6 +17,7 @@ from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
 from espnet_l0prune.plugin.experiment import TASKS, note_input_size_, read_mapping
+from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
@@ -43,6 +44,7 @@ sparsity_constraint_choices = ClassChoices(
     default=None,
     optional=True,
 )
+OTHER_ENCODERS = {"onnx": OnnxEncoder, "low_rank_conformer": LowRankConformerEncoder}
 OPTIONS = (sparsity_scheduler_choices, sparsity_constraint_choices)
 
 
@@ -65,7 +67,7 @@ def register(name: str = "asr") -> None:
     module = importlib.import_module(f"espnet2.tasks.{name}")
     task = getattr(module, TASKS[name])
     for registry, ours, what in (
-        (module.encoder_choices, ENCODERS | {"onnx": OnnxEncoder}, "encoder"),
+        (module.encoder_choices, ENCODERS | OTHER_ENCODERS, "encoder"),
         (module.decoder_choices, DECODERS | {"onnx": OnnxDecoder}, "decoder"),
     ):
         for key, network in ours.items():

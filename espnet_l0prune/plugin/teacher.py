@@ -4,10 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.workload import is_transducer
@@ -19,6 +20,7 @@ class Trace:
 
     encoder_args: tuple = ()
     encoder_kwargs: dict = field(default_factory=dict)
+    block_args: dict[int, tuple] = field(default_factory=dict)
     blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
     encoder_out: Tensor | None = None  # (batch, time, size)
     encoder_lengths: Tensor | None = None  # (batch,)
@@ -32,6 +34,24 @@ def _first(output):
     return _first(output[0]) if isinstance(output, tuple) else output
 
 
+def run_block(block: nn.Module, args: tuple, features: Tensor | None) -> Tensor:
+    """What a student's block makes of the teacher's input of the block at its place.
+
+    Args:
+        block: of an encoder
+        args: the teacher's: hidden states, with their positions or without; the mask
+        features: those that are left of a network that was cut in width, else None
+
+    Returns:
+        (batch, time, size)
+    """
+    hidden, *rest = args
+    hidden, *positions = hidden if isinstance(hidden, tuple) else (hidden,)
+    if features is not None:
+        hidden = hidden.index_select(-1, features)
+    return _first(block((hidden, *positions) if positions else hidden, *rest))
+
+
 @contextmanager
 def record(model: AbsESPnetModel) -> Iterator[Trace]:
     """Watch the model's encoder, its blocks and its heads, without touching them."""
@@ -40,6 +60,9 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
     def on_encoder(_, args, kwargs, output):
         trace.encoder_args, trace.encoder_kwargs = args, kwargs
         trace.encoder_out, trace.encoder_lengths = _first(output), output[1]
+
+    def on_block(i, _, args, output):
+        trace.block_args[i], trace.blocks[i] = args, _first(output)
 
     def on_decoder(_, args, output):
         if not trace.decoder_args:  # a transducer decodes too, to report error rates
@@ -56,10 +79,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
 
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
     for i, block in enumerate(model.encoder.encoders):
-        hook = block.register_forward_hook(
-            lambda _, __, out, i=i: trace.blocks.update({i: _first(out)})
-        )
-        hooks.append(hook)
+        hooks.append(block.register_forward_hook(partial(on_block, i)))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
     if model.ctc is not None:

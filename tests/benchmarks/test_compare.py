@@ -14,6 +14,7 @@ from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+MODULES = {"encoder.encoders.0.feed_forward": {"ffn_channels": [12, 6]}}
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, compare, cell):
         check_compatible(counted, goal)
 
 
+def test_layers_on_demand_train_with_espnets_own_options(compare, tmp_path):
+    conf = compare.LayersOnDemand(skip=0.3).conf()
+    args = parsed(compare.written(tmp_path / "t.yaml", conf))
+    encoder = ASRTask.build_model(args).encoder
+    rates = [block.stochastic_depth_rate for block in encoder.encoders]
+    assert rates == pytest.approx([0.05 * i for i in range(1, 7)])
+    assert encoder.interctc_layer_idx == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("cost", ["params", "macs"])
 def test_a_small_model_is_the_widest_that_fits(cost, compare, cell):
     one = cell(f"scratch_{cost}", 0.5)
@@ -91,6 +101,9 @@ def test_a_table_from_rows_alone(compare, tmp_path, capsys):
                 "WER (%)": 100 * sum(errors) / 12,
                 "dense WER (%)": 100 / 12,
                 "training seconds": 60.0,
+                "dense training seconds": 120.0,
+                "peak MiB": 900 + seed,
+                "modules": MODULES if seed else None,
                 "dense": dense,
                 **model,
             }
@@ -98,17 +111,22 @@ def test_a_table_from_rows_alone(compare, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plot = tmp_path / "rows.png"
-    compare.main(["--rows", str(file), "--plot", str(plot)])
+    pictures = ["--plot", str(plot), "--structures", str(tmp_path / "left.png")]
+    compare.main(["--rows", str(file), *pictures])
     (line,) = compare.summary(rows)
     assert line["seeds"] == 2
     assert line["WER (%)"].startswith("16.67 ± 11.79")
     changes = line["encoder"], line["model"], line["MACs"], line["RTF"]
     assert changes == ("-50.0%", "-50.0%", "-75.0%", "-75.0%")
+    assert line["training (minutes)"] == 1
+    assert line["of the dense training"] == "0.50"
+    assert line["peak memory (MiB)"] == 901
     low, high = compare.interval(rows)
     assert low == 0  # the mean errors are never below the dense ones
     assert 8 < high < 17
     assert "| 0.5 | l0 | a | 2 |" in capsys.readouterr().out
-    assert plot.read_bytes()[:4] == b"\x89PNG"
+    for picture in (plot, tmp_path / "left.png"):
+        assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_committed_rows_are_whole(compare):
@@ -120,6 +138,9 @@ def test_committed_rows_are_whole(compare):
         )
         assert {"commit", "processor", "torch", "date"} <= row["machine"].keys()
         assert "/" not in row["command"]
+        assert row["training seconds"] > 0
+        assert row["dense training seconds"] > 0
+        assert {"peak MiB", "dense peak MiB", "modules"} <= row.keys()
 
 
 def test_bad_use_is_said(compare, tmp_path):

@@ -11,7 +11,7 @@ from runs import make_data, run
 from espnet_l0prune.compare import importance
 from espnet_l0prune.compare.one_shot import IMPORTANCES, gated, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly, zero_
-from espnet_l0prune.core.budget import select
+from espnet_l0prune.core.budget import count_parameters, select
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import outputs
@@ -184,6 +184,20 @@ def test_evenly_every_module_keeps_the_same_share(net):
     assert all(abs(share - shares[0][0]) <= 2 * one for share, one in shares)
 
 
+def test_the_last_blocks_go_first():
+    net = model(encoder_conf={"units": ["blocks"], "num_blocks": 5})
+    counted = budget(net)
+    whole = counted.totals["params"]
+    block = count_parameters(net.encoder.encoders[0])
+    for gone in range(6):
+        target = {"params": gone * block / whole - 1e-9}
+        plan = select(counted, target, scores=importance.depth(counted))
+        kept = [bool(plan[f"encoders.{i}"]["blocks"]) for i in range(5)]
+        assert kept == [True] * (5 - gone) + [False] * gone
+    with pytest.raises(ValueError, match="units are heads; expected blocks alone"):
+        importance.depth(budget(model(encoder_conf={"units": ["heads"]})))
+
+
 @pytest.mark.parametrize("kind", ["blocks", "conv_modules"])
 def test_units_without_weights_of_their_own_are_refused(kind):
     net = model(encoder_conf={"units": [kind]})
@@ -235,27 +249,27 @@ def dense(tmp_path_factory):
     return folder / "exp"
 
 
-def conf_of(dense) -> dict:
+def conf_of(dense, units=UNITS, targets=TARGETS) -> dict:
     config = yaml.safe_load((dense / "config.yaml").read_text())
     return {
         "encoder": "l0_conformer",
-        "encoder_conf": {**config["encoder_conf"], "units": UNITS},
+        "encoder_conf": {**config["encoder_conf"], "units": units},
         "sparsity_scheduler": "linear",
-        "sparsity_scheduler_conf": {"target": TARGETS, "seconds": 0.8},
+        "sparsity_scheduler_conf": {"target": targets, "seconds": 0.8},
     }
 
 
 @pytest.mark.parametrize("name", IMPORTANCES)
 def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
-    found = prune_at_once(
-        dense, "latest.pth", conf_of(dense), name, tmp_path / "pruned", batches=2
-    )
+    conf = conf_of(dense)
+    if name == "depth":
+        conf = conf_of(dense, ["blocks"], {"params": 0.3})
+    found = prune_at_once(dense, "latest.pth", conf, name, tmp_path / "pruned", batches=2)
     report = cut_experiment(tmp_path / "pruned", tmp_path / "cut")
     assert report.sparsity == pytest.approx(found)
-    assert all(found[cost] >= goal for cost, goal in TARGETS.items())
-    prune_at_once(
-        dense, "latest.pth", conf_of(dense), name, tmp_path / "again", batches=2
-    )
+    targets = conf["sparsity_scheduler_conf"]["target"]
+    assert all(found[cost] >= goal for cost, goal in targets.items())
+    prune_at_once(dense, "latest.pth", conf, name, tmp_path / "again", batches=2)
     states = [torch.load(tmp_path / n / "latest.pth") for n in ("pruned", "again")]
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
 

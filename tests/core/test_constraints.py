@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_l0prune.core.constraints import (
+    ControlledL2Constraint,
     InequalityConstraint,
     LagrangianConstraint,
     NuPIConstraint,
@@ -24,7 +25,7 @@ def solve(constraint, target: float, steps: int = 4000):
     for _ in range(steps):
         shortfall = target - W @ x
         d = x - CENTRE
-        loss = d @ H @ d / 2 + constraint.penalty(shortfall, multipliers)
+        loss = d @ H @ d / 2 + constraint.penalty(shortfall, multipliers, -x)
         (gradient,) = torch.autograd.grad(loss, x)
         with torch.no_grad():
             x -= 0.05 * gradient
@@ -90,6 +91,19 @@ def test_a_price_moves_the_optimum_by_its_gradient():
     assert multipliers == {}
 
 
+@pytest.mark.parametrize("target", [0.7, 0.1])
+def test_the_centre_of_a_controlled_l2_penalty_goes_where_the_target_is_met(target):
+    """(H + 2 w) x = H CENTRE - 2 w c at W x = target; the x stand for -log_alpha."""
+    weight = 0.5
+    x, multipliers, _ = solve(ControlledL2Constraint(0.05, 0.0, weight), target)
+    inverse = torch.linalg.inv(H + 2 * weight * torch.eye(2, dtype=torch.float64))
+    one = torch.ones(2, dtype=torch.float64)
+    centre = float((W @ inverse @ H @ CENTRE - target) / (2 * weight * W @ inverse @ one))
+    best = inverse @ (H @ CENTRE - 2 * weight * centre * one)
+    torch.testing.assert_close(x, best, atol=1e-6, rtol=0)
+    assert multipliers["centre"] == pytest.approx(centre, abs=1e-6)
+
+
 @settings(deadline=None)
 @given(
     errors=st.lists(st.floats(-1, 1), min_size=1, max_size=20),
@@ -126,6 +140,7 @@ def test_nupi_is_coopers(errors, kp, ki, nu):
         (lambda: NuPIConstraint(kp=-1), "kp is -1"),
         (lambda: NuPIConstraint(nu=1), "nu is 1"),
         (lambda: PenaltyConstraint(-1), "weight is -1"),
+        (lambda: ControlledL2Constraint(weight=0), "weight is 0"),
     ],
 )
 def test_bad_options(make, message):

@@ -9,6 +9,7 @@ from espnet_l0prune.core.gates import (
     LEAST_OPEN,
     LEFT,
     RIGHT,
+    AdaptiveDropout,
     HardConcrete,
     LogAlpha,
     draw_all,
@@ -40,10 +41,32 @@ def test_samples_follow_the_hard_concrete_distribution():
     torch.testing.assert_close(found, below_one.detach(), atol=0.012, rtol=0)
 
 
-def test_a_new_gate_is_transparent_bit_for_bit():
+def test_adaptive_dropout_draws_from_0_and_1():
+    torch.manual_seed(0)
+    gate = AdaptiveDropout(5).double()
+    gate.log_alpha.data = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).double()
+    gate.sampling, total, slope = True, 0, 0
+    for _ in range(20_000):
+        gate.draw_()
+        z = gate()
+        assert set(z.tolist()) <= {0.0, 1.0}
+        total += z.detach()
+        (gradient,) = torch.autograd.grad(z.sum(), gate.log_alpha)
+        relaxed = torch.sigmoid((gate.noise + gate.log_alpha) / BETA)
+        torch.testing.assert_close(gradient, relaxed * (1 - relaxed) / BETA)
+        slope += gradient
+    retained = torch.sigmoid(gate.log_alpha)
+    torch.testing.assert_close(gate.probability(), retained)
+    torch.testing.assert_close(total / 20_000, retained.detach(), atol=0.012, rtol=0)
+    assert slope[2] > slope[0]  # what is undecided moves most
+    assert gate.eval()().tolist() == gate.is_open().tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", [HardConcrete, AdaptiveDropout])
+def test_a_new_gate_is_transparent_bit_for_bit(kind):
     x = torch.randn(3, 7, 8)
     for p in (LEAST_OPEN, 0.99, 0.9999):
-        gate = HardConcrete(4, open_probability=p)
+        gate = kind(4, open_probability=p)
         torch.testing.assert_close(gate.probability(), torch.full((4,), p).double())
         assert torch.equal(ScaleInput(gate, inner=2).scaled(x, -1), x)
 
@@ -94,10 +117,11 @@ def test_gradient_reaches_log_alpha():
     assert (gate.log_alpha.grad >= 0).all()
 
 
-def test_decided_gates_are_exact_in_every_float_type():
+@pytest.mark.parametrize("kind", [HardConcrete, AdaptiveDropout])
+def test_decided_gates_are_exact_in_every_float_type(kind):
     keep = torch.tensor([True, False, True])
     for dtype in (torch.float32, torch.float64):
-        gate = HardConcrete(3).to(dtype)
+        gate = kind(3).to(dtype)
         assert not gate.is_decided()
         gate.decide_(keep)
         assert gate.is_decided()

@@ -24,8 +24,10 @@ from networks import (
     relative,
     soften_,
 )
+from torch.nn.utils.rnn import pad_sequence
 
 from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.deploy.verify import probe
@@ -82,6 +84,7 @@ def test_masked_equals_cut_and_cost_equals_count(kind, data, seed):
     conf = data.draw(confs(kind))
     able = prunable(kind, conf)
     units = data.draw(st.one_of(st.just(able), st.lists(st.sampled_from(able))))
+    conf["gate"] = data.draw(st.sampled_from(list(GATES)))
     network = make(kind, conf, units, seed)
     check_cut(kind, conf, network, draw_plan(data, network))
 
@@ -267,13 +270,27 @@ def test_expected_cost_is_the_mean_over_sampled_structures(kind):
         for gate in site.gates.values():
             gate.log_alpha.data.normal_(-0.5)
     budget, found = budget_of(network), []
-    probability = budget._padded(lambda a: torch.sigmoid(a.double() + 1.6))
+    probability = budget._padded(lambda _, a: torch.sigmoid(a.double() + 1.6))
     for _ in range(4000):
         opened = (torch.rand_like(probability) < probability).double()
         found.append([float(s) for s in budget.sparsity(opened).values()])
     mean = torch.tensor(found).mean(0)
     expected = [float(s) for s in budget.sparsity(probability).values()]
     assert mean.tolist() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_expected_cost_is_that_of_the_gates_distribution(gate):
+    conf = SMALL["conformer"] | SIZES
+    network = make("conformer", conf, prunable("conformer", conf), 0, gate=gate)
+    soften_(network, 0)
+    budget, sizes = budget_of(network), []
+    for name in ("probability", "is_open"):
+        rows = [getattr(g, name)().double() for g in budget.gates.values()]
+        sizes.append(budget.sparsity(pad_sequence(rows, batch_first=True)))
+    for cost in budget.totals:
+        assert float(budget.expected()[cost]) == pytest.approx(float(sizes[0][cost]))
+        assert budget.actual()[cost] == float(sizes[1][cost])
 
 
 def test_what_round_to_keeps_is_not_reachable():

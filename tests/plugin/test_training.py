@@ -7,7 +7,9 @@ import torch
 from builders import arguments, batch, budget, model, save_experiment, train
 from espnet2.tasks.asr import ASRTask
 
+from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.plugin.teacher import Trace
 
 SCHEDULE = {
@@ -185,6 +187,79 @@ def test_a_shallower_student_learns_from_the_layers_it_has(layer_map, tmp_path):
     assert all(float(ours.mean()) == 1 for ours, _ in pairs)  # the closed block is out
     last = [float(theirs.mean()) for _, theirs in pairs]
     assert last == ([0, 1, 2] if layer_map == "dynamic" else [2])
+
+
+def test_blocks_that_learn_by_themselves(tmp_path):
+    """A block reads what that of the teacher reads: what the blocks before it make is of
+    no matter, in value and in gradient."""
+    dense = save_experiment(tmp_path / "dense")
+    conf = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+        "layer_input": "teacher",
+    }
+    weights = dict.fromkeys(("task_weight", "att_kl_weight", "ctc_kl_weight"), 0.0)
+    net, optimizer = start(model_conf={**conf, **weights})
+    net.load_state_dict(dense.state_dict(), strict=False)
+    first, second = net.eval().encoder.encoders
+    with torch.no_grad():
+        first.feed_forward.w_1.weight.normal_()
+    loss, stats, _ = net(**batch())
+    assert float(stats["loss_layer"]) > 0
+    assert float(loss) == pytest.approx(float(stats["loss_layer"]))  # all else is at 0
+    loss.backward()
+    assert first.feed_forward.w_1.weight.grad.abs().sum() > 0
+    assert not any(p.grad is not None and p.grad.any() for p in second.parameters())
+    loss_of_first = float(loss)
+    with torch.no_grad():
+        second.feed_forward.w_1.weight.normal_()
+    optimizer.zero_grad()
+    loss, _, _ = net(**batch())
+    assert float(loss) > loss_of_first
+    loss.backward()
+    assert second.feed_forward.w_1.weight.grad.abs().sum() > 0
+    assert not any(p.grad.any() for p in net.ctc.parameters() if p.grad is not None)
+    with pytest.raises(ValueError, match="layer_map is 'last', layer_input is 'teacher'"):
+        start(model_conf={"layer_input": "teacher", "layer_map": "last"})
+
+
+@pytest.mark.parametrize("units", [["heads", "width"], ["heads", "blocks"]])
+def test_what_was_cut_learns_by_itself_too(units, tmp_path):
+    """In width, or in depth: a cut student's layer loss is that of the masked one."""
+    save_experiment(tmp_path / "dense")
+    conf = {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+        "layer_input": "teacher",
+    }
+    net, _ = start(model_conf=conf, encoder_conf={"units": units})
+    plan = plan_of(net.encoder.sites())
+    for site in net.encoder.gated_sites():
+        for kind in site.gates:
+            kept = {"heads": [0, 2], "width": [*range(3, 16)], "blocks": [0]}[kind]
+            plan[site.name][kind] = kept if site.name != "encoders.1" else []
+    decide_(net.encoder.sites(), plan)
+    losses = [float(net.eval()(**batch())[1]["loss_layer"])]
+    cut_(net.encoder, net.encoder.sites(), plan)
+    losses.append(float(net(**batch())[1]["loss_layer"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0] > 0
+
+
+def test_adaptive_dropout_through_all_phases():
+    net, optimizer = start(
+        encoder_conf={"gate": "adaptive_dropout"},
+        sparsity_constraint="controlled_l2",
+        sparsity_constraint_conf={"multiplier_lr": 5.0},
+    )
+    mine = gates(net)
+    assert all(type(gate) is AdaptiveDropout for gate in mine)
+    expected = float(budget(net).expected()["params"])
+    assert expected == pytest.approx(float(budget(net).totals["params"]) * 0, abs=0.02)
+    history = train(net, optimizer, range(14))
+    assert history[-1]["centre_params"] < 4.6
+    assert net.controller.phase == "frozen"
+    assert budget(net).actual()["params"] >= 0.3
 
 
 def test_a_narrower_student_learns_what_the_teacher_predicts(tmp_path):

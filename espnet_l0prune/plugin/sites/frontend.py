@@ -39,7 +39,8 @@ class FrontendSite(Site):
                 if isinstance(layer, (nn.Conv1d, nn.Conv2d))
             ]
             consumers = [*(conv for _, conv in convs[1:]), last_linear(embed)]
-            for (name, conv), consumer in zip(convs, consumers, strict=True):
+            # none where they are factored
+            for (name, conv), consumer in zip(convs, consumers, strict=bool(convs)):
                 yield cls(name, embed, conv, consumer)
 
     @property

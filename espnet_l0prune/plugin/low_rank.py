@@ -1,0 +1,69 @@
+"""Encoders with layers that are products of two smaller ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from torch import nn
+
+from espnet_l0prune.plugin.signature import check_options, show_stock_options
+
+
+def can_factor(layer: nn.Module) -> bool:
+    """Whether a layer is one matrix."""
+    return isinstance(layer, nn.Linear) or (
+        isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups == 1
+    )
+
+
+def factors(layer: nn.Module, rank: int) -> nn.Sequential:
+    """Two new layers in place of one: to `rank` channels, and from there.
+
+    Of a convolution, the first has its kernel, the second a kernel of one.
+    """
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        return nn.Sequential(first, nn.Linear(rank, layer.out_features, bias=bias))
+    first = type(layer)(
+        layer.in_channels,
+        rank,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        bias=False,
+    )
+    return nn.Sequential(first, type(layer)(rank, layer.out_channels, 1, bias=bias))
+
+
+class LowRankConformerEncoder(ConformerEncoder):
+    """`encoder: low_rank_conformer`: every option of ESPnet's Conformer, and
+
+    Args:
+        ranks: by the path of a linear layer or a convolution in the encoder, the rank of
+            the product that it is
+
+    Raises:
+        ValueError: an unknown option, a path that leads to no such layer, or a rank
+            below 1
+    """
+
+    def __init__(
+        self, *sizes: int, ranks: Mapping[str, int] | None = None, **stock_conf: Any
+    ):
+        check_options(type(self), stock_conf, "encoder_conf")
+        super().__init__(*sizes, **stock_conf)
+        layers = dict(self.named_modules())
+        for path, rank in (ranks or {}).items():
+            if not can_factor(layers.get(path)) or rank < 1:
+                raise ValueError(
+                    f"encoder_conf: ranks has {path!r}: {rank}; expected the path of a "
+                    "linear layer or of a convolution that is not depthwise, and a "
+                    "rank from 1 on"
+                )
+            parent, _, name = path.rpartition(".")
+            setattr(layers[parent], name, factors(layers[path], rank))
+
+
+show_stock_options(LowRankConformerEncoder, LowRankConformerEncoder, ConformerEncoder)

@@ -1,0 +1,58 @@
+"""The heat map says what is left."""
+
+import pytest
+from matplotlib import pyplot as plt
+
+from espnet_l0prune.report.structure import draw_structure, grid, label, share_left
+
+MODULES = {
+    "encoder.embed.conv.0": {"frontend_channels": (8, 6)},
+    "encoder.embed.out": {},
+    "encoder.encoders.0.feed_forward": {"ffn_modules": (1, 1), "ffn_channels": (12, 3)},
+    "encoder.encoders.0.self_attn": {
+        "att_modules": (1, 1),
+        "heads": (4, 2),
+        "head_dims": (8, 2),
+    },
+    "encoder.encoders.0.conv_module": {"conv_modules": (1, 0), "conv_channels": (16, 0)},
+    "encoder.encoders.10.feed_forward": {"ffn_modules": (1, 1), "ffn_channels": (12, 12)},
+    "encoder.encoders.0": {"blocks": (1, 1)},
+    "decoder.decoders.0.self_attn": {"att_modules": (1, 0), "heads": (4, 0)},
+    "ctc": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("units", "share", "text"),
+    [
+        ({"ffn_modules": (1, 1), "ffn_channels": (12, 3)}, 0.25, "3/12"),
+        ({"heads": (4, 2), "head_dims": (8, 2)}, 0.125, "2/8"),
+        ({"heads": (4, 4), "head_dims": (8, 8)}, 1.0, "4"),
+        ({"ffn_modules": (1, 0), "ffn_channels": (12, 0)}, 0.0, "0"),
+        ({"blocks": (1, 1)}, 1.0, "kept"),
+        ({"blocks": (1, 0)}, 0.0, "cut"),
+    ],
+)
+def test_a_module_in_one_figure(units, share, text):
+    assert share_left(units) == share
+    assert label(units) == text
+
+
+def test_rows_and_columns():
+    assert grid(MODULES) == {
+        "front end": [(0.75, "conv 1\n6/8")],
+        "block 1": [(0.125, "2/8"), (0.0, "0"), (0.25, "3/12")],
+        "block 11": [None, None, (1.0, "12")],
+    }
+    assert grid(MODULES, "decoder") == {"block 1": [(0.0, "0")]}
+
+
+def test_each_cell_is_drawn_with_its_numbers():
+    figure, axes = plt.subplots()
+    draw_structure(axes, MODULES)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["conv 1\n6/8", "2/8", "0", "3/12", "12"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["attention", "conv", "FFN"]
+    names = [t.get_text() for t in axes.get_yticklabels()]
+    assert names == ["front end", "block 1", "block 11"]
+    plt.close(figure)
