@@ -19,6 +19,7 @@ from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.core.sites import features_left
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
 from espnet_l0prune.plugin.experiment import note_input_size_, task_of
+from espnet_l0prune.plugin.linear_attention import LinearAttention
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.sites import find_sites
@@ -117,6 +118,8 @@ def _check(network: L0Network, part: str) -> None:
         raise ValueError(f"the {part} has gates; expected a model that was cut")
     if any(hasattr(module, "stream_index") for module in network.modules()):
         raise refuse("was cut in width")
+    if any(isinstance(module, LinearAttention) for module in network.modules()):
+        raise refuse("has linear attention")
     gating = _left(network, ConvolutionalGatingSite)
     if len(set(gating)) > 1:
         raise refuse(f"has cgMLPs of different widths ({gating}) with a norm over each")

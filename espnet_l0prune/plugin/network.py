@@ -11,6 +11,7 @@ from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
 from espnet_l0prune.core.gates import GATES, draw_all
 from espnet_l0prune.core.sites import Site, Structure, cut_, structure_of
+from espnet_l0prune.plugin.linear_attention import linearize_
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites import choose_units, find_sites
 
@@ -27,6 +28,9 @@ class L0Network:
         uniform: keep as many channels in every FFN, and in every cgMLP, as plain
             ESPnet can express it
         structure: how many units each site has, where the network is a cut one
+        random_features: estimate the softmax attention of an encoder's blocks with so
+            many (FAVOR+), in time and memory that grow with the length, not its square;
+            None for ESPnet's own attention
 
     Raises:
         ValueError: an unknown option or kind of unit, one that cannot be pruned with
@@ -50,11 +54,14 @@ class L0Network:
         round_to: int = 1,
         uniform: bool = False,
         structure: Structure | None = None,
+        random_features: int | None = None,
         **stock_conf: Any,
     ):
         check_options(type(self), stock_conf, self.conf_name)
         super().__init__(*sizes, **stock_conf)
         self.input_size = sizes[0] if sizes else stock_conf.get("input_size")
+        if random_features is not None:
+            linearize_(self, random_features, self.conf_name)
         if structure:
             self._cut_to_(structure)
         kinds = choose_units(self, units, self.conf_name)

@@ -164,6 +164,13 @@ def test_what_no_stock_configuration_expresses(name, cut, message):
         to_stock(model, args)
 
 
+def test_linear_attention_is_refused():
+    conf = {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos"}
+    args = arguments(encoder_conf={**conf, "random_features": 8, "units": []})
+    with pytest.raises(ValueError, match="has linear attention, which no configuration"):
+        to_stock(ASRTask.build_model(copy.deepcopy(args)), args)
+
+
 def test_a_model_with_gates_is_refused():
     args = arguments()
     with pytest.raises(ValueError, match="has gates; expected a model that was cut"):

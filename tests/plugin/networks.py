@@ -27,6 +27,11 @@ ATTENTION = {
         "pos_enc_layer_type": "abs_pos",
         "use_flash_attn": False,
     },
+    "linear": {
+        "selfattention_layer_type": "selfattn",
+        "pos_enc_layer_type": "abs_pos",
+        "random_features": 7,
+    },
     "qk_norm": {
         "selfattention_layer_type": "selfattn",
         "pos_enc_layer_type": "abs_pos",

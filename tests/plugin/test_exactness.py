@@ -337,6 +337,8 @@ STOCK = {
 
 def variants():
     for attention, options in ATTENTION.items():
+        if attention == "linear":
+            continue
         conf = SMALL["conformer"] | {"stochastic_depth_rate": 0.2} | options
         yield pytest.param("conformer", conf, id=f"conformer-{attention}")
     for kind in ("branchformer", "e_branchformer"):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Claim, Shapes, inputs, outputs
 from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
+from espnet_l0prune.plugin.linear_attention import LinearAttention
 from espnet_l0prune.plugin.sites.branch import BranchSite
 
 
@@ -70,6 +71,9 @@ class AttentionSite(BranchSite):
         for call in shapes.get(self.module, ()):
             batch, queries = call.inputs[0][:2]
             keys, size = call.inputs[1][1], self.module.h * self.module.d_k
+            if isinstance(self.module, LinearAttention):
+                yield batch * self.module.macs(queries, keys), self.kinds[1:2]
+                continue
             products = 2 * keys  # queries with keys, weights with values
             if self._positions is not None:
                 products += call.inputs[3][1]  # queries with positions
@@ -91,6 +95,8 @@ class AttentionSite(BranchSite):
         normed = not isinstance(self.module.q_norm, nn.Identity)
         if kind == self.kinds[2] and normed:
             return "qk_norm normalizes over all dimensions of a head"
+        if kind == self.kinds[2] and isinstance(self.module, LinearAttention):
+            return "random_features are drawn for all dimensions of a head"
         return None
 
 

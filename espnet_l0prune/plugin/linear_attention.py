@@ -1,0 +1,128 @@
+"""Attention whose time and memory grow with the length, not with its square.
+
+FAVOR+ (Choromanski et al. 2021, arXiv 2009.14794; in Conformers, arXiv 2011.04196). With
+x' = x / d^(1/4) and random w ~ N(0, I), in orthogonal sets,
+
+    phi(x) = exp(w^T x' - |x'|^2 / 2),  E phi(q) phi(k) = exp(q^T k / sqrt(d))
+
+so that phi(Q) (phi(K)^T V), each row divided by that of phi(Q) (phi(K)^T 1), estimates
+the softmax attention.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
+
+LEAST = 1e-6  # added to each feature, so that no row is divided by 0
+
+
+def orthogonal_gaussian(size: int, count: int) -> Tensor:
+    """Random vectors (size, count): each from N(0, I), orthogonal in sets of `size`."""
+    q, r = torch.linalg.qr(torch.randn(-(-count // size), size, size))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # uniform on the sphere
+    directions = q.transpose(0, 1).flatten(1)[:, :count]
+    return directions * torch.randn(size, count).norm(dim=0)
+
+
+class LinearAttention(MultiHeadedAttention):
+    """In place of ESPnet's plain attention, with the same parameters; no dropout.
+
+    Args:
+        n_head: number of heads
+        n_feat: of their input, all heads together
+        features: random vectors w; they are drawn here, once, for all heads
+        qk_norm: as ESPnet's
+    """
+
+    def __init__(self, n_head: int, n_feat: int, features: int, qk_norm: bool = False):
+        super().__init__(n_head, n_feat, 0.0, qk_norm)
+        self.register_buffer("projection", orthogonal_gaussian(self.d_k, features))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        expand_kv: bool = False,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (batch, time1, n_feat)
+            key, value: (batch, time2, n_feat)
+            mask: (batch, 1, time2), 0 where there is padding
+
+        Returns:
+            (batch, time1, n_feat)
+
+        Raises:
+            ValueError: a mask that differs from query to query
+        """
+        if mask is not None and mask.size(1) != 1:
+            raise ValueError(
+                f"the attention's mask is {tuple(mask.shape)}; expected (batch, 1, "
+                "time): random_features cannot leave out other keys for each query"
+            )
+        q, k, v = self.forward_qkv(query, key, value, expand_kv)
+        q, k = self._exponents(q), self._exponents(k)  # (batch, head, time, features)
+        # what is taken off cancels out in the quotient
+        q = (q - q.amax(-1, keepdim=True).detach()).exp() + LEAST
+        if mask is not None:
+            there = mask.unsqueeze(-1) != 0
+            k = k.masked_fill(~there, torch.finfo(k.dtype).min)
+        k = (k - k.amax((-2, -1), keepdim=True).detach()).exp() + LEAST
+        if mask is not None:
+            k = k * there
+        sums = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        x = q @ (k.transpose(-2, -1) @ sums)
+        x = x[..., :-1] / x[..., -1:]
+        return self.linear_out(x.transpose(1, 2).flatten(2))
+
+    def _exponents(self, x: Tensor) -> Tensor:
+        x = x * self.d_k**-0.25
+        return x @ self.projection - x.square().sum(-1, keepdim=True) / 2
+
+    def macs(self, queries: int, keys: int) -> int:
+        """Multiply-accumulates of one utterance, linear layers aside.
+
+        Args:
+            queries, keys: their numbers
+        """
+        return (queries + keys) * self.h * self.projection.size(1) * (2 * self.d_k + 1)
+
+
+def linearize_(network: nn.Module, features: int, where: str) -> None:
+    """Give an encoder's blocks linear attention, in place.
+
+    Args:
+        network: ESPnet's encoder
+        features: of each attention
+        where: the option's place, for messages
+
+    Raises:
+        ValueError: a decoder, attention of another kind, or features below 1
+    """
+    if features < 1:
+        raise ValueError(f"{where}: random_features is {features}; expected 1 or more")
+    if not hasattr(network, "encoders"):
+        raise ValueError(
+            f"{where}: random_features is {features}; expected it of an encoder: what a "
+            "decoder attends to differs from token to token"
+        )
+    for block in network.encoders:
+        for name in ("self_attn", "attn"):
+            old = getattr(block, name, None)
+            if old is None:
+                continue
+            if type(old) is not MultiHeadedAttention:
+                raise ValueError(
+                    f"{where}: random_features is {features}, but {name} is a "
+                    f"{type(old).__name__}; expected plain attention: "
+                    "selfattention_layer_type: selfattn and pos_enc_layer_type: abs_pos "
+                    "(attention_layer_type in the Branchformers)"
+                )
+            normed = not isinstance(old.q_norm, nn.Identity)
+            size = old.linear_out.out_features
+            setattr(block, name, LinearAttention(old.h, size, features, normed))
