@@ -88,6 +88,16 @@ def test_speech_and_intermediate_ctc(tmp_path):
     torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-4)
 
 
+def test_linear_attention(tmp_path):
+    conf = {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos"}
+    args = arguments(encoder_conf={**conf, "random_features": 8, "units": []})
+    torch.manual_seed(0)
+    model = ASRTask.build_model(args).eval()
+    note_input_size_(model, args)
+    write_onnx(model, tmp_path)
+    assert difference(model, running(model, tmp_path)) <= TOLERANCE
+
+
 def test_a_graph_that_computes_something_else_is_refused(tmp_path):
     model, _ = cut_model("transformer", 1)
     write_onnx(model.eval(), tmp_path)
