@@ -37,7 +37,7 @@ from espnet_l0prune.core.budget import COSTS, count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.deploy.inspect import inspect_experiment
 from espnet_l0prune.plugin.experiment import read_config
-from espnet_l0prune.report.structure import draw_structure
+from espnet_l0prune.plugin.structure_plot import draw_structure
 
 matplotlib.use("Agg")
 RECIPE = ROOT / "egs/librispeech"
@@ -228,11 +228,13 @@ class Gates:
         changes: to the configuration of the pruning
         constraint: another one than the recipe's, with its default options
         costs: that the budget is on
+        finetune: changes to the configuration of the fine-tuning
     """
 
     changes: Mapping = field(default_factory=dict)
     constraint: str | None = None
     costs: tuple[str, ...] = ("params", "macs")
+    finetune: Mapping = field(default_factory=dict)
 
     def conf(self, cell: Cell) -> dict:
         conf = cell.prune_conf(self.changes, costs=self.costs)
@@ -249,7 +251,8 @@ class Gates:
     def __call__(self, cell: Cell) -> None:
         self.prune(cell)
         # the same distillation to the end
-        cell.cut_and_finetune({"model_conf": self.changes.get("model_conf", {})})
+        same = {"model_conf": self.changes.get("model_conf", {})}
+        cell.cut_and_finetune(same, self.finetune)
 
 
 def not_finetuned(cell: Cell) -> dict[str, str]:
@@ -390,6 +393,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 
 METHODS: dict[str, Method] = {
     "l0": Gates(),
+    "l0_lr": Gates({"optim_conf": {"lr": 0.002}}, finetune={"optim_conf": {"lr": 0.002}}),
     "l0_ranked_units": Gates(RANKED),  # those of the methods below
     "l0_blockwise": Gates({"model_conf": {"layer_input": "teacher"}}),
     **{name: one_shot(name) for name in IMPORTANCES if name != "depth"},

@@ -120,6 +120,18 @@ def get_parser() -> argparse.ArgumentParser:
     sub.add_argument("--datasets", nargs="*", default=[], help="that it was trained on")
     sub.add_argument("--int8", action="store_true", help="quantize onnx dynamically")
     sub.add_argument("--force", action="store_true", help="replace the zip")
+    sub = command(
+        "report",
+        report,
+        "write a page of pictures and tables on experiments, also while they train",
+        "espnet-l0prune report exp/asr_pruned exp/asr_finetuned --out report",
+    )
+    sub.add_argument(
+        "experiments", type=Path, nargs="+", help="folders, or folders of experiments"
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder for index.html"
+    )
     command(
         "enable",
         enable,
@@ -137,10 +149,6 @@ def _import_espnet() -> None:
     noise = io.StringIO()
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         import espnet2.tasks.asr  # noqa: F401
-
-
-def _checkpoint(experiment: Path) -> str:
-    return "latest.pth" if (experiment / "latest.pth").exists() else "model.pth"
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -166,8 +174,9 @@ def inspect(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from espnet_l0prune.deploy.inspect import inspect_experiment
+    from espnet_l0prune.plugin.experiment import last_of
 
-    checkpoint = args.checkpoint or _checkpoint(args.experiment)
+    checkpoint = args.checkpoint or last_of(args.experiment)
     found = inspect_experiment(args.experiment, checkpoint)
     if args.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
@@ -262,11 +271,11 @@ def verify(args: argparse.Namespace) -> int:
         require_equal,
         tolerance_of,
     )
-    from espnet_l0prune.plugin.experiment import load_experiment
+    from espnet_l0prune.plugin.experiment import last_of, load_experiment
     from espnet_l0prune.plugin.workload import sites_of
 
     masked, _ = load_experiment(args.experiment, args.checkpoint)
-    small, _ = load_experiment(args.cut, _checkpoint(args.cut))
+    small, _ = load_experiment(args.cut, last_of(args.cut))
     difference = compare(outputs(masked), outputs(small))
     print(f"difference: {difference}")
     require_equal(difference, tolerance_of(sites_of(masked)))
@@ -295,6 +304,15 @@ def export(args: argparse.Namespace) -> int:
         print(
             f"ESPnet needs this package to load it: pip install 'espnet_l0prune{extra}'"
         )
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    _import_espnet()
+    from espnet_l0prune.report.page import write_report
+
+    page, *pictures = write_report(args.experiments, args.out)
+    print(f"{page}, and {len(pictures)} pictures beside it")
     return 0
 
 

@@ -126,6 +126,11 @@ def load_experiment(
     return model.eval(), args
 
 
+def last_of(folder: Path) -> str:
+    """The last checkpoint of an experiment's folder, or that of a cut."""
+    return "latest.pth" if (folder / "latest.pth").exists() else "model.pth"
+
+
 def average_of(folder: Path) -> str:
     """The averaged checkpoint of an experiment's folder; else the last, or a cut's.
 
@@ -139,4 +144,4 @@ def average_of(folder: Path) -> str:
         )
     if averages:
         return averages[0]
-    return "latest.pth" if (folder / "latest.pth").exists() else "model.pth"
+    return last_of(folder)

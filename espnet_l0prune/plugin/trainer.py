@@ -32,12 +32,13 @@ class L0Trainer(Trainer):
             except TypeError:  # of multiple_iterator, whose length nobody knows
                 updates = None
             controller.begin_epoch(updates, options.max_epoch)
-        if not distributed_option.distributed or distributed_option.dist_rank == 0:
+        first = not distributed_option.distributed or distributed_option.dist_rank == 0
+        if first:
             keep_checkpoint(Path(options.output_dir))
         # what accum_grad left of the last epoch would be gone in a resumed run
         for optimizer in optimizers:
             optimizer.zero_grad()
-        return super().train_one_epoch(
+        invalid = super().train_one_epoch(
             model=model,
             iterator=iterator,
             optimizers=optimizers,
@@ -45,6 +46,17 @@ class L0Trainer(Trainer):
             distributed_option=distributed_option,
             **kwargs,
         )
+        if controller is not None and first and options.use_matplotlib:
+            from espnet_l0prune.plugin.structure_plot import plot_epoch
+
+            plot_epoch(
+                getattr(model, "module", model),
+                kwargs["reporter"].get_epoch(),
+                Path(options.output_dir) / "structure",
+                kwargs.get("summary_writer"),
+                options.use_wandb,
+            )
+        return invalid
 
     @staticmethod
     def resume(checkpoint, model, reporter, *args, **kwargs):

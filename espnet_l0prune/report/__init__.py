@@ -1,1 +1,1 @@
-"""Tables and pictures from saved, plain data."""
+"""A page on experiments, from the files that they leave."""

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from espnet_l0prune.cli import main
+from espnet_l0prune.report.results import read_results
+
 RECIPE = Path(__file__).parents[2] / "egs/librispeech"
 TINY = {
     "encoder_conf": {"output_size": 16, "linear_units": 32, "num_blocks": 2},
@@ -76,6 +79,14 @@ def test_from_corpus_to_score(work):
     before, after = report["encoder_parameters"]
     assert measures["dense"]["encoder_parameters"] == before
     assert measures["pruned"]["encoder_parameters"] == after
+
+    results = read_results(work / "exp/asr_pruned")
+    assert [result.name for result in results] == ["dense", "pruned"]
+    assert results[1].macs == measures["pruned"]["macs"]
+    shown = f"{100 * results[1].wer['test-mini']:.2f}"
+    assert shown in (work / "exp/RESULTS.md").read_text()
+    assert main(["report", str(work / "exp"), "--out", str(work / "report")]) == 0
+    assert f"<td>{shown}</td>" in (work / "report/index.html").read_text()
 
     # nothing is done twice, until an output is gone
     again = run(work, "--stop_stage", "8")

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Word and character error rates, and the table dense beside pruned."""
+"""Word and character error rates, and the table dense beside pruned.
+
+Writes the table, and all figures as JSON beside it.
+"""
 
 import argparse
 import json
@@ -117,6 +120,11 @@ def main() -> None:
     note = f"{date.today()}, {measures['machine']}; {words} test words."
     lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * 4, *table]]
     args.out.write_text("\n".join(lines) + f"\n\n{note}\n", "utf-8")
+    for name, model in measures["models"].items():
+        for kind in ("wer", "cer"):
+            model[kind] = {test: getattr(sets[test][name], kind) for test in sets}
+    measures["date"] = str(date.today())
+    args.out.with_suffix(".json").write_text(json.dumps(measures, indent=1), "utf-8")
     shown = Table(*header, caption=note)
     for row in table:
         shown.add_row(*row)

@@ -3,9 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
+
+from espnet_l0prune.plugin.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # by kind: before, now
 MODULES = {  # of a block, in the order of computation
@@ -106,3 +111,59 @@ def draw_structure(
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
+
+
+def structure_figure(modules: Mapping[str, Units], network: str) -> Figure:
+    """A figure of its own, as large as the grid asks; arguments as of `grid`."""
+    width = 1.4 + max(len(columns(modules, network)), 3)
+    height = 0.9 + 0.32 * len(grid(modules, network))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    draw_structure(figure.subplots(), modules, network)
+    return figure
+
+
+def units_left(network: nn.Module, path: str) -> dict[str, Units]:
+    """Units of each module, now and of those that the open gates leave.
+
+    Args:
+        network: ESPnet's encoder or decoder
+        path: of the network in the model
+    """
+    return {
+        f"{path}.{site.name}": {
+            kind: (n, int(site.survivors(kind).sum()) if kind in site.gates else n)
+            for kind, n in site.sizes.items()
+        }
+        for site in find_sites(network)
+    }
+
+
+def plot_epoch(
+    model: nn.Module,
+    epoch: int,
+    folder: Path,
+    summary_writer: object | None,
+    use_wandb: bool,
+) -> None:
+    """Draw what the open gates leave, beside ESPnet's attention plots: into a folder, and
+    into TensorBoard and W&B where these are used.
+
+    Args:
+        model: ESPnet's
+        folder: for NETWORK.EPOCHep.png
+        summary_writer: TensorBoard's
+    """
+    for path in ("encoder", "decoder"):
+        network = getattr(model, path)
+        modules = units_left(network, path)
+        if not any(site.gates for site in find_sites(network)):
+            continue
+        figure = structure_figure(modules, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{path}.{epoch}ep.png")
+        if summary_writer is not None:
+            summary_writer.add_figure(f"structure/{path}", figure, epoch)
+        if use_wandb:
+            import wandb
+
+            wandb.log({f"structure/{path}": wandb.Image(figure)})

@@ -3,7 +3,7 @@
 import pytest
 from matplotlib import pyplot as plt
 
-from espnet_l0prune.report.structure import draw_structure, grid, label, share_left
+from espnet_l0prune.plugin.structure_plot import draw_structure, grid, label, share_left
 
 MODULES = {
     "encoder.embed.conv.0": {"frontend_channels": (8, 6)},

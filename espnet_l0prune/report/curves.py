@@ -1,0 +1,133 @@
+"""Curves of a training, and what a model costs against its errors."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from espnet_l0prune.report.results import Result
+from espnet_l0prune.report.run import Run
+
+# Okabe and Ito's, which colour-blind readers can tell apart; and marks for print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKS = ("o", "s", "^", "D", "v", "P")
+LINES = {"target": ":", "expected": "--", "actual": "-"}
+LOSSES = {
+    "loss_layer": "layers",
+    "loss_ctc_kl": "CTC KL",
+    "loss_att_kl": "attention KL",
+    "loss_transducer_kl": "transducer KL",
+    "loss_sparsity": "sparsity",
+}
+
+
+def colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
+def updates(run: Run) -> list[int]:
+    return [epoch.update for epoch in run.history]
+
+
+def draw_sparsity(axes: Axes, runs: Sequence[Run], cost: str) -> None:
+    """Target, expected and actual sparsity in a cost, after each epoch."""
+    for i, run in enumerate(runs):
+        for what, line in LINES.items():
+            name = f"sparsity_{what}_{cost}"
+            values = [epoch.valid.get(name) for epoch in run.history]
+            axes.plot(updates(run), values, line, color=colour(i))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("updates")
+    axes.set_ylabel(f"sparsity in {cost}")
+    black = axes.xaxis.label.get_color()
+    handles = [Line2D([], [], color=black, ls=ls, label=w) for w, ls in LINES.items()]
+    _legend(axes, [*handles, *names_of(runs)])
+
+
+def _legend(axes: Axes, handles: Sequence[Line2D] | None = None) -> None:
+    """Above the curves, where it hides none of them."""
+    handles = axes.get_legend_handles_labels()[0] if handles is None else handles
+    axes.figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), 3),
+        fontsize="small",
+        frameon=False,
+    )
+
+
+def names_of(runs: Sequence[Run]) -> list[Line2D]:
+    """A legend of the runs, where there are several."""
+    if len(runs) == 1:
+        return []
+    return [
+        Line2D([], [], color=colour(i), label=run.name, linewidth=3)
+        for i, run in enumerate(runs)
+    ]
+
+
+def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
+    """A multiplier for each cost, after each epoch."""
+    for i, run in enumerate(runs):
+        for j, cost in enumerate(run.costs):
+            name = f"{multiplier}_{cost}"
+            values = [epoch.valid.get(name) for epoch in run.history]
+            label = f"{run.name}, {cost}" if len(runs) > 1 else cost
+            style = ("-", "--", ":")[j % 3]
+            axes.plot(updates(run), values, style, color=colour(i), label=label)
+    axes.set_xlabel("updates")
+    axes.set_ylabel(multiplier)
+    _legend(axes)
+
+
+def draw_losses(axes: Axes, run: Run) -> None:
+    """The parts of the training loss, and the validation's task loss."""
+    task = "loss_task" if "loss_task" in run.history[-1].train else "loss"
+    for i, (name, label) in enumerate({task: "task", **LOSSES}.items()):
+        values = [epoch.train.get(name) for epoch in run.history]
+        if any(values):
+            positive = [value if value and value > 0 else None for value in values]
+            mark = MARKS[i]
+            axes.plot(
+                updates(run),
+                positive,
+                f"{mark}-",
+                color=colour(i),
+                markersize=3,
+                label=label,
+            )
+    values = [epoch.valid.get(task) for epoch in run.history]
+    black = axes.xaxis.label.get_color()
+    axes.plot(updates(run), values, "--", color=black, label="task, validation")
+    axes.set_yscale("log")
+    axes.set_xlabel("updates")
+    axes.set_ylabel("loss")
+    _legend(axes)
+
+
+COSTS = {
+    "encoder_parameters": ("parameters of the encoder (M)", 1e-6),
+    "macs": ("MACs of the encoder (G)", 1e-9),
+    "rtf": ("real-time factor of the encoder", 1.0),
+}
+
+
+def draw_costs(axes: Axes, results: Sequence[Result], cost: str) -> None:
+    """Word error rate against a cost; the dense model has the star."""
+    label, scale = COSTS[cost]
+    for i, result in enumerate(results):
+        dense = result.name.rpartition("/")[2] == "dense"
+        axes.plot(
+            [getattr(result, cost) * scale],
+            [100 * result.mean_wer],
+            "*" if dense else MARKS[i % len(MARKS)],
+            markersize=14 if dense else 8,
+            color=colour(i),
+            linestyle="none",
+            label=result.name,
+        )
+    axes.set_xlim(0, 1.15 * scale * max(getattr(result, cost) for result in results))
+    axes.set_ylim(0, 130 * max(result.mean_wer for result in results) or 1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("WER (%)")
+    _legend(axes)

@@ -1,0 +1,259 @@
+"""One page for one experiment or several: it needs no network and no other file.
+
+Its pictures are also written beside it, as SVG and PNG.
+"""
+
+import html
+import io
+import itertools
+import platform
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import espnet
+import torch
+import yaml
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from espnet_l0prune import __version__
+from espnet_l0prune.plugin.structure_plot import grid, structure_figure
+from espnet_l0prune.plugin.trainer import replace
+from espnet_l0prune.report import curves
+from espnet_l0prune.report.results import Result, read_results
+from espnet_l0prune.report.run import Run, find_runs, read_run
+
+# Stands for the text's colour, which follows the reader's light or dark background.
+INK = "#010203"
+STYLE = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "espnet_l0prune",
+    "figure.figsize": (4.4, 3.2),
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"),
+        INK,
+    ),
+}
+CSS = """
+:root { color-scheme: light dark; --line: #8886; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem;
+  max-width: 76rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
+h1, h2, td, th, figcaption, li { overflow-wrap: anywhere; }
+.cards { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .5rem;
+  break-inside: avoid; max-width: 34rem; }
+figure svg { width: 100%; height: auto; display: block; }
+figcaption { font-size: .9rem; opacity: .8; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td, th { border-bottom: 1px solid var(--line); padding: .25rem .4rem; text-align: left;
+  vertical-align: top; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+@media print { body { max-width: none; } details[open] > summary { display: none; } }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, the name of its files, and what it shows."""
+
+    figure: Figure
+    name: str
+    caption: str
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Write a page on experiments, and its pictures.
+
+    Args:
+        folders: of experiments, or folders of them
+        out: folder for index.html and the pictures
+
+    Returns:
+        the files, the page first
+
+    Raises:
+        ValueError: files that are missing or damaged
+    """
+    runs = [read_run(folder, name) for name, folder in find_runs([*folders]).items()]
+    results = find_results([run.folder for run in runs])
+    with rc_context(STYLE):
+        sections = [
+            ("What is left", "", list(structures(runs))),
+            ("Sparsity", "", list(sparsities(runs))),
+            ("Losses", "", list(losses(runs))),
+            ("Errors against costs", compared(results), list(costs(results))),
+        ]
+        out.mkdir(parents=True, exist_ok=True)
+        files, body = [], []
+        for title, text, pictures in sections:
+            if not text and not pictures:
+                continue
+            cards = []
+            for picture in pictures:
+                svg, paths = save(picture, out)
+                files += paths
+                cards.append(card(svg, picture.caption))
+            inside = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+            body.append(f"<h2>{title}</h2>{inside}{text}")
+    page = out / "index.html"
+    text = whole_page(runs, "".join(body))
+    replace(page, lambda part: part.write_text(text, "utf-8"))
+    return [page, *files]
+
+
+def find_results(folders: Iterable[Path]) -> list[Result]:
+    """All that was decoded, each once."""
+    found = [result for folder in folders for result in read_results(folder)]
+    return list({repr(result): result for result in found}.values())
+
+
+def is_pruned(run: Run) -> bool:
+    """Whether something of it is gone, or has gates."""
+    if run.inspection is None:
+        return False
+    rows = run.inspection.rows
+    gone = any(now < before for row in rows for before, now in row.units.values())
+    return gone or run.inspection.scope is not None
+
+
+def structures(runs: Sequence[Run]) -> Iterator[Picture]:
+    """A heat map of each pruned network; one for runs in which the same is left."""
+    same: dict[str, list[Run]] = {}
+    for run in filter(is_pruned, runs):
+        units = {row.module: row.units for row in run.inspection.rows}
+        same.setdefault(repr(units), []).append(run)
+    for group in same.values():
+        run, names = group[0], ", ".join(run.name for run in group)
+        modules = {row.module: row.units for row in run.inspection.rows}
+        for network in ("encoder", "decoder"):
+            cells = itertools.chain(*grid(modules, network).values())
+            shares = [cell[0] for cell in cells if cell]
+            if not shares or (network == "decoder" and min(shares) == 1):
+                continue
+            figure = structure_figure(modules, network)
+            params = run.inspection.params[network]
+            caption = (
+                f"{names}: {network}, {params:,} parameters. Units left of those "
+                "before; dark is all, light is nothing."
+            )
+            yield Picture(figure, f"structure_{file_name(run.name)}_{network}", caption)
+
+
+def sparsities(runs: Sequence[Run]) -> Iterator[Picture]:
+    """Sparsity in each cost and multipliers, all runs in one picture each."""
+    pruning = [run for run in runs if run.costs]
+    for cost in dict.fromkeys(cost for run in pruning for cost in run.costs):
+        figure = Figure()
+        some = [run for run in pruning if cost in run.costs]
+        curves.draw_sparsity(figure.subplots(), some, cost)
+        caption = f"Sparsity in {cost}; a cut would have the actual one."
+        yield Picture(figure, f"sparsity_{cost}", caption)
+    for name in dict.fromkeys(name for run in pruning for name in run.multipliers):
+        figure = Figure()
+        some = [run for run in pruning if name in run.multipliers]
+        curves.draw_multiplier(figure.subplots(), some, name)
+        yield Picture(figure, f"multiplier_{name}", f"The constraint's {name}.")
+
+
+def losses(runs: Sequence[Run]) -> Iterator[Picture]:
+    """Losses of each run."""
+    for run in runs:
+        if run.history:
+            figure = Figure()
+            curves.draw_losses(figure.subplots(), run)
+            minutes = sum(epoch.seconds for epoch in run.history) / 60
+            caption = f"{run.name}: {len(run.history)} epochs in {minutes:,.0f} minutes."
+            yield Picture(figure, f"losses_{file_name(run.name)}", caption)
+
+
+def costs(results: Sequence[Result]) -> Iterator[Picture]:
+    """Errors against each cost."""
+    if not results:
+        return
+    for cost, (label, _) in curves.COSTS.items():
+        figure = Figure()
+        curves.draw_costs(figure.subplots(), results, cost)
+        yield Picture(figure, f"wer_{cost}", f"WER against {label}; the star is dense.")
+
+
+def compared(results: Sequence[Result]) -> str:
+    """The table dense beside pruned."""
+    if not results:
+        return ""
+    rows = {
+        "parameters of the encoder": [f"{r.encoder_parameters:,}" for r in results],
+        "parameters": [f"{r.parameters:,}" for r in results],
+        f"encoder MACs, {results[0].seconds:g} s": [
+            f"{r.macs / 1e6:,.0f} M" for r in results
+        ],
+        "encoder RTF, one thread": [f"{r.rtf:.4f}" for r in results],
+    }
+    for kind in ("wer", "cer"):
+        for test in dict.fromkeys(t for r in results for t in getattr(r, kind)):
+            rates = [getattr(r, kind).get(test) for r in results]
+            shown = ["" if rate is None else f"{100 * rate:.2f}" for rate in rates]
+            rows[f"{kind.upper()} {test} (%)"] = shown
+    return table(["", *(result.name for result in results)], rows)
+
+
+def table(head: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
+    def line(cells: Iterable[str], tag: str) -> str:
+        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+
+    body = "".join(f"<tr>{line([k, *row], 'td')}</tr>" for k, row in rows.items())
+    return f"<table><thead><tr>{line(head, 'th')}</tr></thead>{body}</table>"
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text)
+
+
+def save(picture: Picture, out: Path) -> tuple[str, list[Path]]:
+    """Write a picture as SVG and PNG; return the SVG for a page, and the files."""
+    buffer, bare = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    picture.figure.savefig(buffer, format="svg", transparent=True, metadata=bare)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    files = [out / f"{picture.name}.svg", out / f"{picture.name}.png"]
+    files[0].write_text(svg.replace(INK, "#000000"), "utf-8")
+    picture.figure.savefig(files[1], dpi=150, facecolor="white")
+    return svg.replace(INK, "currentColor"), files
+
+
+def card(svg: str, caption: str) -> str:
+    text = html.escape(caption)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
+    return f"<figure>{svg}<figcaption>{text}</figcaption></figure>"
+
+
+def whole_page(runs: Sequence[Run], body: str) -> str:
+    """The page, with each run's configuration, and what made it."""
+    names = html.escape(", ".join(run.name for run in runs))
+    confs = []
+    for run in runs:
+        conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())
+        confs.append(
+            f"<details><summary>{html.escape(run.name)}</summary><pre>{conf}</pre>"
+            "</details>"
+        )
+    made = (
+        f"espnet_l0prune {__version__}, ESPnet {espnet.__version__}, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, "
+        f"{datetime.now():%Y-%m-%d %H:%M}"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{names}</title><style>{CSS}</style>'
+        f"</head><body><h1>{names}</h1>{body}<h2>Configurations</h2>"
+        f"{''.join(confs)}<p>{html.escape(made)}</p></body></html>\n"
+    )
