@@ -41,6 +41,7 @@ setup(
         "matplotlib",
         "pyyaml",
         "rich>=13",
+        "shtab",
     ],
     extras_require={
         "recipe": [
@@ -56,6 +57,7 @@ setup(
         "test": [
             "cooper-optim",
             "hypothesis",
+            "jsonschema",
             "pytest",
             "resampy",
             "ruff",

@@ -1,64 +1,76 @@
-"""Commands of espnet-l0prune: parse, call, print.
+"""The command line of espnet-l0prune: parse, call, print.
 
 Exit codes: 0 done; 1 something that the user can mend, said in one message;
-2 a command line that is not understood.
+2 a command line that is not understood; 130 interrupted.
 """
 
 import argparse
 import contextlib
-import dataclasses
-import io
 import json
 import sys
-import sysconfig
-import warnings
 from pathlib import Path
 
 from espnet_l0prune import __version__
+
+FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+
+
+def _path(parser: argparse.ArgumentParser, name: str, complete=FOLDER, **more) -> None:
+    """Add an option that is a path, and say to shells what completes it."""
+    parser.add_argument(name, type=Path, **more).complete = complete
+
+
+def _about_options(parser: argparse.ArgumentParser) -> None:
+    """What only the author of a model knows."""
+    parser.add_argument("--name", help="of the model in the zoo")
+    parser.add_argument("--license", default="cc-by-4.0", help="as the zoo writes it")
+    parser.add_argument("--language", default="noinfo", help="as the zoo writes it")
+    parser.add_argument("--datasets", nargs="*", default=[], help="it was trained on")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espnet-l0prune",
         description="Structured pruning of ESPnet's recognizers.",
-        epilog="Exit codes: 0 done; 1 something to mend, with a message; 2 bad usage.",
+        epilog="Exit codes: 0 done; 1 something to mend, with a message; 2 bad usage; "
+        "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show the whole stack trace")
     commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print JSON, and only that")
 
-    def command(name: str, run, text: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=f"example: {example}"
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example: espnet-l0prune {example}",
+            parents=[shared],
         )
-        sub.set_defaults(run=run)
-        return sub
 
-    sub = command("doctor", doctor, "check the installation", "espnet-l0prune doctor")
+    sub = command("doctor", "check the installation", "doctor")
     sub.add_argument(
         "--fix",
         action="store_true",
         help="move torchaudio's native libraries aside if they cannot load",
     )
+
     sub = command(
-        "inspect",
-        inspect,
-        "print what is left of every module",
-        "espnet-l0prune inspect exp/asr_pruned",
+        "inspect", "print what is left of every module", "inspect exp/asr_pruned"
     )
-    sub.add_argument("experiment", type=Path, help="folder with config.yaml")
+    _path(sub, "experiment", help="folder with config.yaml")
     sub.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
-    sub.add_argument("--json", action="store_true", help="print JSON")
+
     sub = command(
         "adopt",
-        adopt,
         "write what prunes and fine-tunes an experiment that was trained dense",
-        "espnet-l0prune adopt exp/asr_conformer --out exp/asr_l0 --params 0.5 --macs 0.6",
+        "adopt exp/asr_conformer --out exp/asr_l0 --params 0.5 --macs 0.6",
     )
-    sub.add_argument(
-        "source", type=Path, help="the experiment's folder, or a zip of the model zoo"
-    )
-    sub.add_argument("--out", type=Path, required=True, help="folder to write")
+    _path(sub, "source", FILE, help="the experiment's folder, or a zip of the model zoo")
+    _path(sub, "--out", required=True, help="folder to write")
     sub.add_argument("--checkpoint", help="default: the experiment's average")
     sub.add_argument(
         "--params",
@@ -79,30 +91,40 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the training data out, for recipes that name it (asr.sh)",
     )
+
     sub = command(
         "cut",
-        cut,
         "cut the closed units out of a pruned experiment",
-        "espnet-l0prune cut exp/asr_pruned --out exp/asr_cut",
+        "cut exp/asr_pruned --out exp/asr_cut",
     )
-    sub.add_argument("experiment", type=Path, help="pruned to the end: gates frozen")
-    sub.add_argument("--out", type=Path, required=True, help="folder to write")
-    sub.add_argument("--checkpoint", default="latest.pth")
+    _path(sub, "experiment", help="pruned to the end: gates frozen")
+    _path(sub, "--out", required=True, help="folder to write")
+    sub.add_argument("--checkpoint", default="latest.pth", help="default: latest.pth")
     sub.add_argument("--force", action="store_true", help="replace the output folder")
+
     sub = command(
         "verify",
-        verify,
         "check that a cut model computes what the pruned one does",
-        "espnet-l0prune verify exp/asr_pruned exp/asr_cut",
+        "verify exp/asr_pruned exp/asr_cut",
     )
-    sub.add_argument("experiment", type=Path)
-    sub.add_argument("cut", type=Path)
+    _path(sub, "experiment", help="the pruned one")
+    _path(sub, "cut", help="what was cut from it, before fine-tuning")
     sub.add_argument("--checkpoint", default="latest.pth", help="of the experiment")
+
+    sub = command(
+        "bench",
+        "time the encoders of experiments, in turns, on one thread",
+        "bench exp/asr_dense exp/asr_finetuned",
+    )
+    _path(sub, "experiments", nargs="+", help="the first one is what others are beside")
+    sub.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
+    sub.add_argument("--seconds", type=float, default=10.0, help="of audio, at once")
+    sub.add_argument("--rounds", type=int, default=5, help="the figure is the median")
+
     sub = command(
         "export",
-        export,
         "pack a cut or fine-tuned model for the model zoo, with a model card",
-        "espnet-l0prune export plugin exp/asr_finetuned --out model.zip --name me/model",
+        "export plugin exp/asr_finetuned --out model.zip --name me/model",
     )
     sub.add_argument(
         "form",
@@ -111,240 +133,85 @@ def get_parser() -> argparse.ArgumentParser:
         "with zeros where its configuration cannot say what was cut; onnx: onnxruntime "
         "runs encoder and decoder, with ESPnet and this package or without them",
     )
-    sub.add_argument("experiment", type=Path)
-    sub.add_argument("--out", type=Path, required=True, help="the zip to write")
+    _path(sub, "experiment", help="without gates")
+    _path(sub, "--out", FILE, required=True, help="the zip to write")
     sub.add_argument("--checkpoint", help="default: the experiment's average")
-    sub.add_argument("--name", help="of the model in the zoo (default: the zip's name)")
-    sub.add_argument("--license", default="cc-by-4.0", help="as the zoo writes it")
-    sub.add_argument("--language", default="noinfo", help="as the zoo writes it")
-    sub.add_argument("--datasets", nargs="*", default=[], help="that it was trained on")
+    _about_options(sub)
     sub.add_argument("--int8", action="store_true", help="quantize onnx dynamically")
     sub.add_argument("--force", action="store_true", help="replace the zip")
+
+    sub = command(
+        "card",
+        "write the model card alone, as export does",
+        "card exp/asr_finetuned --out README.md --name me/model",
+    )
+    _path(sub, "experiment", help="cut or fine-tuned")
+    _path(sub, "--out", FILE, required=True, help="Markdown to write")
+    sub.add_argument("--checkpoint", help="default: the experiment's average")
+    _about_options(sub)
+    sub.add_argument("--force", action="store_true", help="replace the file")
+
     sub = command(
         "report",
-        report,
         "write a page of pictures and tables on experiments, also while they train",
-        "espnet-l0prune report exp/asr_pruned exp/asr_finetuned --out report",
+        "report exp/asr_pruned exp/asr_finetuned --out report",
     )
-    sub.add_argument(
-        "experiments", type=Path, nargs="+", help="folders, or folders of experiments"
+    _path(sub, "experiments", nargs="+", help="folders, or folders of experiments")
+    _path(sub, "--out", default=Path("report"), help="folder for index.html")
+
+    command(
+        "schema",
+        "print a JSON schema of our options in a configuration, for editors",
+        "schema > l0prune.schema.json",
     )
-    sub.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder for index.html"
+    sub = command(
+        "completion",
+        "print what completes these commands in a shell",
+        "completion bash > ~/.local/share/bash-completion/completions/espnet-l0prune",
     )
+    sub.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     command(
         "enable",
-        enable,
         "register with ESPnet at Python's start (for editable installs)",
-        "espnet-l0prune enable",
+        "enable",
     )
-    command("disable", disable, "undo enable", "espnet-l0prune disable")
+    command("disable", "undo enable", "disable")
     return parser
-
-
-def _import_espnet() -> None:
-    """Import ESPnet without what it and its dependencies print, and torch's warnings
-    about ESPnet."""
-    warnings.simplefilter("ignore", FutureWarning)
-    noise = io.StringIO()
-    with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-        import espnet2.tasks.asr  # noqa: F401
-
-
-def doctor(args: argparse.Namespace) -> int:
-    from espnet_l0prune.doctor import examine, mend_torchaudio
-
-    if args.fix:
-        moved = mend_torchaudio()
-        for path in moved:
-            print(f"moved aside, since it cannot load beside this torch: {path}")
-        if not moved:
-            print("torchaudio needs no mending")
-    checks = examine()
-    for check in checks:
-        print(f"{'ok ' if not check.remedy else 'BAD'} {check.name}: {check.found}")
-        if check.remedy:
-            print(f"    -> {check.remedy}")
-    return int(any(check.remedy for check in checks))
-
-
-def inspect(args: argparse.Namespace) -> int:
-    _import_espnet()
-    from rich.console import Console
-    from rich.table import Table
-
-    from espnet_l0prune.deploy.inspect import inspect_experiment
-    from espnet_l0prune.plugin.experiment import last_of
-
-    checkpoint = args.checkpoint or last_of(args.experiment)
-    found = inspect_experiment(args.experiment, checkpoint)
-    if args.json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
-        return 0
-    table = Table(title=f"{args.experiment}/{checkpoint}")
-    table.add_column("module", no_wrap=True)
-    table.add_column("units left")
-    for column in ("parameters", "share", "MACs", "share"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in found.rows:
-        if not row.params and all(left == size for size, left in row.units.values()):
-            continue  # the width of a stream that was not touched
-        units = ", ".join(
-            f"{kind} {left}" + (f"/{size}" if left != size else "")
-            for kind, (size, left) in row.units.items()
-            if (size, left) != (1, 1)
-        )
-        numbers = (
-            f"{row.params:,}",
-            f"{row.params_share:.1%}",
-            f"{row.macs / 1e6:,.1f} M",
-            f"{row.macs_share:.1%}",
-        )
-        table.add_row(row.module, units, *numbers)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table)
-    for part in ("encoder", "decoder", "model"):
-        print(
-            f"{part}: {found.params[part]:,} parameters, {found.macs[part] / 1e6:,.1f} M "
-            f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
-        )
-    for cost, expected in found.expected_sparsity.items():
-        print(
-            f"sparsity of the {found.scope} in {cost}: expected {expected:.4f}, actual "
-            f"{found.actual_sparsity[cost]:.4f}, reachable "
-            f"{found.reachable_sparsity[cost]:.4f}"
-        )
-    return 0
-
-
-def adopt(args: argparse.Namespace) -> int:
-    _import_espnet()
-    from espnet_l0prune.deploy.adopt import Choice
-    from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
-    from espnet_l0prune.plugin.sites import WORDS
-
-    target = {"params": args.params, "macs": args.macs}
-    target = {cost: value for cost, value in target.items() if value is not None}
-    choice = Choice(
-        target=target or {"params": 0.5},
-        scope=args.scope,
-        units=args.units if args.units in WORDS else args.units.split(","),
-        epochs=(args.epochs, args.finetune_epochs),
-        data=not args.no_data,
-    )
-    adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice)
-    reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
-    print(f"{args.scope}: {adopted.parameters:,} parameters; units reach {reach}")
-    print("Next:")
-    for line in adopted.commands:
-        print(f"  {line}")
-    return 0
-
-
-def cut(args: argparse.Namespace) -> int:
-    _import_espnet()
-    from espnet_l0prune.deploy.cut import cut_experiment
-
-    report = cut_experiment(args.experiment, args.out, args.checkpoint, args.force)
-    before, after = report.model_parameters
-    encoder_before, encoder_after = report.encoder_parameters
-    print(
-        f"{args.out}: encoder {encoder_before:,} -> {encoder_after:,} parameters, model "
-        f"{before:,} -> {after:,}"
-    )
-    for cost, sparsity in report.sparsity.items():
-        target = report.target.get(cost, "none")
-        print(
-            f"sparsity of the {report.scope} in {cost}: {sparsity:.4f} (target {target})"
-        )
-    print(f"masked and cut differ by {report.difference}")
-    return 0
-
-
-def verify(args: argparse.Namespace) -> int:
-    _import_espnet()
-    from espnet_l0prune.deploy.verify import (
-        compare,
-        outputs,
-        require_equal,
-        tolerance_of,
-    )
-    from espnet_l0prune.plugin.experiment import last_of, load_experiment
-    from espnet_l0prune.plugin.workload import sites_of
-
-    masked, _ = load_experiment(args.experiment, args.checkpoint)
-    small, _ = load_experiment(args.cut, last_of(args.cut))
-    difference = compare(outputs(masked), outputs(small))
-    print(f"difference: {difference}")
-    require_equal(difference, tolerance_of(sites_of(masked)))
-    return 0
-
-
-def export(args: argparse.Namespace) -> int:
-    _import_espnet()
-    from espnet_l0prune.deploy.card import About
-    from espnet_l0prune.deploy.export import export as export_model
-    from espnet_l0prune.plugin.experiment import average_of
-
-    about = About(
-        name=args.name or args.out.stem,
-        licence=args.license,
-        language=args.language,
-        datasets=tuple(args.datasets),
-    )
-    checkpoint = args.checkpoint or average_of(args.experiment)
-    line = export_model(
-        args.experiment, checkpoint, args.out, args.form, about, args.force, args.int8
-    )
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:,.1f} MB, {line}")
-    if args.form != "stock":
-        extra = "[onnx]" if args.form == "onnx" else ""
-        print(
-            f"ESPnet needs this package to load it: pip install 'espnet_l0prune{extra}'"
-        )
-    return 0
-
-
-def report(args: argparse.Namespace) -> int:
-    _import_espnet()
-    from espnet_l0prune.report.page import write_report
-
-    page, *pictures = write_report(args.experiments, args.out)
-    print(f"{page}, and {len(pictures)} pictures beside it")
-    return 0
-
-
-def _autoload_file() -> Path:
-    return Path(sysconfig.get_path("purelib")) / "espnet_l0prune.pth"
-
-
-def enable(args: argparse.Namespace) -> int:
-    from espnet_l0prune.autoload import PTH_LINE
-
-    _autoload_file().write_text(PTH_LINE)
-    print(f"enabled: {_autoload_file()}")
-    return 0
-
-
-def disable(args: argparse.Namespace) -> int:
-    _autoload_file().unlink(missing_ok=True)
-    print(
-        f"disabled: {_autoload_file()} is gone; `import espnet_l0prune` still registers"
-    )
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    from espnet_l0prune import commands
+
+    # whatever libraries print is not part of the answer
+    aside = contextlib.redirect_stdout(sys.stderr) if args.json else None
     try:
-        return args.run(args)
+        with aside or contextlib.nullcontext():
+            answer = getattr(commands, args.command)(args)
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if args.debug:
             raise
         print(f"espnet-l0prune {args.command}: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
+    if args.json:
+        print(json.dumps(answer.data, indent=1, default=str))
+    else:
+        _show(answer.shown)
+    return answer.code
+
+
+def _show(parts: list[object]) -> None:
+    """Print lines as they are, and tables by rich; wide where it is no terminal."""
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+            continue
+        from rich.console import Console
+
+        console = Console()
+        (console if console.is_terminal else Console(width=140)).print(part)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+RATE = 16_000  # samples a second
+
 
 @torch.no_grad()
 def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> int:
@@ -51,7 +53,7 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     return lambda encoder: encoder(*args, **kwargs)
 
 
-def encoder_macs(model: nn.Module, seconds: float, rate: int = 16_000) -> int:
+def encoder_macs(model: nn.Module, seconds: float, rate: int = RATE) -> int:
     """Multiply-accumulates of the encoder for one utterance; see `count_macs`.
 
     Args:

@@ -9,7 +9,8 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import COSTS
-from espnet_l0prune.deploy.inspect import Inspection, build_dense
+from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
+from espnet_l0prune.plugin.experiment import load_experiment, task_name
 from espnet_l0prune.plugin.workload import Workload, make_budget
 
 USE = {
@@ -18,6 +19,7 @@ USE = {
     "s2t": ("s2t_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
     "st": ("st_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
 }
+PLUGIN_PACKAGES = " espnet_l0prune"
 PAPER = """\
 ```bibtex
 @inproceedings{jiang23_interspeech,
@@ -51,6 +53,25 @@ class About:
     licence: str = "cc-by-4.0"
     language: str = "noinfo"
     datasets: tuple[str, ...] = ()
+
+
+def card_of(experiment: Path, checkpoint: str, about: About) -> str:
+    """The card that an experiment has when it is exported as a plugin model.
+
+    Raises:
+        ValueError: files that are missing or damaged
+    """
+    model, args = load_experiment(experiment, checkpoint)
+    results = experiment / "RESULTS.md"
+    return write_card(
+        about,
+        task_name(args),
+        PLUGIN_PACKAGES,
+        args,
+        inspect_model(model, args),
+        results if results.exists() else None,
+        {},
+    )
 
 
 def write_card(

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
-from espnet_l0prune.deploy.card import About, write_card
+from espnet_l0prune.deploy.card import PLUGIN_PACKAGES, About, write_card
 from espnet_l0prune.deploy.inspect import inspect_model
 from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
 from espnet_l0prune.deploy.onnx import difference, write_onnx
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
-from espnet_l0prune.plugin.experiment import load_experiment, load_model, task_of
+from espnet_l0prune.plugin.experiment import load_experiment, load_model, task_name
 from espnet_l0prune.plugin.workload import sites_of
 
 TEACHER = ("teacher_config", "teacher_model_file")
@@ -60,7 +60,7 @@ class Form:
 def plugin_form(model: nn.Module, args: argparse.Namespace) -> Form:
     """As small as it was cut."""
     verify = _same_as(model, TOLERANCE)
-    return Form(model.state_dict(), args, verify, packages=" espnet_l0prune")
+    return Form(model.state_dict(), args, verify, packages=PLUGIN_PACKAGES)
 
 
 def stock_form(model: nn.Module, args: argparse.Namespace) -> Form:
@@ -165,7 +165,7 @@ def export(
         torch.save(packed.state, folder / "model.pth")
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
         extras += _copy_results(experiment, folder)
-        task = task_of(args).__module__.rpartition(".")[2]
+        task = task_name(args)
         results = folder / "RESULTS.md"
         card = write_card(
             about,

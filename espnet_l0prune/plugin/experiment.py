@@ -73,16 +73,19 @@ def load_weights(model: nn.Module, model_file: str | Path) -> None:
         ) from e
 
 
-def task_of(args: argparse.Namespace) -> type:
-    """ESPnet's task that a configuration is of, which it does not name: asr, s2t, slu
-    or st."""
-    name = "asr"
+def task_name(args: argparse.Namespace) -> str:
+    """ESPnet's short name of the task that a configuration is of, which it does not say:
+    asr, s2t, slu or st."""
     if getattr(args, "preprocessor", None) == "s2t":
-        name = "s2t"
-    elif hasattr(args, "transcript_token_list"):
-        name = "slu"
-    elif hasattr(args, "src_token_list"):
-        name = "st"
+        return "s2t"
+    if hasattr(args, "transcript_token_list"):
+        return "slu"
+    return "st" if hasattr(args, "src_token_list") else "asr"
+
+
+def task_of(args: argparse.Namespace) -> type:
+    """ESPnet's task that a configuration is of."""
+    name = task_name(args)
     # not above: the model classes that ESPnet's tasks register import this module
     return getattr(importlib.import_module(f"espnet2.tasks.{name}"), TASKS[name])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from espnet_l0prune import doctor
 from espnet_l0prune.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_sound_installation(capsys):

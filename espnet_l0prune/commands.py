@@ -1,0 +1,326 @@
+"""What each command does: arguments in, an answer out.
+
+torch and ESPnet take seconds to import, and may be what `doctor` is asked to mend: each
+function imports what it needs.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Answer:
+    """What a command found or did.
+
+    Attributes:
+        data: for machines: what `--json` prints
+        shown: for people: lines, or rich's tables
+        code: the exit code
+    """
+
+    data: object
+    shown: list[object] = field(default_factory=list)
+    code: int = 0
+
+
+@contextlib.contextmanager
+def _busy(text: str) -> Iterator[None]:
+    """Say what takes its time, on a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{text} ..."):
+        yield
+
+
+def _import_espnet() -> None:
+    """Import ESPnet without what it and its dependencies print, and torch's warnings
+    about ESPnet."""
+    warnings.simplefilter("ignore", FutureWarning)
+    noise = io.StringIO()
+    with (
+        _busy("importing ESPnet"),
+        contextlib.redirect_stdout(noise),
+        contextlib.redirect_stderr(noise),
+    ):
+        import espnet2.tasks.asr  # noqa: F401
+
+
+def doctor(args: argparse.Namespace) -> Answer:
+    from espnet_l0prune.doctor import examine, mend_torchaudio
+
+    moved = mend_torchaudio() if args.fix else []
+    lines = [
+        f"moved aside, since it cannot load beside this torch: {path}" for path in moved
+    ]
+    if args.fix and not moved:
+        lines.append("torchaudio needs no mending")
+    with _busy("looking"):
+        checks = examine()
+    for check in checks:
+        verdict = "BAD" if check.remedy else "ok "
+        lines.append(f"{verdict} {check.name}: {check.found}")
+        if check.remedy:
+            lines.append(f"    -> {check.remedy}")
+    return Answer(
+        {"checks": [dataclasses.asdict(check) for check in checks], "moved": moved},
+        lines,
+        int(any(check.remedy for check in checks)),
+    )
+
+
+def inspect(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from rich.table import Table
+
+    from espnet_l0prune.deploy.inspect import inspect_experiment
+    from espnet_l0prune.plugin.experiment import last_of
+
+    checkpoint = args.checkpoint or last_of(args.experiment)
+    with _busy(f"counting {args.experiment}"):
+        found = inspect_experiment(args.experiment, checkpoint)
+    table = Table(title=f"{args.experiment}/{checkpoint}")
+    table.add_column("module", no_wrap=True)
+    table.add_column("units left")
+    for column in ("parameters", "share", "MACs", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        if not row.params and all(left == size for size, left in row.units.values()):
+            continue  # the width of a stream that was not touched
+        units = ", ".join(
+            f"{kind} {left}" + (f"/{size}" if left != size else "")
+            for kind, (size, left) in row.units.items()
+            if (size, left) != (1, 1)
+        )
+        numbers = (
+            f"{row.params:,}",
+            f"{row.params_share:.1%}",
+            f"{row.macs / 1e6:,.1f} M",
+            f"{row.macs_share:.1%}",
+        )
+        table.add_row(row.module, units, *numbers)
+    lines = [
+        f"{part}: {found.params[part]:,} parameters, {found.macs[part] / 1e6:,.1f} M "
+        f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
+        for part in ("encoder", "decoder", "model")
+    ]
+    lines += [
+        f"sparsity of the {found.scope} in {cost}: expected {expected:.4f}, actual "
+        f"{found.actual_sparsity[cost]:.4f}, reachable "
+        f"{found.reachable_sparsity[cost]:.4f}"
+        for cost, expected in found.expected_sparsity.items()
+    ]
+    return Answer(dataclasses.asdict(found), [table, *lines])
+
+
+def adopt(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from espnet_l0prune.deploy.adopt import Choice
+    from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
+    from espnet_l0prune.plugin.sites import WORDS
+
+    target = {"params": args.params, "macs": args.macs}
+    target = {cost: value for cost, value in target.items() if value is not None}
+    choice = Choice(
+        target=target or {"params": 0.5},
+        scope=args.scope,
+        units=args.units if args.units in WORDS else args.units.split(","),
+        epochs=(args.epochs, args.finetune_epochs),
+        data=not args.no_data,
+    )
+    with _busy(f"counting {args.source}"):
+        adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice)
+    reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
+    return Answer(
+        dataclasses.asdict(adopted),
+        [
+            f"{args.scope}: {adopted.parameters:,} parameters; units reach {reach}",
+            "Next:",
+            *(f"  {line}" for line in adopted.commands),
+        ],
+    )
+
+
+def cut(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from espnet_l0prune.deploy.cut import cut_experiment
+
+    with _busy(f"cutting {args.experiment}, and comparing"):
+        report = cut_experiment(args.experiment, args.out, args.checkpoint, args.force)
+    before, after = report.model_parameters
+    encoder_before, encoder_after = report.encoder_parameters
+    lines = [
+        f"{args.out}: encoder {encoder_before:,} -> {encoder_after:,} parameters, model "
+        f"{before:,} -> {after:,}"
+    ]
+    for cost, sparsity in report.sparsity.items():
+        target = report.target.get(cost, "none")
+        lines.append(
+            f"sparsity of the {report.scope} in {cost}: {sparsity:.4f} (target {target})"
+        )
+    lines.append(f"masked and cut differ by {report.difference}")
+    return Answer({"out": args.out, **dataclasses.asdict(report)}, lines)
+
+
+def verify(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from espnet_l0prune.deploy.verify import (
+        compare,
+        outputs,
+        require_equal,
+        tolerance_of,
+    )
+    from espnet_l0prune.plugin.experiment import last_of, load_experiment
+    from espnet_l0prune.plugin.workload import sites_of
+
+    with _busy("comparing"):
+        masked, _ = load_experiment(args.experiment, args.checkpoint)
+        small, _ = load_experiment(args.cut, last_of(args.cut))
+        difference = compare(outputs(masked), outputs(small))
+    require_equal(difference, tolerance_of(sites_of(masked)))
+    return Answer(dataclasses.asdict(difference), [f"difference: {difference}"])
+
+
+def bench(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    import torch
+    from rich.table import Table
+
+    from espnet_l0prune.core.budget import count_parameters
+    from espnet_l0prune.deploy.bench import RATE, encoder_macs, real_time_factors
+    from espnet_l0prune.plugin.experiment import last_of, load_experiment
+
+    models = {
+        str(folder): load_experiment(folder, args.checkpoint or last_of(folder))[0]
+        for folder in args.experiments
+    }
+    noise = 0.1 * torch.randn(int(args.seconds * RATE))
+    with _busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread"):
+        factors = real_time_factors(models, [noise], RATE, args.rounds)
+    rows = [
+        {
+            "experiment": name,
+            "encoder_parameters": count_parameters(model.encoder),
+            "macs": encoder_macs(model, args.seconds),
+            "rtf": factors[name],
+            "speed_up": factors[next(iter(models))] / factors[name],
+        }
+        for name, model in models.items()
+    ]
+    table = Table(title=f"encoders, {args.seconds:g} s of audio, one thread")
+    table.add_column("experiment")
+    for column in ("parameters", "MACs", "RTF", "speed-up"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["experiment"],
+            f"{row['encoder_parameters']:,}",
+            f"{row['macs'] / 1e6:,.1f} M",
+            f"{row['rtf']:.4f}",
+            f"{row['speed_up']:.2f}x",
+        )
+    return Answer({"seconds": args.seconds, "rows": rows}, [table])
+
+
+def export(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from espnet_l0prune.deploy.export import export as export_model
+    from espnet_l0prune.plugin.experiment import average_of
+
+    checkpoint = args.checkpoint or average_of(args.experiment)
+    about = _about(args, args.out.stem)
+    with _busy(f"packing {args.experiment}, and comparing"):
+        line = export_model(
+            args.experiment, checkpoint, args.out, args.form, about, args.force, args.int8
+        )
+    size = args.out.stat().st_size
+    lines = [f"{args.out}: {size / 1e6:,.1f} MB, {line}"]
+    if args.form != "stock":
+        extra = "[onnx]" if args.form == "onnx" else ""
+        lines.append(
+            f"ESPnet needs this package to load it: pip install 'espnet_l0prune{extra}'"
+        )
+    return Answer({"out": args.out, "bytes": size, "verified": line}, lines)
+
+
+def _about(args: argparse.Namespace, name: str):
+    from espnet_l0prune.deploy.card import About
+
+    return About(
+        name=args.name or name,
+        licence=args.license,
+        language=args.language,
+        datasets=tuple(args.datasets),
+    )
+
+
+def card(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from espnet_l0prune.deploy.card import card_of
+    from espnet_l0prune.plugin.experiment import average_of
+
+    if args.out.exists() and not args.force:
+        raise ValueError(f"{args.out} exists; choose another --out, or give --force")
+    checkpoint = args.checkpoint or average_of(args.experiment)
+    with _busy(f"counting {args.experiment}"):
+        text = card_of(
+            args.experiment, checkpoint, _about(args, args.experiment.resolve().name)
+        )
+    args.out.write_text(text, "utf-8")
+    return Answer({"out": args.out}, [f"{args.out}: {len(text.splitlines())} lines"])
+
+
+def report(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    from espnet_l0prune.report.page import write_report
+
+    with _busy("reading and drawing"):
+        page, *pictures = write_report(args.experiments, args.out)
+    return Answer(
+        {"page": page, "pictures": pictures},
+        [f"{page}, and {len(pictures)} pictures beside it"],
+    )
+
+
+def schema(args: argparse.Namespace) -> Answer:
+    _import_espnet()
+    import json
+
+    from espnet_l0prune.plugin.schema import schema as options
+
+    found = options()
+    return Answer(found, [json.dumps(found, indent=1)])
+
+
+def completion(args: argparse.Namespace) -> Answer:
+    import shtab
+
+    from espnet_l0prune.cli import get_parser
+
+    text = shtab.complete(get_parser(), args.shell)
+    return Answer({"shell": args.shell, "script": text}, [text])
+
+
+def _autoload_file() -> Path:
+    return Path(sysconfig.get_path("purelib")) / "espnet_l0prune.pth"
+
+
+def enable(args: argparse.Namespace) -> Answer:
+    from espnet_l0prune.autoload import PTH_LINE
+
+    file = _autoload_file()
+    file.write_text(PTH_LINE)
+    return Answer({"enabled": file}, [f"enabled: {file}"])
+
+
+def disable(args: argparse.Namespace) -> Answer:
+    file = _autoload_file()
+    file.unlink(missing_ok=True)
+    line = f"disabled: {file} is gone; `import espnet_l0prune` still registers"
+    return Answer({"disabled": file}, [line])

@@ -1,0 +1,115 @@
+"""Our options in a training configuration as a JSON schema, for editors.
+
+Types and defaults are those of the signatures, texts those of the docstrings.
+"""
+
+import collections.abc
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping
+
+from espnet_l0prune.core.constraints import CONSTRAINTS
+from espnet_l0prune.core.gates import GATES
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.schedules import SCHEDULERS
+from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
+from espnet_l0prune.plugin.workload import Workload
+
+PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def schema() -> dict:
+    """Of all options that this package adds; ESPnet's own are let through."""
+    network, model = options(L0Network), options(L0Distilled)
+    network["gate"]["enum"] = [*GATES]
+    network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
+    decoder = {k: v for k, v in network.items() if k != "random_features"}
+    constraint, schedule = {}, options(Workload)
+    for known, into in ((CONSTRAINTS, constraint), (SCHEDULERS, schedule)):
+        for each in known.values():
+            into |= {k: into.get(k, v) for k, v in options(each).items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ESPnet's training configuration with espnet_l0prune",
+        "type": "object",
+        "properties": {
+            "encoder": {"examples": [*ENCODERS]},
+            "encoder_conf": {"type": "object", "properties": network},
+            "decoder": {"examples": [*DECODERS]},
+            "decoder_conf": {"type": "object", "properties": decoder},
+            "model": {"examples": ["l0_distill"]},
+            "model_conf": {"type": "object", "properties": model},
+            "optim": {"examples": ["l0_adamw"]},
+            "optim_conf": {"type": "object", "properties": options(L0AdamW)},
+            "sparsity_scheduler": {"enum": [*SCHEDULERS, None]},
+            "sparsity_scheduler_conf": closed(schedule),
+            "sparsity_constraint": {"enum": [*CONSTRAINTS, None]},
+            "sparsity_constraint_conf": closed(constraint),
+        },
+    }
+
+
+def closed(properties: Mapping[str, dict]) -> dict:
+    """A mapping of which all options are ours."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "additionalProperties": False,
+    }
+
+
+def options(cls: type) -> dict[str, dict]:
+    """A class's own options: type, default, text. Of a class that is mixed with one of
+    ESPnet's, these are the keyword-only ones."""
+    found, texts = {}, docstring_of(cls)
+    hints = typing.get_type_hints(cls.__init__)
+    own = [
+        p for p in inspect.signature(cls.__init__).parameters.values() if p.name in hints
+    ]
+    mixed = [p for p in own if p.kind == p.KEYWORD_ONLY]
+    for parameter in mixed or own:
+        name = parameter.name
+        if parameter.kind == parameter.VAR_KEYWORD or name == "params":
+            continue
+        found[name] = type_of(hints[name])
+        if parameter.default is not parameter.empty:
+            found[name]["default"] = parameter.default
+        if name in texts:
+            found[name]["description"] = texts[name]
+    return found
+
+
+def type_of(hint: object) -> dict:
+    """A type hint in JSON schema's terms; nothing is asked of what has none."""
+    if hint in PLAIN:
+        return {"type": PLAIN[hint]}
+    if hint is type(None):
+        return {"type": "null"}
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [type_of(part) for part in inside]}
+    if origin is not None and issubclass(origin, collections.abc.Mapping):
+        values = type_of(inside[1]) if inside else {}
+        return {"type": "object", "additionalProperties": values}
+    if origin is tuple or (
+        origin is not None and issubclass(origin, collections.abc.Iterable)
+    ):
+        return {"type": "array", "items": type_of(inside[0]) if inside else {}}
+    return {}
+
+
+def docstring_of(cls: type) -> dict[str, str]:
+    """The texts of the arguments in the docstrings of a class and its bases, by name."""
+    texts: dict[str, str] = {}
+    docs = [inspect.cleandoc(base.__doc__ or "") for base in reversed(cls.__mro__)]
+    for line in "\n".join(docs).splitlines():
+        named = re.match(r"    (\w[\w, ]*): (.*)", line)
+        if named:
+            names = named[1].split(", ")
+            texts |= dict.fromkeys(names, named[2])
+        elif texts and line.startswith("        "):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return texts

@@ -1,0 +1,173 @@
+"""The command line: what machines and people get, and how mistakes end."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from builders import save_experiment
+
+from espnet_l0prune import commands
+from espnet_l0prune.cli import get_parser, main
+
+HEARD = {"frontend": "default", "input_size": None}
+NAMES = [
+    "doctor", "inspect", "adopt", "cut", "verify", "bench", "export", "card", "report",
+    "schema", "completion", "enable", "disable",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exp") / "asr_dense"
+    save_experiment(folder, **HEARD)
+    return folder
+
+
+def subparsers() -> dict:
+    (action,) = (a for a in get_parser()._actions if a.dest == "command")
+    return action.choices
+
+
+def test_each_command_has_an_example_and_a_function():
+    assert [*subparsers()] == NAMES
+    for name, parser in subparsers().items():
+        assert callable(getattr(commands, name))
+        words = parser.epilog.removeprefix("example: espnet-l0prune ").split(" > ")[0]
+        args = get_parser().parse_args(words.split())
+        assert args.command == name
+        for action in parser._actions:
+            assert action.help or action.choices, f"{name} {action.dest}"
+
+
+def test_help_and_errors_at_the_prompt():
+    command = [sys.executable, "-m", "espnet_l0prune"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"    {name} " in done.stdout for name in NAMES)
+    assert "0 done; 1 something to mend" in done.stdout
+    done = subprocess.run([*command, "cut"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the following arguments are required" in done.stderr
+
+
+def test_json_is_clean_whatever_is_printed(dense):
+    """In a process of its own: ESPnet prints at import."""
+    command = [sys.executable, "-m", "espnet_l0prune", "inspect", str(dense), "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "NLTK_DATA": "/none"}
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["params"]["model"] == sum(row["params"] for row in found["rows"])
+
+
+def test_json_of_every_command(dense, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "_autoload_file", lambda: tmp_path / "a.pth")
+    zipped, card = str(tmp_path / "m.zip"), str(tmp_path / "README.md")
+    asked = {
+        "bench": ([dense, "--seconds", "1", "--rounds", "1"], "rows"),
+        "adopt": ([dense, "--out", tmp_path / "l0", "--no_data"], "commands"),
+        "export": (["plugin", dense, "--out", zipped], "bytes"),
+        "card": ([dense, "--out", card], "out"),
+        "report": ([dense, "--out", tmp_path / "page"], "page"),
+        "schema": ([], "properties"),
+        "completion": (["bash"], "script"),
+        "enable": ([], "enabled"),
+        "disable": ([], "disabled"),
+    }
+    for name, (words, key) in asked.items():
+        assert main([name, *map(str, words), "--json"]) == 0, name
+        assert json.loads(capsys.readouterr().out)[key], name
+
+
+def test_bench_and_card_for_people(dense, tmp_path, capsys):
+    words = ["bench", str(dense), str(dense.parent / "asr_dense"), "--rounds", "1"]
+    assert main([*words, "--seconds", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "1.00x" in out
+    assert "0.5 s of audio" in out
+    card = tmp_path / "README.md"
+    assert main(["card", str(dense), "--out", str(card), "--name", "me/it"]) == 0
+    assert "# me/it" in card.read_text()
+    assert "Dense beside pruned" in card.read_text()
+    assert main(["card", str(dense), "--out", str(card)]) == 1
+    assert "exists; choose another --out, or give --force" in capsys.readouterr().err
+
+
+def test_a_mistake_has_a_message_and_debug_the_stack(tmp_path, capsys):
+    words = ["inspect", str(tmp_path / "none")]
+    assert main(words) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("espnet-l0prune inspect: ")
+    assert "Traceback" not in message
+    with pytest.raises(ValueError, match="none"):
+        main(["--debug", *words])
+
+
+def test_an_interrupted_command(monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "disable", interrupted)
+    assert main(["disable"]) == 130
+
+
+def test_bash_completes_commands_and_folders(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp.txt").write_text("")
+
+    def complete(*words: str) -> list[str]:
+        line = (
+            f"source {script}; COMP_WORDS=(espnet-l0prune {' '.join(words)}); "
+            f"COMP_CWORD={len(words)}; _shtab_espnet_l0prune; "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    assert complete("ins") == ["inspect"]
+    assert complete("inspect", "ex") == ["exp"]
+    assert complete("export", "pl") == ["plugin"]
+
+
+def test_schema_knows_options_and_misspelt_ones(capsys):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    folder = os.path.join(os.path.dirname(__file__), "../../egs/librispeech")
+    configurations = [
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(".yaml") and ("prune" in name or "finetune" in name)
+    ]
+    assert len(configurations) > 4
+    for path in configurations:
+        with open(path, encoding="utf-8") as file:
+            assert not [*validator.iter_errors(yaml.safe_load(file))], path
+    for wrong in (
+        {"sparsity_scheduler_conf": {"warmup": 1}},
+        {"sparsity_constraint": "lagrange"},
+        {"encoder_conf": {"open_probability": "high"}},
+        {"model_conf": {"temperature": [1]}},
+    ):
+        assert [*validator.iter_errors(wrong)], wrong
+
+
+def test_schema_has_every_option_with_its_text(capsys):
+    assert main(["schema"]) == 0
+    found = json.loads(capsys.readouterr().out)["properties"]
+    for part in ("encoder", "model", "optim", "sparsity_scheduler"):
+        for name, option in found[f"{part}_conf"]["properties"].items():
+            assert option.get("description"), f"{part}_conf: {name}"
+    assert found["encoder_conf"]["properties"]["open_probability"]["default"] == 0.99
