@@ -1,4 +1,4 @@
-.PHONY: demo test env lint clean
+.PHONY: demo test env lint docs clean
 
 # Everything on synthetic speech: train, prune, cut, fine-tune, pack, decode, score
 demo: env
@@ -18,6 +18,9 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/shellcheck egs/librispeech/run.sh egs/librispeech/asr1/*.sh tools/install.sh .ci/run
 
+docs: env
+	.venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
+
 clean:
 	rm -rf .venv build *.egg-info egs/librispeech/data egs/librispeech/exp \
-	    egs/librispeech/downloads
+	    egs/librispeech/downloads docs/_build docs/_generated

@@ -54,6 +54,7 @@ setup(
         "onnx": ["onnx", "onnxruntime", "onnxscript", "torch>=2.9"],
         # espnetez imports six, and ESPnet does not ask for it
         "ez": ["six"],
+        "docs": ["furo", "myst-parser", "sphinx"],
         "test": [
             "cooper-optim",
             "hypothesis",

@@ -59,6 +59,7 @@ SCHEDULE = {"warmup_steps": 50, "ramp_steps": 600, "hold_steps": 350}
 SINGLE = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 RANKED = {"encoder_conf": {"units": SINGLE}}
 BLOCKS = {"encoder_conf": {"units": ["blocks"]}}
+FAST = {"optim_conf": {"lr": 0.002}}
 HIDDEN_ONLY = {
     "task_weight": 0.0,
     "att_kl_weight": 0.0,
@@ -393,7 +394,9 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 
 METHODS: dict[str, Method] = {
     "l0": Gates(),
-    "l0_lr": Gates({"optim_conf": {"lr": 0.002}}, finetune={"optim_conf": {"lr": 0.002}}),
+    # the weights at the rate of the dense training; and with a longer fine-tuning
+    "l0_lr": Gates(FAST, finetune=FAST),
+    "l0_lr_long": Gates(FAST, finetune={**FAST, "max_epoch": 14}),
     "l0_ranked_units": Gates(RANKED),  # those of the methods below
     "l0_blockwise": Gates({"model_conf": {"layer_input": "teacher"}}),
     **{name: one_shot(name) for name in IMPORTANCES if name != "depth"},

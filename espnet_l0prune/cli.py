@@ -21,12 +21,14 @@ def _path(parser: argparse.ArgumentParser, name: str, complete=FOLDER, **more) -
     parser.add_argument(name, type=Path, **more).complete = complete
 
 
-def _about_options(parser: argparse.ArgumentParser) -> None:
-    """What only the author of a model knows."""
+def _card_options(parser: argparse.ArgumentParser) -> None:
+    """Of what has a model card: what only the author of a model knows, among others."""
+    parser.add_argument("--checkpoint", help="default: the experiment's average")
     parser.add_argument("--name", help="of the model in the zoo")
     parser.add_argument("--license", default="cc-by-4.0", help="as the zoo writes it")
     parser.add_argument("--language", default="noinfo", help="as the zoo writes it")
     parser.add_argument("--datasets", nargs="*", default=[], help="it was trained on")
+    parser.add_argument("--force", action="store_true", help="replace the output")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -135,10 +137,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     _path(sub, "experiment", help="without gates")
     _path(sub, "--out", FILE, required=True, help="the zip to write")
-    sub.add_argument("--checkpoint", help="default: the experiment's average")
-    _about_options(sub)
+    _card_options(sub)
     sub.add_argument("--int8", action="store_true", help="quantize onnx dynamically")
-    sub.add_argument("--force", action="store_true", help="replace the zip")
 
     sub = command(
         "card",
@@ -147,9 +147,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     _path(sub, "experiment", help="cut or fine-tuned")
     _path(sub, "--out", FILE, required=True, help="Markdown to write")
-    sub.add_argument("--checkpoint", help="default: the experiment's average")
-    _about_options(sub)
-    sub.add_argument("--force", action="store_true", help="replace the file")
+    _card_options(sub)
 
     sub = command(
         "report",

@@ -189,25 +189,30 @@ def verify(args: argparse.Namespace) -> Answer:
 
 def bench(args: argparse.Namespace) -> Answer:
     _import_espnet()
-    import torch
     from rich.table import Table
 
     from espnet_l0prune.core.budget import count_parameters
-    from espnet_l0prune.deploy.bench import RATE, encoder_macs, real_time_factors
+    from espnet_l0prune.deploy.bench import encoder_macs, noise, real_time_factors
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
+    from espnet_l0prune.plugin.register import make_workload
 
-    models = {
-        str(folder): load_experiment(folder, args.checkpoint or last_of(folder))[0]
-        for folder in args.experiments
-    }
-    noise = 0.1 * torch.randn(int(args.seconds * RATE))
+    if args.rounds < 1 or args.seconds <= 0:
+        raise ValueError(
+            f"--rounds is {args.rounds}, --seconds is {args.seconds}; expected at least "
+            "one round, and some audio"
+        )
+    models, fs = {}, None
+    for folder in args.experiments:
+        model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
+        models[str(folder)], fs = model, fs or make_workload(conf).fs
+    speech, rate = noise(next(iter(models.values())), args.seconds, fs)
     with _busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread"):
-        factors = real_time_factors(models, [noise], RATE, args.rounds)
+        factors = real_time_factors(models, [speech], rate, args.rounds)
     rows = [
         {
             "experiment": name,
             "encoder_parameters": count_parameters(model.encoder),
-            "macs": encoder_macs(model, args.seconds),
+            "macs": encoder_macs(model, args.seconds, fs),
             "rtf": factors[name],
             "speed_up": factors[next(iter(models))] / factors[name],
         }

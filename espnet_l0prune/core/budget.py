@@ -2,7 +2,7 @@
 
 Every tensor of a network is a term: a cost with all units open, times one factor for
 each group of units that it shrinks with. Gates are independent, so the expectation of
-a product over different gates is the product of the expectations:
+a product over different gates is the product of the expectations::
 
     mean   (1/n) sum_u p_u: a dimension of the tensor belongs to the units
     both   (1/n) sum_u p_u q_u: to the units that two gates leave open

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from espnet_l0prune.plugin.workload import FRAMES_A_SECOND
+
 RATE = 16_000  # samples a second
 
 
@@ -39,7 +41,7 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
 
     Args:
         model: ESPnet's ASR model
-        speech: (samples,)
+        speech: (samples,), or (frames, size) of a model that is fed with features
     """
     found = []
     hook = model.encoder.register_forward_pre_hook(
@@ -53,16 +55,28 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     return lambda encoder: encoder(*args, **kwargs)
 
 
-def encoder_macs(model: nn.Module, seconds: float, rate: int = RATE) -> int:
-    """Multiply-accumulates of the encoder for one utterance; see `count_macs`.
+def noise(model: nn.Module, seconds: float, rate: int = RATE) -> tuple[Tensor, int]:
+    """What a model can be timed with: samples, or frames where it is fed with features;
+    and how many of them are a second.
 
     Args:
         model: ESPnet's ASR model
         seconds: length of the audio
         rate: samples a second
     """
-    call = encoder_call(model, torch.zeros(int(seconds * rate)))
-    return count_macs(model.encoder, call)
+    if model.frontend is None:
+        size = model.encoder.input_size
+        frames = torch.randn(int(seconds * FRAMES_A_SECOND), size)
+        return frames, FRAMES_A_SECOND
+    return 0.1 * torch.randn(int(seconds * rate)), rate
+
+
+def encoder_macs(model: nn.Module, seconds: float, rate: int = RATE) -> int:
+    """Multiply-accumulates of the encoder for one utterance; see `count_macs`, and
+    `noise` for the arguments."""
+    with torch.random.fork_rng():
+        speech, _ = noise(model, seconds, rate)
+    return count_macs(model.encoder, encoder_call(model, speech))
 
 
 @torch.no_grad()
@@ -75,8 +89,8 @@ def real_time_factors(
 
     Args:
         models: by name
-        waves: utterances, (samples,) each
-        rate: samples a second
+        waves: utterances, (samples,) or (frames, size) each
+        rate: samples or frames a second
         rounds: how often each model encodes all utterances
     """
     seconds = sum(len(wave) for wave in waves) / rate

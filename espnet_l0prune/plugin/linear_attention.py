@@ -1,9 +1,9 @@
 """Attention whose time and memory grow with the length, not with its square.
 
 FAVOR+ (Choromanski et al. 2021, arXiv 2009.14794; in Conformers, arXiv 2011.04196). With
-x' = x / d^(1/4) and random w ~ N(0, I), in orthogonal sets,
+x' = x / d^(1/4) and random w ~ N(0, I), in orthogonal sets::
 
-    phi(x) = exp(w^T x' - |x'|^2 / 2),  E phi(q) phi(k) = exp(q^T k / sqrt(d))
+    phi(x) = exp(w^T x' - ||x'||^2 / 2),  E phi(q) phi(k) = exp(q^T k / sqrt(d))
 
 so that phi(Q) (phi(K)^T V), each row divided by that of phi(Q) (phi(K)^T 1), estimates
 the softmax attention.

@@ -89,6 +89,8 @@ def test_bench_and_card_for_people(dense, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1.00x" in out
     assert "0.5 s of audio" in out
+    assert main(["bench", str(dense), "--rounds", "0"]) == 1
+    assert "expected at least one round" in capsys.readouterr().err
     card = tmp_path / "README.md"
     assert main(["card", str(dense), "--out", str(card), "--name", "me/it"]) == 0
     assert "# me/it" in card.read_text()

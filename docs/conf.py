@@ -1,0 +1,82 @@
+"""Sphinx: pages in Markdown, a reference from docstrings and option schemas."""
+
+import importlib
+from pathlib import Path
+
+import espnet2.tasks.asr  # noqa: F401 (registers)
+
+from espnet_l0prune import __version__
+from espnet_l0prune.cli import get_parser
+from espnet_l0prune.plugin.schema import schema
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "_generated"
+MODULES = {
+    "core": (
+        "gates", "hooks", "sites", "budget", "schedules", "constraints", "controller",
+        "distillation", "optim", "replacements", "batch_norm",
+    ),
+    "plugin": (
+        "network", "model", "workload", "sites", "teacher", "trainer", "experiment",
+        "linear_attention", "low_rank", "onnx", "register",
+    ),
+    "deploy": (
+        "cut", "verify", "inspect", "bench", "adopt", "export", "stock", "onnx",
+        "archive", "card",
+    ),
+    "compare": ("importance", "one_shot", "parp", "svd"),
+    "report": ("history", "results", "run", "curves", "page"),
+}  # fmt: skip
+
+project, release = "espnet_l0prune", __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "espnet_l0prune"
+exclude_patterns = ["_build"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_use_ivar = True
+
+
+def write_options() -> None:
+    """A table for each part of a configuration that has options of ours."""
+    lines = ["# Options", "", "Of a training configuration, beside ESPnet's own.", ""]
+    for part, found in schema()["properties"].items():
+        if "properties" not in found:
+            continue
+        lines += [f"## `{part}`", "", "| option | default | |", "|---|---|---|"]
+        for name, option in found["properties"].items():
+            default = option.get("default", "none")
+            text = option.get("description", "").replace("|", "\\|")
+            lines.append(f"| `{name}` | `{default}` | {text} |")
+        lines.append("")
+    (GENERATED / "options.md").write_text("\n".join(lines), "utf-8")
+
+
+def write_commands() -> None:
+    """The help of each command."""
+    (action,) = (a for a in get_parser()._actions if a.dest == "command")
+    lines = ["# Commands", ""]
+    for name, parser in action.choices.items():
+        parser.prog = f"espnet-l0prune {name}"
+        lines += [f"## `{name}`", "", "```text", parser.format_help().rstrip(), "```", ""]
+    (GENERATED / "commands.md").write_text("\n".join(lines), "utf-8")
+
+
+def write_modules() -> None:
+    """A page for each layer of the package."""
+    for layer, names in MODULES.items():
+        package = f"espnet_l0prune.{layer}"
+        lines = [f"# `{package}`", "", importlib.import_module(package).__doc__ or "", ""]
+        for name in names:
+            lines += [f"## `{name}`", "", "```{eval-rst}"]
+            lines += [f".. automodule:: {package}.{name}", "   :members:", "```", ""]
+        (GENERATED / f"{layer}.md").write_text("\n".join(lines), "utf-8")
+
+
+GENERATED.mkdir(exist_ok=True)
+write_options()
+write_commands()
+write_modules()

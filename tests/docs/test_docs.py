@@ -1,0 +1,105 @@
+"""The pages build without a warning, and every command in them runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from espnet2.bin.asr_inference import Speech2Text
+from espnet2.tasks.asr import ASRTask
+from espnet_model_zoo.downloader import ModelDownloader
+from runs import make_data, run
+
+from espnet_l0prune.cli import main
+
+DOCS = Path(__file__).parents[2] / "docs"
+# of plain ESPnet's, as a reader has it
+DENSE = {
+    "encoder": "conformer",
+    "frontend": None,
+    "model": "espnet",
+    "optim": "adam",
+    "optim_conf": {"lr": 2e-3},
+    "sparsity_scheduler": None,
+    "sparsity_scheduler_conf": {},
+    "sparsity_constraint": None,
+    "sparsity_constraint_conf": {},
+    "max_epoch": 2,
+    "keep_nbest_models": 2,
+    "best_model_criterion": [["valid", "acc", "max"]],
+}
+
+
+def commands(page: str) -> list[str]:
+    text = (DOCS / page).read_text("utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A folder with exp/asr_dense; the tutorial is followed in it."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "exp").mkdir()
+    make_data(folder)
+    run(folder, folder / "exp/asr_dense", **DENSE)
+    return folder
+
+
+def follow(lines: list[str], capsys) -> str:
+    """In this process: a new one for each would import ESPnet again."""
+    printed = ""
+    for line in lines:
+        words, _, into = line.partition(" > ")
+        name, *words = shlex.split(words)
+        if name == "espnet-l0prune":
+            assert main(words) == 0, line
+            out = capsys.readouterr().out
+            if into:
+                Path(into).write_text(out)
+            printed += out
+        else:
+            assert [name, *words[:2]] == ["python", "-m", "espnet2.bin.asr_train"]
+            ASRTask.main(cmd=words[2:])
+    return printed
+
+
+def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
+    monkeypatch.chdir(reader)
+    lines = commands("tutorial.md")
+    assert len(lines) >= 8
+    printed = follow(lines, capsys)
+    # the commands that it tells to run are those that `adopt` prints
+    told = [line.strip() for line in printed.split("Next:\n")[1].splitlines()[:3]]
+    assert told == [line for line in lines if line in told]
+    files = ModelDownloader("cache").download_and_unpack("exp/asr_l0/model.zip")
+    assert Speech2Text.from_pretrained(**files)
+    assert Path("exp/asr_l0/report/index.html").exists()
+
+    lines = commands("howto.md")
+    assert len(lines) >= 10
+    follow(lines, capsys)
+    assert Path("exp/l0prune.schema.json").read_text().startswith("{")
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = ["-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [sys.executable, *command, str(DOCS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    options = (tmp_path / "_generated/options.html").read_text()
+    assert "open_probability" in options
+    assert "expected_sparsity" in (tmp_path / "_generated/deploy.html").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))
+def test_links_between_pages_lead_somewhere(page):
+    text = (DOCS / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("http") or (DOCS / target).exists(), target
