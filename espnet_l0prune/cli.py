@@ -8,7 +8,9 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from espnet_l0prune import __version__
 
@@ -16,9 +18,12 @@ FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
 
-def _path(parser: argparse.ArgumentParser, name: str, complete=FOLDER, **more) -> None:
+def _path(
+    parser: argparse.ArgumentParser, name: str, complete=FOLDER, **more: Any
+) -> None:
     """Add an option that is a path, and say to shells what completes it."""
-    parser.add_argument(name, type=Path, **more).complete = complete
+    option: Any = parser.add_argument(name, type=Path, **more)
+    option.complete = complete
 
 
 def _card_options(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     return answer.code
 
 
-def _show(parts: list[object]) -> None:
+def _show(parts: Sequence[object]) -> None:
     """Print lines as they are, and tables by rich; wide where it is no terminal."""
     for part in parts:
         if isinstance(part, str):

@@ -10,8 +10,8 @@ import dataclasses
 import io
 import sysconfig
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -26,7 +26,7 @@ class Answer:
     """
 
     data: object
-    shown: list[object] = field(default_factory=list)
+    shown: Sequence[object] = ()
     code: int = 0
 
 
@@ -201,11 +201,14 @@ def bench(args: argparse.Namespace) -> Answer:
             f"--rounds is {args.rounds}, --seconds is {args.seconds}; expected at least "
             "one round, and some audio"
         )
-    models, fs = {}, None
-    for folder in args.experiments:
-        model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
-        models[str(folder)], fs = model, fs or make_workload(conf).fs
-    speech, rate = noise(next(iter(models.values())), args.seconds, fs)
+    loaded = {
+        str(folder): load_experiment(folder, args.checkpoint or last_of(folder))
+        for folder in args.experiments
+    }
+    models = {name: model for name, (model, _) in loaded.items()}
+    first, conf = next(iter(loaded.values()))
+    fs = make_workload(conf).fs
+    speech, rate = noise(first, args.seconds, fs)
     with _busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread"):
         factors = real_time_factors(models, [speech], rate, args.rounds)
     rows = [

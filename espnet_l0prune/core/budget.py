@@ -300,14 +300,14 @@ def split(budget: Budget, network: nn.Module, per: str) -> dict[str, Budget]:
     modules = dict(network.named_modules())
     terms: dict[str, list[Term]] = {name: [] for name in members}
     for term in budget.terms:
-        name = part_of.get(modules[term.owner])
-        if name in members:
-            place = {old: new for new, old in enumerate(members[name])}
+        part_name = part_of.get(modules[term.owner])
+        if part_name in members:
+            place = {old: new for new, old in enumerate(members[part_name])}
             factors = tuple(
                 (how, tuple((place[i], kind) for i, kind in keys))
                 for how, keys in term.factors
             )
-            terms[name].append(replace(term, factors=factors))
+            terms[part_name].append(replace(term, factors=factors))
     return {
         name: Budget([budget.sites[i] for i in sites], terms[name])
         for name, sites in members.items()

@@ -281,7 +281,7 @@ class SparsityController:
 class _Path:
     """How the expected sparsity followed its target for a while."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.shortfalls: list[float] = []
 
     def add(self, shortfall: float) -> None:

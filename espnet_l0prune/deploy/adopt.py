@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -238,8 +239,8 @@ def _fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) 
 
 def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
     """The networks in scope, as ours and with more options."""
-    found = {}
-    known = {"encoder": ENCODERS, "decoder": DECODERS}
+    found: dict[str, Any] = {}
+    known: dict[str, Mapping[str, type]] = {"encoder": ENCODERS, "decoder": DECODERS}
     for part in ("encoder", "decoder") if choice.scope == "model" else ("encoder",):
         stock = str(dense.get(part))
         name = stock if stock in known[part] else f"l0_{stock}"

@@ -89,7 +89,7 @@ def onnx_form(
 ) -> Form:
     """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run."""
     files = {
-        graph.file: " ".join(graph.__doc__.split())
+        graph.file: " ".join(str(graph.__doc__).split())
         for graph in write_onnx(model, folder, int8)
     }
     conf, state = dict(vars(args)), model.state_dict()

@@ -4,6 +4,7 @@ import argparse
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,7 +84,9 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     for row in places.values():
         row.params_share = row.params / total[0]
         row.macs_share = row.macs / max(total[1], 1)
-    sums = {cost: {"model": round(all_)} for cost, all_ in zip(COSTS, total, strict=True)}
+    sums: dict[str, Any] = {
+        cost: {"model": round(all_)} for cost, all_ in zip(COSTS, total, strict=True)
+    }
     for part in ("encoder", "decoder"):
         own = [row for row in places.values() if row.module.split(".")[0] == part]
         for cost in COSTS:

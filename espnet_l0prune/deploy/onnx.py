@@ -263,7 +263,7 @@ def difference(one: nn.Module, two: nn.Module) -> float:
     For random features of some lengths; the decoder makes some steps, as a beam search
     asks for them.
     """
-    pairs = []
+    pairs: list[tuple] = []
     for frames in (FRAMES, *OTHER_FRAMES):
         feats, lengths = probe(one.encoder.input_size, (frames,), seed=frames)
         found = [_found(m, feats.float(), lengths) for m in (one, two)]

@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def _without_ours(config: Mapping, model: nn.Module) -> dict:
     return conf
 
 
-def _options(ours: type) -> set[str]:
+def _options(ours: Any) -> set[str]:
     """The options that a class adds to ESPnet's."""
     parameters = inspect.signature(ours.__init__).parameters.values()
     return {p.name for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY}
@@ -177,9 +178,10 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
             state[key] = _placed(cut.get(key), old, left.get((module, name), {}), module)
     for site in sites:
         ours = there[names.get(site.name, site.name)]
-        if isinstance(ours, ConstantSite) and ours.module.value is not None:
+        if isinstance(site, BranchSite) and isinstance(ours, ConstantSite):
             bias = next(k for k, m in stock.named_modules() if m is site.consumer)
-            state[f"{bias}.bias"] = ours.module.value.detach().clone()
+            if ours.module.value is not None:
+                state[f"{bias}.bias"] = ours.module.value.detach().clone()
         elif isinstance(site, AttentionSite) and isinstance(ours, AttentionSite):
             scale = math.sqrt(site.module.d_k / ours.module.d_k)
             for name in ("linear_q.weight", "linear_q.bias", "pos_bias_u", "pos_bias_v"):

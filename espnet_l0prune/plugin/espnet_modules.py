@@ -4,6 +4,7 @@ Upstream moves `espnet.nets` to `espnet2.legacy.nets`: only this file has to fol
 """
 
 import importlib
+from typing import Any
 
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoderLayer
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoderLayer
@@ -31,7 +32,7 @@ __all__ = [
 _PLACES = ("espnet.nets", "espnet2.legacy.nets")
 
 
-def _find(module: str, name: str, folder: str = ".pytorch_backend") -> type:
+def _find(module: str, name: str, folder: str = ".pytorch_backend") -> Any:
     for place in _PLACES:
         try:
             return getattr(importlib.import_module(f"{place}{folder}.{module}"), name)

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -83,7 +84,7 @@ def task_name(args: argparse.Namespace) -> str:
     return "st" if hasattr(args, "src_token_list") else "asr"
 
 
-def task_of(args: argparse.Namespace) -> type:
+def task_of(args: argparse.Namespace) -> type[Any]:
     """ESPnet's task that a configuration is of."""
     name = task_name(args)
     # not above: the model classes that ESPnet's tasks register import this module

@@ -1,7 +1,7 @@
 """ESPnet's recognizers that learn from a teacher, under a budget."""
 
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,13 @@ from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
+if TYPE_CHECKING:
+    from espnet2.asr.espnet_model import ESPnetASRModel as MixedWith
+else:
+    MixedWith = object
 
 
-class L0Distilled:
+class L0Distilled(MixedWith):
     """`model: l0_distill`, mixed with a task's model: every option of `espnet`, and
 
     Args:
@@ -175,7 +179,9 @@ class L0Distilled:
         stats = {**stats, "loss_task": loss.detach()}
         loss = self.task_weight * loss
         if self.teacher is not None:
-            for name, (scale, value) in self._distill(trace, text, text_lengths).items():
+            teacher = self.teacher.follow(trace)
+            losses = self._distill(trace, teacher, text, text_lengths)
+            for name, (scale, value) in losses.items():
                 loss = loss + scale * value
                 stats[name] = value.detach()
         if self.controller is not None:
@@ -191,16 +197,16 @@ class L0Distilled:
         return force_gatherable((loss, stats, weight), loss.device)
 
     def _distill(
-        self, student: Trace, text: Tensor, text_lengths: Tensor
+        self, student: Trace, teacher: Trace, text: Tensor, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Each distillation loss by name, with its weight."""
-        teacher, frames = self.teacher.follow(student), student.encoder_lengths
+        frames = student.encoder_lengths
         losses = {}
         pairs = self._hidden_states(student, teacher) if self.layer_weight else []
         if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
-            layer = compare(*zip(*pairs, strict=True), frames)
-            losses["loss_layer"] = self.layer_weight, layer
+            ours, theirs = zip(*pairs, strict=True)
+            losses["loss_layer"] = self.layer_weight, compare(ours, theirs, frames)
         if self.ctc is not None and self.ctc_kl_weight:
             without = self.blank_id if self.ctc_kl_frames == "non_blank" else None
             logits = student.ctc_out, teacher.ctc_out

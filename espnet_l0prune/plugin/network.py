@@ -1,7 +1,7 @@
 """ESPnet's encoders and decoders with gates, or cut down to a structure."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
@@ -10,13 +10,18 @@ from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
 from espnet_l0prune.core.gates import GATES, draw_all
-from espnet_l0prune.core.sites import Site, Structure, cut_, structure_of
+from espnet_l0prune.core.sites import Plan, Site, Structure, cut_, structure_of
 from espnet_l0prune.plugin.linear_attention import linearize_
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites import choose_units, find_sites
 
+if TYPE_CHECKING:
+    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as MixedWith
+else:
+    MixedWith = object
 
-class L0Network:
+
+class L0Network(MixedWith):
     """Every option of the ESPnet class it is mixed with, the same defaults, and
 
     Args:
@@ -89,7 +94,7 @@ class L0Network:
 
     def _cut_to_(self, structure: Structure) -> None:
         sites = {site.name: site for site in self.sites()}
-        plan = {}
+        plan: Plan = {}
         for name, counts in structure.items():
             if name not in sites:
                 raise ValueError(

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import importlib
+from typing import Any
 
 import humanfriendly
 import torch
@@ -104,13 +105,14 @@ def _wrap(task: type[AbsTask], name: str, after, before=None) -> None:
         return
 
     @functools.wraps(inner)
-    def wrapped(cls, args: argparse.Namespace, *rest, **kwargs):
+    def run(cls, args: argparse.Namespace, *rest, **kwargs):
         if before is not None:
             before(args)
         result = inner(cls, args, *rest, **kwargs)
         after(cls, args, result, *rest, **kwargs)
         return result
 
+    wrapped: Any = run
     wrapped.runs_l0prune = True
     setattr(task, name, classmethod(wrapped))
 
@@ -248,7 +250,7 @@ def make_workload(args: argparse.Namespace) -> Workload:
     Raises:
         ValueError: a value that makes no sense
     """
-    conf = {}
+    conf: dict[str, Any] = {}
     if getattr(args, "sparsity_scheduler", None) is not None:
         _, _, conf = _split_conf(args)
     fs = (getattr(args, "frontend_conf", None) or {}).get("fs", Workload.fs)

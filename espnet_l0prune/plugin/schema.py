@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from typing import Any
 
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.gates import GATES
@@ -27,7 +28,8 @@ def schema() -> dict:
     network["gate"]["enum"] = [*GATES]
     network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
     decoder = {k: v for k, v in network.items() if k != "random_features"}
-    constraint, schedule = {}, options(Workload)
+    constraint: dict[str, dict] = {}
+    schedule = options(Workload)
     for known, into in ((CONSTRAINTS, constraint), (SCHEDULERS, schedule)):
         for each in known.values():
             into |= {k: into.get(k, v) for k, v in options(each).items()}
@@ -61,7 +63,7 @@ def closed(properties: Mapping[str, dict]) -> dict:
     }
 
 
-def options(cls: type) -> dict[str, dict]:
+def options(cls: Any) -> dict[str, dict]:
     """A class's own options: type, default, text. Of a class that is mixed with one of
     ESPnet's, these are the keyword-only ones."""
     found, texts = {}, docstring_of(cls)

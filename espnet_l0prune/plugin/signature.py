@@ -3,9 +3,10 @@
 import difflib
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 
-def show_stock_options(cls: type, ours: type, stock: type) -> None:
+def show_stock_options(cls: Any, ours: Any, stock: Any) -> None:
     """Let `asr_train --print_config` list ESPnet's options behind `**conf` too.
 
     Args:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def grid(
         modules: units by the path of each module in the model
         network: `encoder` or `decoder`
     """
-    front = []
+    front: list[Cell | None] = []
     blocks: dict[int, dict[str, Cell]] = {}
     for path, units in modules.items():
         convolution, module = CONVOLUTION.match(path), BLOCK.match(path)
@@ -142,7 +143,7 @@ def plot_epoch(
     model: nn.Module,
     epoch: int,
     folder: Path,
-    summary_writer: object | None,
+    summary_writer: Any,
     use_wandb: bool,
 ) -> None:
     """Draw what the open gates leave, beside ESPnet's attention plots: into a folder, and
@@ -151,7 +152,7 @@ def plot_epoch(
     Args:
         model: ESPnet's
         folder: for NETWORK.EPOCHep.png
-        summary_writer: TensorBoard's
+        summary_writer: TensorBoard's, or None
     """
     for path in ("encoder", "decoder"):
         network = getattr(model, path)

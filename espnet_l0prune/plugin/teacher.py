@@ -159,15 +159,13 @@ class Teacher:
         if "ctc" in kwargs:
             kwargs["ctc"] = self.model.ctc
         with record(self.model) as trace:
-            self.model.encoder(*student.encoder_args, **kwargs)
+            output = _first(self.model.encoder(*student.encoder_args, **kwargs))
             if self.model.ctc is not None:
-                self.model.ctc.ctc_lo(trace.encoder_out)
+                self.model.ctc.ctc_lo(output)
             if is_transducer(self.model):
-                self.model.decoder.set_device(trace.encoder_out.device)
+                self.model.decoder.set_device(output.device)
                 decoder_out = self.model.decoder(*student.decoder_args)
-                self.model.joint_network(
-                    trace.encoder_out.unsqueeze(2), decoder_out.unsqueeze(1)
-                )
+                self.model.joint_network(output.unsqueeze(2), decoder_out.unsqueeze(1))
             elif student.decoder_args:
-                self.model.decoder(trace.encoder_out, *student.decoder_args[1:])
+                self.model.decoder(output, *student.decoder_args[1:])
         return trace

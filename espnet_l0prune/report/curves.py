@@ -1,7 +1,9 @@
 """Curves of a training, and what a model costs against its errors."""
 
+import math
 from collections.abc import Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -34,7 +36,7 @@ def draw_sparsity(axes: Axes, runs: Sequence[Run], cost: str) -> None:
     for i, run in enumerate(runs):
         for what, line in LINES.items():
             name = f"sparsity_{what}_{cost}"
-            values = [epoch.valid.get(name) for epoch in run.history]
+            values = [epoch.valid.get(name, math.nan) for epoch in run.history]
             axes.plot(updates(run), values, line, color=colour(i))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("updates")
@@ -44,9 +46,10 @@ def draw_sparsity(axes: Axes, runs: Sequence[Run], cost: str) -> None:
     _legend(axes, [*handles, *names_of(runs)])
 
 
-def _legend(axes: Axes, handles: Sequence[Line2D] | None = None) -> None:
-    """Above the curves, where it hides none of them."""
-    handles = axes.get_legend_handles_labels()[0] if handles is None else handles
+def _legend(axes: Axes, handles: Sequence[Artist] = ()) -> None:
+    """Above the curves, where it hides none of them; of all that has a label if no
+    handles are given."""
+    handles = handles or axes.get_legend_handles_labels()[0]
     axes.figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -71,7 +74,7 @@ def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
     for i, run in enumerate(runs):
         for j, cost in enumerate(run.costs):
             name = f"{multiplier}_{cost}"
-            values = [epoch.valid.get(name) for epoch in run.history]
+            values = [epoch.valid.get(name, math.nan) for epoch in run.history]
             label = f"{run.name}, {cost}" if len(runs) > 1 else cost
             style = ("-", "--", ":")[j % 3]
             axes.plot(updates(run), values, style, color=colour(i), label=label)
@@ -84,9 +87,9 @@ def draw_losses(axes: Axes, run: Run) -> None:
     """The parts of the training loss, and the validation's task loss."""
     task = "loss_task" if "loss_task" in run.history[-1].train else "loss"
     for i, (name, label) in enumerate({task: "task", **LOSSES}.items()):
-        values = [epoch.train.get(name) for epoch in run.history]
-        if any(values):
-            positive = [value if value and value > 0 else None for value in values]
+        values = [epoch.train.get(name, math.nan) for epoch in run.history]
+        if any(value > 0 for value in values):
+            positive = [value if value > 0 else math.nan for value in values]
             mark = MARKS[i]
             axes.plot(
                 updates(run),
@@ -96,7 +99,7 @@ def draw_losses(axes: Axes, run: Run) -> None:
                 markersize=3,
                 label=label,
             )
-    values = [epoch.valid.get(task) for epoch in run.history]
+    values = [epoch.valid.get(task, math.nan) for epoch in run.history]
     black = axes.xaxis.label.get_color()
     axes.plot(updates(run), values, "--", color=black, label="task, validation")
     axes.set_yscale("log")

@@ -8,7 +8,7 @@ import io
 import itertools
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
+from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.plugin.trainer import replace
 from espnet_l0prune.report import curves
@@ -116,36 +117,32 @@ def find_results(folders: Iterable[Path]) -> list[Result]:
     return list({repr(result): result for result in found}.values())
 
 
-def is_pruned(run: Run) -> bool:
-    """Whether something of it is gone, or has gates."""
-    if run.inspection is None:
-        return False
-    rows = run.inspection.rows
-    gone = any(now < before for row in rows for before, now in row.units.values())
-    return gone or run.inspection.scope is not None
+def is_pruned(found: Inspection) -> bool:
+    """Whether something is gone, or has gates."""
+    units = [pair for row in found.rows for pair in row.units.values()]
+    return found.scope is not None or any(now < before for before, now in units)
 
 
 def structures(runs: Sequence[Run]) -> Iterator[Picture]:
     """A heat map of each pruned network; one for runs in which the same is left."""
-    same: dict[str, list[Run]] = {}
-    for run in filter(is_pruned, runs):
-        units = {row.module: row.units for row in run.inspection.rows}
-        same.setdefault(repr(units), []).append(run)
-    for group in same.values():
-        run, names = group[0], ", ".join(run.name for run in group)
-        modules = {row.module: row.units for row in run.inspection.rows}
+    same: dict[str, tuple[Inspection, list[str]]] = {}
+    for run in runs:
+        if run.inspection is not None and is_pruned(run.inspection):
+            key = repr([(row.module, row.units) for row in run.inspection.rows])
+            same.setdefault(key, (run.inspection, []))[1].append(run.name)
+    for found, names in same.values():
+        modules = {row.module: row.units for row in found.rows}
         for network in ("encoder", "decoder"):
             cells = itertools.chain(*grid(modules, network).values())
             shares = [cell[0] for cell in cells if cell]
             if not shares or (network == "decoder" and min(shares) == 1):
                 continue
             figure = structure_figure(modules, network)
-            params = run.inspection.params[network]
             caption = (
-                f"{names}: {network}, {params:,} parameters. Units left of those "
-                "before; dark is all, light is nothing."
+                f"{', '.join(names)}: {network}, {found.params[network]:,} parameters. "
+                "Units left of those before; dark is all, light is nothing."
             )
-            yield Picture(figure, f"structure_{file_name(run.name)}_{network}", caption)
+            yield Picture(figure, f"structure_{file_name(names[0])}_{network}", caption)
 
 
 def sparsities(runs: Sequence[Run]) -> Iterator[Picture]:
@@ -205,7 +202,7 @@ def compared(results: Sequence[Result]) -> str:
     return table(["", *(result.name for result in results)], rows)
 
 
-def table(head: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     def line(cells: Iterable[str], tag: str) -> str:
         return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
 

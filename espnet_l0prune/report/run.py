@@ -72,7 +72,7 @@ def read_run(folder: Path, name: str) -> Run:
     checkpoint, inspection = folder / last_of(folder), None
     if checkpoint.exists():
         inspection = inspect_experiment(folder, checkpoint.name)
-    constraint = CONSTRAINTS.get(getattr(args, "sparsity_constraint", None))
+    constraint = CONSTRAINTS.get(getattr(args, "sparsity_constraint", None) or "")
     return Run(
         name=name,
         folder=folder,

@@ -16,7 +16,7 @@ from espnet_l0prune.plugin.sites.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.plugin.sites.convolution import ConvolutionSite
 from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
 from espnet_l0prune.plugin.sites.frontend import FrontendSite
-from espnet_l0prune.plugin.sites.stream import BlockWidthSite, StreamSite
+from espnet_l0prune.plugin.sites.stream import BlockWidthSite, Branch, StreamSite
 
 BRANCHES: tuple[type[BranchSite], ...] = (
     AttentionSite,
@@ -55,17 +55,17 @@ def _branch_type(attribute: str) -> type[BranchSite]:
 def find_sites(network: nn.Module) -> list[Site]:
     """All sites of an ESPnet encoder or decoder, in the order of computation."""
     sites: list[Site] = list(FrontendSite.find(network))
-    by_block: list[tuple[str, nn.Module, list[Site]]] = []
+    by_block: list[tuple[str, nn.Module, list[Branch]]] = []
     for name, blocks in _blocks(network):
         for i, block in enumerate(blocks):
-            path, branches = f"{name}.{i}", []
+            path, branches = f"{name}.{i}", list[Branch]()
             for attribute in layout_of(block):
                 module, branch = getattr(block, attribute), _branch_type(attribute)
+                where = f"{path}.{attribute}", block, attribute
                 if isinstance(module, Constant):
-                    branch = ConstantSite
-                elif not isinstance(module, branch.module_types):
-                    continue
-                branches.append(branch(f"{path}.{attribute}", block, attribute))
+                    branches.append(ConstantSite(*where))
+                elif isinstance(module, branch.module_types):
+                    branches.append(branch(*where))
             by_block.append((path, block, branches))
             sites += [*branches, BlockSite(path, blocks, i)]
     if hasattr(network, "encoders") and hasattr(network, "after_norm"):

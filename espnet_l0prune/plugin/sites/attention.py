@@ -19,9 +19,9 @@ class AttentionSite(BranchSite):
     """
 
     label = "attention"
-    attributes = ("self_attn", "attn")
+    attributes: tuple[str, ...] = ("self_attn", "attn")
     module_types = (MultiHeadedAttention,)
-    kinds = ("att_modules", "heads", "head_dims")
+    kinds: tuple[str, ...] = ("att_modules", "heads", "head_dims")
     fine = ("head_dims",)
     scaled = ("head_dims",)
 

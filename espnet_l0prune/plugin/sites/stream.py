@@ -27,13 +27,14 @@ from espnet_l0prune.plugin.espnet_modules import (
     SUBSAMPLINGS,
     ConvolutionalPositionalEmbedding,
 )
-from espnet_l0prune.plugin.sites.branch import BranchSite
+from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite
 from espnet_l0prune.plugin.sites.frontend import last_linear
 
+Branch = BranchSite | ConstantSite
 STREAM = "stream"  # name of the site of the whole width
 
 
-def _norms(sites: list[Site]) -> list[nn.Module]:
+def _norms(sites: list[Branch]) -> list[nn.Module]:
     return [
         getattr(site.block, site.norm_name)
         for site in sites
@@ -41,20 +42,26 @@ def _norms(sites: list[Site]) -> list[nn.Module]:
     ]
 
 
-def _writers(block: nn.Module, sites: list[Site]) -> list[nn.Module]:
+def _writers(block: nn.Module, sites: list[Branch]) -> list[nn.Module]:
     """The layers of a block whose outputs are added to the stream."""
     own = [s for s in sites if not _is_merged(block, s)]
-    found = [s.module if isinstance(s.module, Constant) else s.consumer for s in own]
+    found = [
+        s.module
+        # one that was emptied just now is no ConstantSite yet
+        if isinstance(s, ConstantSite) or isinstance(s.module, Constant)
+        else s.consumer
+        for s in own
+    ]
     return found if len(own) == len(sites) else [*found, block.merge_proj]
 
 
-def _is_merged(block: nn.Module, site: Site) -> bool:
+def _is_merged(block: nn.Module, site: Branch) -> bool:
     merges = isinstance(getattr(block, "merge_proj", None), nn.Linear)
     return merges and site.attribute in ("attn", "cgmlp")
 
 
 def _block_claims(
-    block: nn.Module, sites: list[Site], kind: str, folds: bool
+    block: nn.Module, sites: list[Branch], kind: str, folds: bool
 ) -> Iterator[Claim]:
     """Of a block's width; `folds`: whether the gates act on what is written too."""
     for norm in _norms(sites):
@@ -79,8 +86,9 @@ def open_stream(network: nn.Module) -> Tensor | None:
         getattr(network, "after_norm", None),
         getattr(network, "width_gate", None),
     )
-    if hasattr(norm, "stream_index"):
-        return norm.stream_index
+    index = getattr(norm, "stream_index", None)
+    if index is not None:
+        return index
     if gate is None or bool((opened := gate() > 0).all()):
         return None
     return opened.nonzero().flatten()
@@ -134,7 +142,7 @@ class StreamSite(_WidthSite):
     fine = ("width",)
     name = STREAM
 
-    def __init__(self, network: nn.Module, blocks: list[tuple[nn.Module, list[Site]]]):
+    def __init__(self, network: nn.Module, blocks: list[tuple[nn.Module, list[Branch]]]):
         self.network, self.blocks = network, blocks
 
     @property
@@ -199,7 +207,7 @@ class BlockWidthSite(_WidthSite):
     fine = ("block_width",)
 
     def __init__(
-        self, name: str, network: nn.Module, block: nn.Module, sites: list[Site]
+        self, name: str, network: nn.Module, block: nn.Module, sites: list[Branch]
     ):
         self.name, self.network, self.block, self.sites = name, network, block, sites
 
