@@ -54,12 +54,14 @@ setup(
         "onnx": ["onnx", "onnxruntime", "onnxscript", "torch>=2.9"],
         # espnetez imports six, and ESPnet does not ask for it
         "ez": ["six"],
-        "docs": ["furo", "myst-parser", "sphinx"],
+        "docs": ["furo", "myst-nb", "sphinx"],
         "test": [
             "cooper-optim",
             "hypothesis",
+            "ipykernel",
             "jsonschema",
             "mypy",
+            "nbclient",
             "pytest",
             "resampy",
             "ruff",

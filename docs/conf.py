@@ -29,9 +29,10 @@ MODULES = {
 }  # fmt: skip
 
 project, release = "espnet_l0prune", __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # a test runs it
 html_theme = "furo"
 html_title = "espnet_l0prune"
 exclude_patterns = ["_build"]

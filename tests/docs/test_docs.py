@@ -84,6 +84,20 @@ def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
     assert Path("exp/l0prune.schema.json").read_text().startswith("{")
 
 
+def test_the_notebook_runs_from_top_to_bottom(reader):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(DOCS / "notebook.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)  # as committed
+    nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(reader)}}
+    ).execute()
+    drawn = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(drawn) == 2
+    assert (reader / "exp/notebook/finetuned/valid.acc.ave.pth").exists()
+
+
 def test_the_pages_build_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     command = ["-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
