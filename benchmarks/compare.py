@@ -526,6 +526,7 @@ def summary(rows: list[dict]) -> list[dict]:
                 "model": change("parameters"),
                 "MACs": change("macs"),
                 "RTF": change("rtf"),
+                "RTF, 10 s at once": change("long_rtf"),
                 **training_cost(same),
             }
         )

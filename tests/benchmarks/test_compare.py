@@ -87,8 +87,12 @@ def test_a_small_model_is_the_widest_that_fits(cost, compare, cell):
 def test_a_table_from_rows_alone(compare, tmp_path, capsys):
     rows = []
     for seed, errors in enumerate(([1, 0, 2], [0, 0, 1])):
-        model = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1}
-        dense = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4}
+        model = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1} | {
+            "long_rtf": 0.1
+        }
+        dense = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4} | {
+            "long_rtf": 0.5
+        }
         rows.append(
             {
                 "method": "l0",
