@@ -407,7 +407,9 @@ METHODS: dict[str, Method] = {
     # no loss but the distance of hidden states (DPHuBERT, arXiv 2305.17651)
     "dphubert": Gates({"model_conf": HIDDEN_ONLY}),
     "adaptive_dropout": Gates(
-        {"encoder_conf": {"gate": "adaptive_dropout"}}, constraint="controlled_l2"
+        {"encoder_conf": {"gate": "adaptive_dropout"}},
+        constraint="controlled_l2",
+        costs=("params",),  # its penalty knows one target
     ),
     **{
         f"scratch_{cost}{'_distilled' * distilled}": from_scratch(cost, distilled)

@@ -49,9 +49,11 @@ def write_options() -> None:
             continue
         lines += [f"## `{part}`", "", "| option | default | |", "|---|---|---|"]
         for name, option in found["properties"].items():
-            default = option.get("default", "none")
+            if option is False:  # refused
+                continue
+            default = f"`{option['default']}`" if "default" in option else ""
             text = option.get("description", "").replace("|", "\\|")
-            lines.append(f"| `{name}` | `{default}` | {text} |")
+            lines.append(f"| `{name}` | {default} | {text} |")
         lines.append("")
     (GENERATED / "options.md").write_text("\n".join(lines), "utf-8")
 

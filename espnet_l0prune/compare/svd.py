@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from espnet_l0prune.core.budget import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.experiment import load_experiment, task_of
-from espnet_l0prune.plugin.low_rank import can_factor
+from espnet_l0prune.plugin.low_rank import LowRank, can_factor
 from espnet_l0prune.plugin.trainer import replace
 
 COUNTS = {
@@ -58,7 +58,7 @@ def ranks_above(
 
 
 @torch.no_grad()
-def fill_(pair: nn.Sequential, layer: nn.Module) -> None:
+def fill_(pair: LowRank, layer: nn.Module) -> None:
     """Give two factors the best approximation of a layer of their rank."""
     first, second = pair
     u, s, v = torch.linalg.svd(as_matrix(layer), full_matrices=False)

@@ -1,6 +1,7 @@
 """Batch normalization's statistics, taken anew where the network has changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +19,7 @@ class RestartedMean:
         self.momentum, self.batches = norm.momentum, int(norm.num_batches_tracked)
 
     def __call__(self, norm: _BatchNorm, _) -> None:
-        if norm.training:
+        if norm.training and norm.track_running_stats:
             self.batches += 1
             norm.momentum = max(self.momentum, 1 / self.batches)
 
@@ -43,3 +44,16 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
         for m in inside
         if isinstance(m, _BatchNorm) and m.track_running_stats and m.momentum is not None
     ]
+
+
+@contextmanager
+def unobserved(*modules: nn.Module) -> Iterator[None]:
+    """For a while, no running statistics learn of what passes."""
+    norms = batch_norms(modules)
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

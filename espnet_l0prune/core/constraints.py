@@ -21,9 +21,11 @@ class AbsConstraint(ABC):
 
     Attributes:
         equality: whether a sparsity beyond the target is corrected too
+        one_cost: whether it can hold the same gates to one target only
     """
 
     equality = True
+    one_cost = False
 
     @abstractmethod
     def start(self) -> Multipliers:
@@ -180,13 +182,16 @@ class ControlledL2Constraint(AbsConstraint):
     """S = s, by weight sum (log_alpha - c)^2, whatever a gate's unit costs (Kubo et al.
     2024, arXiv 2412.04836, where the centre c falls with time).
 
-    Here the centre follows the shortfall, c -= eta v: it falls as fast as it must.
+    Here the centre follows the shortfall, c -= eta v: it falls as fast as it must. Two
+    centres for the same gates would pull apart.
 
     Args:
         multiplier_lr: eta
         centre: c at the start
         weight: of the penalty
     """
+
+    one_cost = True
 
     def __init__(
         self, multiplier_lr: float = 0.3, centre: float = 4.6, weight: float = 0.01

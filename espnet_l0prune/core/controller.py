@@ -61,6 +61,12 @@ class SparsityController:
     ):
         self.budget, self.scheduler, self.constraint = budget, scheduler, constraint
         self.optimizer, self.parts = optimizer, parts
+        if constraint.one_cost and len(scheduler.goal) > 1:
+            raise ValueError(
+                f"target has {', '.join(scheduler.goal)}, but "
+                f"{type(constraint).__name__} holds all gates to one target; expected "
+                "one cost, or another sparsity_constraint"
+            )
         for part in self.parts.values():
             check_reachable(part, scheduler.goal)
             _check_not_met(part, scheduler.goal)
@@ -76,6 +82,7 @@ class SparsityController:
             "parts": list(self.parts),
             "budget (scope, seconds, tokens)": budget.totals,
             "round_to and uniform": sorted(rounding),
+            "gates": sorted({type(gate).__name__ for gate in self._gates()}),
         }
         names = self._shortfalls()
         optimizer.pruning.update(

@@ -105,7 +105,13 @@ def load_model(
 ) -> tuple[nn.Module, argparse.Namespace]:
     """Build an experiment's model, load its weights strictly; return its options too."""
     args = read_config(config_file)
-    model = task_of(args).build_model(args)
+    try:
+        model = task_of(args).build_model(args)
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"{config_file} does not describe a model that ESPnet can build here "
+            f"({type(e).__name__}: {e}); expected the configuration of a recognizer"
+        ) from e
     note_input_size_(model, args)
     load_weights(model, model_file)
     return model, args
@@ -130,9 +136,16 @@ def load_experiment(
     return model.eval(), args
 
 
+def averages_of(folder: Path) -> list[str]:
+    """The averaged checkpoints of an experiment's folder."""
+    return sorted(p.name for p in folder.glob("*.ave.pth"))
+
+
 def last_of(folder: Path) -> str:
-    """The last checkpoint of an experiment's folder, or that of a cut."""
-    return "latest.pth" if (folder / "latest.pth").exists() else "model.pth"
+    """The last checkpoint of an experiment's folder, or that of a cut; or an average,
+    where nothing else was kept."""
+    there = [name for name in ("latest.pth", "model.pth") if (folder / name).exists()]
+    return (there or averages_of(folder) or ["model.pth"])[0]
 
 
 def average_of(folder: Path) -> str:
@@ -141,11 +154,9 @@ def average_of(folder: Path) -> str:
     Raises:
         ValueError: several averages
     """
-    averages = sorted(p.name for p in folder.glob("*.ave.pth"))
+    averages = averages_of(folder)
     if len(averages) > 1:
         raise ValueError(
             f"{folder} has {', '.join(averages)}; expected one of them in --checkpoint"
         )
-    if averages:
-        return averages[0]
-    return last_of(folder)
+    return averages[0] if averages else last_of(folder)

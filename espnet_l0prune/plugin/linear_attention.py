@@ -66,23 +66,48 @@ class LinearAttention(MultiHeadedAttention):
                 "time): random_features cannot leave out other keys for each query"
             )
         q, k, v = self.forward_qkv(query, key, value, expand_kv)
-        q, k = self._exponents(q), self._exponents(k)  # (batch, head, time, features)
-        # what is taken off cancels out in the quotient
+        there = None if mask is None else mask.unsqueeze(-1) != 0
+        # sums over all frames are beyond half precision
+        with torch.autocast(v.device.type, enabled=False):
+            wide = torch.promote_types(v.dtype, torch.float32)
+            q, k = self._features(q.to(wide), k.to(wide), there)
+            self._last = None if self.training else (q.detach(), k.detach())
+            ones = torch.ones_like(v[..., :1])
+            x = q @ (k.transpose(-2, -1) @ torch.cat([v, ones], -1).to(wide))
+            x = (x[..., :-1] / x[..., -1:]).to(v.dtype)
+        return self.linear_out(x.transpose(1, 2).flatten(2))
+
+    def _features(
+        self, q: Tensor, k: Tensor, there: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """phi(Q) and phi(K), (batch, head, time, features), up to factors that cancel out
+        in the quotient."""
+        q, k = self._exponents(q), self._exponents(k)
         q = (q - q.amax(-1, keepdim=True).detach()).exp() + LEAST
-        if mask is not None:
-            there = mask.unsqueeze(-1) != 0
+        if there is not None:
             k = k.masked_fill(~there, torch.finfo(k.dtype).min)
         k = (k - k.amax((-2, -1), keepdim=True).detach()).exp() + LEAST
-        if mask is not None:
-            k = k * there
-        sums = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-        x = q @ (k.transpose(-2, -1) @ sums)
-        x = x[..., :-1] / x[..., -1:]
-        return self.linear_out(x.transpose(1, 2).flatten(2))
+        return q, k if there is None else k * there
 
     def _exponents(self, x: Tensor) -> Tensor:
         x = x * self.d_k**-0.25
-        return x @ self.projection - x.square().sum(-1, keepdim=True) / 2
+        w = self.projection.to(x.dtype)
+        return x @ w - x.square().sum(-1, keepdim=True) / 2
+
+    @property
+    def attn(self) -> Tensor | None:
+        """The weights of the last forward in evaluation, (batch, head, time1, time2), for
+        ESPnet's attention plots; made when they are asked for."""
+        if self._last is None:
+            return None
+        q, k = self._last
+        weights = q @ k.transpose(-2, -1)
+        return weights / weights.sum(-1, keepdim=True)
+
+    @attn.setter
+    def attn(self, _: None) -> None:
+        """ESPnet's `__init__` sets None."""
+        self._last = None
 
     def macs(self, queries: int, keys: int) -> int:
         """Multiply-accumulates of one utterance, linear layers aside.

@@ -4,37 +4,56 @@ from collections.abc import Mapping
 from typing import Any
 
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 
 
-def can_factor(layer: nn.Module) -> bool:
+def can_factor(layer: nn.Module | None) -> bool:
     """Whether a layer is one matrix."""
     return isinstance(layer, nn.Linear) or (
         isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups == 1
     )
 
 
-def factors(layer: nn.Module, rank: int) -> nn.Sequential:
-    """Two new layers in place of one: to `rank` channels, and from there.
+class LowRank(nn.Sequential):
+    """Two layers in place of one: to `rank` channels, and from there.
 
-    Of a convolution, the first has its kernel, the second a kernel of one.
+    Of a convolution, the first has its kernel, the second a kernel of one. It shows the
+    weight and the bias of the layer that it stands for.
     """
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        first = nn.Linear(layer.in_features, rank, bias=False)
-        return nn.Sequential(first, nn.Linear(rank, layer.out_features, bias=bias))
-    first = type(layer)(
-        layer.in_channels,
-        rank,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        bias=False,
-    )
-    return nn.Sequential(first, type(layer)(rank, layer.out_channels, 1, bias=bias))
+
+    def __init__(self, layer: nn.Module, rank: int):
+        bias = layer.bias is not None
+        if isinstance(layer, nn.Linear):
+            first = nn.Linear(layer.in_features, rank, bias=False)
+            super().__init__(first, nn.Linear(rank, layer.out_features, bias=bias))
+            return
+        first = type(layer)(
+            layer.in_channels,
+            rank,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            bias=False,
+        )
+        super().__init__(first, type(layer)(rank, layer.out_channels, 1, bias=bias))
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of both, in the shape of the one."""
+        first, second = self
+        product = second.weight.flatten(1) @ first.weight.flatten(1)
+        return product.view(-1, *first.weight.shape[1:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self[1].bias
+
+    @property
+    def out_channels(self) -> int:
+        return self[1].out_channels
 
 
 class LowRankConformerEncoder(ConformerEncoder):
@@ -63,7 +82,7 @@ class LowRankConformerEncoder(ConformerEncoder):
                     "rank from 1 on"
                 )
             parent, _, name = path.rpartition(".")
-            setattr(layers[parent], name, factors(layers[path], rank))
+            setattr(layers[parent], name, LowRank(layers[path], rank))
 
 
 show_stock_options(LowRankConformerEncoder, LowRankConformerEncoder, ConformerEncoder)

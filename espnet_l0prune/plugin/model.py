@@ -24,6 +24,13 @@ from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
+CHOICES = {
+    "layer_input": ("student", "teacher"),
+    "layer_map": tuple(LAYER_MAPS),
+    "layer_loss": tuple(LAYER_LOSSES),
+    "layer_projection": ("identity", "teacher", "student"),
+    "ctc_kl_frames": ("all", "non_blank"),
+}
 if TYPE_CHECKING:
     from espnet2.asr.espnet_model import ESPnetASRModel as MixedWith
 else:
@@ -109,18 +116,18 @@ class L0Distilled(MixedWith):
                 raise ValueError(f"model_conf: {name} is {weight}; expected 0 or more")
         if temperature <= 0:
             raise ValueError(f"model_conf: temperature is {temperature}; expected > 0")
-        choices = {
-            "layer_input": (layer_input, ("student", "teacher")),
-            "layer_map": (layer_map, LAYER_MAPS),
-            "layer_loss": (layer_loss, LAYER_LOSSES),
-            "layer_projection": (layer_projection, ("identity", "teacher", "student")),
-            "ctc_kl_frames": (ctc_kl_frames, ("all", "non_blank")),
+        chosen = {
+            "layer_input": layer_input,
+            "layer_map": layer_map,
+            "layer_loss": layer_loss,
+            "layer_projection": layer_projection,
+            "ctc_kl_frames": ctc_kl_frames,
         }
-        for name, (choice, known) in choices.items():
-            if choice not in known:
+        for name, choice in chosen.items():
+            if choice not in CHOICES[name]:
                 raise ValueError(
                     f"model_conf: {name} is {choice!r}; expected one of "
-                    f"{', '.join(known)}"
+                    f"{', '.join(CHOICES[name])}"
                 )
         if layer_input == "teacher" and layer_map != "same":
             raise ValueError(

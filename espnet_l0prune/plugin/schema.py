@@ -8,14 +8,14 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import SCHEDULERS
-from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.workload import Workload
 
@@ -27,12 +27,13 @@ def schema() -> dict:
     network, model = options(L0Network), options(L0Distilled)
     network["gate"]["enum"] = [*GATES]
     network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
-    decoder = {k: v for k, v in network.items() if k != "random_features"}
-    constraint: dict[str, dict] = {}
-    schedule = options(Workload)
-    for known, into in ((CONSTRAINTS, constraint), (SCHEDULERS, schedule)):
-        for each in known.values():
-            into |= {k: into.get(k, v) for k, v in options(each).items()}
+    decoder = network | {"random_features": False}
+    for name, choices in CHOICES.items():
+        model[name]["enum"] = [*choices]
+    schedule = options(Workload) | shared(SCHEDULERS.values())
+    schedule["scope"]["enum"] = ["encoder", "decoder", "model"]
+    schedule["per"]["enum"] = ["block", "kind", None]
+    constraint = shared(CONSTRAINTS.values())
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ESPnet's training configuration with espnet_l0prune",
@@ -52,6 +53,16 @@ def schema() -> dict:
             "sparsity_constraint_conf": closed(constraint),
         },
     }
+
+
+def shared(classes: Iterable[type]) -> dict[str, dict]:
+    """The options of classes of which one is chosen: what they differ in is left out."""
+    found: dict[str, dict] = {}
+    for each in classes:
+        for name, option in options(each).items():
+            known = found.setdefault(name, option)
+            found[name] = {k: v for k, v in known.items() if option.get(k) == v}
+    return found
 
 
 def closed(properties: Mapping[str, dict]) -> dict:

@@ -22,6 +22,7 @@ MODULES = {  # of a block, in the order of computation
     "conv_module": "conv",
     "cgmlp": "cgMLP",
     "feed_forward": "FFN",
+    "stream": "width",
 }
 BLOCK = re.compile(r"(\w+)\.(?:encoders|decoders)\.(\d+)\.(\w+)$")
 CONVOLUTION = re.compile(r"(\w+)\.embed\.conv\.\d+$")
@@ -48,8 +49,8 @@ def label(units: Units) -> str:
 def grid(
     modules: Mapping[str, Units], network: str = "encoder"
 ) -> dict[str, list[Cell | None]]:
-    """Rows of cells: the front end's convolutions, then the modules of each block; None
-    where a block has no such module.
+    """Rows of cells: the front end's convolutions, the residual stream's width where it
+    is less, then the modules of each block; None where a block has no such module.
 
     Args:
         modules: units by the path of each module in the model
@@ -60,12 +61,18 @@ def grid(
     for path, units in modules.items():
         convolution, module = CONVOLUTION.match(path), BLOCK.match(path)
         share = share_left(units)
+        block = path.rpartition(".")[0]
+        if not share_left(modules.get(block, {})):  # the whole block is gone
+            share, units = 0.0, {"blocks": (1, 0)}
         if convolution and convolution[1] == network:
             front.append((share, f"conv {len(front) + 1}\n{label(units)}"))
         elif module and module[1] == network and module[3] in MODULES:
             cells = blocks.setdefault(int(module[2]), {})
             cells[MODULES[module[3]]] = share, label(units)
     rows = {"front end": front} if front else {}
+    stream = modules.get(f"{network}.stream", {})
+    if share_left(stream) < 1:
+        rows["stream"] = [(share_left(stream), label(stream))]
     names = columns(modules, network)
     for i, cells in sorted(blocks.items()):
         rows[f"block {i + 1}"] = [cells.get(name) for name in names]
@@ -73,8 +80,13 @@ def grid(
 
 
 def columns(modules: Mapping[str, Units], network: str = "encoder") -> list[str]:
-    """The kinds of modules that the blocks have."""
-    there = {m[3] for path in modules if (m := BLOCK.match(path)) and m[1] == network}
+    """The kinds of modules that the blocks have; their width, where some have less."""
+    there = {
+        m[3]
+        for path, units in modules.items()
+        if (m := BLOCK.match(path)) and m[1] == network
+        if m[3] != "stream" or share_left(units) < 1
+    }
     return list(dict.fromkeys(name for kind, name in MODULES.items() if kind in there))
 
 

@@ -10,6 +10,7 @@ import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
+from espnet_l0prune.core.batch_norm import unobserved
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.workload import is_transducer
 
@@ -49,7 +50,8 @@ def run_block(block: nn.Module, args: tuple, features: Tensor | None) -> Tensor:
     hidden, *positions = hidden if isinstance(hidden, tuple) else (hidden,)
     if features is not None:
         hidden = hidden.index_select(-1, features)
-    return _first(block((hidden, *positions) if positions else hidden, *rest))
+    with unobserved(block):
+        return _first(block((hidden, *positions) if positions else hidden, *rest))
 
 
 @contextmanager

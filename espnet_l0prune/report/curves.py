@@ -70,14 +70,16 @@ def names_of(runs: Sequence[Run]) -> list[Line2D]:
 
 
 def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
-    """A multiplier for each cost, after each epoch."""
+    """A multiplier for each cost, and for each part that has its own."""
     for i, run in enumerate(runs):
         for j, cost in enumerate(run.costs):
-            name = f"{multiplier}_{cost}"
-            values = [epoch.valid.get(name, math.nan) for epoch in run.history]
-            label = f"{run.name}, {cost}" if len(runs) > 1 else cost
-            style = ("-", "--", ":")[j % 3]
-            axes.plot(updates(run), values, style, color=colour(i), label=label)
+            prefix, style = f"{multiplier}_{cost}", ("-", "--", ":")[j % 3]
+            parts = [name for name in run.history[-1].valid if name.startswith(prefix)]
+            for k, name in enumerate(parts):
+                values = [epoch.valid.get(name, math.nan) for epoch in run.history]
+                label = f"{run.name}, {cost}" if len(runs) > 1 else cost
+                label = "_of another part" if k else label  # not in the legend
+                axes.plot(updates(run), values, style, color=colour(i), label=label)
     axes.set_xlabel("updates")
     axes.set_ylabel(multiplier)
     _legend(axes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from espnet_l0prune.plugin.trainer import choose_checkpoint
+from espnet_l0prune.plugin.trainer import PREVIOUS, is_whole
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Epoch:
 def _figures_are_safe() -> Iterator[None]:
     """Let torch read times and NumPy's numbers, beside tensors: no code runs for them."""
     number = np.float64(0)
-    types = [datetime.timedelta, number.__reduce__()[0], np.dtype, type(number.dtype)]
+    scalar = number.__reduce__()[0]
+    types = [datetime.timedelta, scalar, np.dtype, type(number.dtype)]
+    types.append((scalar, "numpy.core.multiarray.scalar"))  # of NumPy 1
     with torch.serialization.safe_globals(types):
         yield
 
@@ -46,10 +48,9 @@ def read_history(experiment: Path, accum_grad: int = 1) -> list[Epoch]:
     Raises:
         ValueError: a checkpoint that holds no training
     """
-    checkpoint = experiment / "checkpoint.pth"
-    if not checkpoint.exists():
-        return []
-    whole = choose_checkpoint(checkpoint)  # while it is written: that of the epoch before
+    files = (experiment / "checkpoint.pth", experiment / PREVIOUS)
+    # one that is being written is not whole: L0Trainer keeps that of the epoch before
+    whole = next((file for file in files if is_whole(file)), None)
     if whole is None:
         return []
     try:
@@ -62,13 +63,17 @@ def read_history(experiment: Path, accum_grad: int = 1) -> list[Epoch]:
             f"{whole} cannot be read: {reason} Expected the checkpoint of an ESPnet "
             "training"
         ) from e
-    epochs = []
+    epochs, batches, updates = [], 0, 0
     for _, parts in sorted(stats.items()):
         figures = [
-            {k: float(v) for k, v in parts[part].items() if isinstance(v, (int, float))}
-            for part in ("train", "valid")
+            {k: float(v) for k, v in part.items() if isinstance(v, (int, float))}
+            for part in (parts["train"], parts.get("valid", {}))
         ]
-        times = [parts[part]["time"].total_seconds() for part in ("train", "valid")]
+        times = [
+            part["time"].total_seconds() for part in parts.values() if "time" in part
+        ]
+        # what accum_grad leaves of an epoch makes no update
+        updates += (parts["train"]["total_count"] - batches) // accum_grad
         batches = parts["train"]["total_count"]
-        epochs.append(Epoch(batches // accum_grad, sum(times), *figures))
+        epochs.append(Epoch(updates, sum(times), *figures))
     return epochs

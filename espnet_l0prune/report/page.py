@@ -3,6 +3,7 @@
 Its pictures are also written beside it, as SVG and PNG.
 """
 
+import dataclasses
 import html
 import io
 import itertools
@@ -24,13 +25,15 @@ from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.plugin.trainer import replace
 from espnet_l0prune.report import curves
-from espnet_l0prune.report.results import Result, read_results
-from espnet_l0prune.report.run import Run, find_runs, read_run
+from espnet_l0prune.report.results import Result, read_results, results_file
+from espnet_l0prune.report.run import Run, distinct_names, find_runs, read_run
 
+GENERATOR = '<meta name="generator" content="espnet_l0prune report">'
 # Stands for the text's colour, which follows the reader's light or dark background.
 INK = "#010203"
 STYLE = {
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a name may have dollars
     "svg.hashsalt": "espnet_l0prune",
     "figure.figsize": (4.4, 3.2),
     "figure.constrained_layout.use": True,
@@ -82,8 +85,9 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         the files, the page first
 
     Raises:
-        ValueError: files that are missing or damaged
+        ValueError: files that are missing or damaged; a page in `out` that is no report
     """
+    check_replaceable(out)
     runs = [read_run(folder, name) for name, folder in find_runs([*folders]).items()]
     results = find_results([run.folder for run in runs])
     with rc_context(STYLE):
@@ -111,10 +115,26 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     return [page, *files]
 
 
+def check_replaceable(out: Path) -> None:
+    """Raise ValueError for a folder with a page that is no report."""
+    page = out / "index.html"
+    if page.exists() and GENERATOR not in page.read_text("utf-8", "replace"):
+        raise ValueError(
+            f"{page} was not written by report; choose another --out, or move it away"
+        )
+
+
 def find_results(folders: Iterable[Path]) -> list[Result]:
-    """All that was decoded, each once."""
-    found = [result for folder in folders for result in read_results(folder)]
-    return list({repr(result): result for result in found}.values())
+    """All that was decoded; of several recipes, under the names of their folders."""
+    files = list(dict.fromkeys(filter(None, map(results_file, folders))))
+    if len(files) == 1:
+        return read_results(files[0])
+    names = distinct_names([file.parent for file in files])
+    return [
+        dataclasses.replace(result, name=f"{name}/{result.name}")
+        for name, file in zip(names, files, strict=True)
+        for result in read_results(file)
+    ]
 
 
 def is_pruned(found: Inspection) -> bool:
@@ -236,6 +256,11 @@ def whole_page(runs: Sequence[Run], body: str) -> str:
     """The page, with each run's configuration, and what made it."""
     names = html.escape(", ".join(run.name for run in runs))
     confs = []
+    problems = "".join(
+        f"<p>{html.escape(f'{run.name}: {run.problem}')}</p>"
+        for run in runs
+        if run.problem
+    )
     for run in runs:
         conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())
         confs.append(
@@ -250,7 +275,8 @@ def whole_page(runs: Sequence[Run], body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{GENERATOR}"
         f'<link rel="icon" href="data:,"><title>{names}</title><style>{CSS}</style>'
-        f"</head><body><h1>{names}</h1>{body}<h2>Configurations</h2>"
+        f"</head><body><h1>{names}</h1>{problems}{body}<h2>Configurations</h2>"
         f"{''.join(confs)}<p>{html.escape(made)}</p></body></html>\n"
     )

@@ -31,29 +31,27 @@ class Result:
         return sum(self.wer.values()) / len(self.wer)
 
 
-def read_results(experiment: Path) -> list[Result]:
-    """Dense and pruned, as RESULTS.json in a folder or in the one above says; nothing
-    where there is none.
+def results_file(experiment: Path) -> Path | None:
+    """The results in an experiment's folder, or in the one above it."""
+    folder = experiment.resolve()
+    return next((f / FILE for f in (folder, folder.parent) if (f / FILE).exists()), None)
+
+
+def read_results(file: Path) -> list[Result]:
+    """Dense and pruned, as the recipe wrote them.
 
     Raises:
         ValueError: a file that is not what the recipe writes
     """
-    for folder in (experiment, experiment.resolve().parent):
-        file = folder / FILE
-        if not file.exists():
-            continue
-        try:
-            found = json.loads(file.read_text("utf-8"))
-            names = [name for name in Result.__dataclass_fields__ if name != "name"]
-            return [
-                Result(
-                    name, **{k: (model | {"seconds": found["seconds"]})[k] for k in names}
-                )
-                for name, model in found["models"].items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise ValueError(
-                f"{file} cannot be read ({type(e).__name__}: {e}); expected what stage "
-                "10 of the recipe writes"
-            ) from e
-    return []
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        names = [name for name in Result.__dataclass_fields__ if name != "name"]
+        return [
+            Result(name, **{k: (model | {"seconds": found["seconds"]})[k] for k in names})
+            for name, model in found["models"].items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"{file} cannot be read ({type(e).__name__}: {e}); expected what stage 10 of "
+            "the recipe writes"
+        ) from e

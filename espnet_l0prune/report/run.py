@@ -1,5 +1,6 @@
 """An experiment as a report shows it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Run:
         history: of its training, as far as it has come
         inspection: module by module; None before the first checkpoint
         multipliers: names of the constraint's
+        problem: why something could not be read
     """
 
     name: str
@@ -53,6 +55,7 @@ class Run:
     history: list[Epoch]
     inspection: Inspection | None
     multipliers: list[str]
+    problem: str = ""
 
     @property
     def costs(self) -> list[str]:
@@ -62,54 +65,78 @@ class Run:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read an experiment's folder.
+    """Read an experiment's folder. A network that cannot be counted is no error: the
+    reason is noted.
 
     Raises:
-        ValueError: files that are missing or damaged
+        ValueError: a configuration that is missing or damaged
     """
     args = read_config(folder / "config.yaml")
     options = {k: getattr(args, k) for k in OPTIONS if getattr(args, k, None)}
-    checkpoint, inspection = folder / last_of(folder), None
-    if checkpoint.exists():
-        inspection = inspect_experiment(folder, checkpoint.name)
+    checkpoint, inspection, problem = folder / last_of(folder), None, ""
+    try:
+        if checkpoint.exists():
+            inspection = inspect_experiment(folder, checkpoint.name)
+        history = read_history(folder, args.accum_grad)
+    except ValueError as e:
+        history, problem = [], str(e)
     constraint = CONSTRAINTS.get(getattr(args, "sparsity_constraint", None) or "")
     return Run(
         name=name,
         folder=folder,
         config=options,
-        history=read_history(folder, args.accum_grad),
+        history=history,
         inspection=inspection,
         multipliers=[] if constraint is None else list(constraint().start()),
+        problem=problem,
     )
 
 
 def find_runs(folders: list[Path]) -> dict[str, Path]:
     """The experiments in these folders by name: of a folder without config.yaml, all in
-    it that were trained or cut.
+    it that are recognizers and were trained or cut.
 
     Raises:
         ValueError: a folder without any
     """
-    found = []
+    found: list[Path] = []
     for folder in folders:
         if (folder / "config.yaml").exists():
             found.append(folder)
             continue
         inside = sorted(
-            file.parent
-            for file in folder.glob("*/config.yaml")
-            if list(file.parent.glob("*.pth"))
+            file.parent for file in folder.glob("*/config.yaml") if _is_recognizer(file)
         )
         if not inside:
             raise ValueError(
-                f"{folder} has no config.yaml, and no folder in it has one beside a "
-                "checkpoint; expected an experiment, or a folder of experiments"
+                f"{folder} has no config.yaml, and no folder in it is an experiment of a "
+                "recognizer with a checkpoint; expected an experiment, or a folder of "
+                "experiments"
             )
         found += inside
-    short = [folder.resolve().name for folder in found]
-    return {
-        name if short.count(name) == 1 else f"{folder.resolve().parent.name}/{name}": (
-            folder
-        )
-        for name, folder in zip(short, found, strict=True)
-    }
+    each = {folder.resolve(): folder for folder in found}
+    return dict(zip(distinct_names([*each]), each.values(), strict=True))
+
+
+def _is_recognizer(config: Path) -> bool:
+    """Whether a configuration is of one, beside a checkpoint: no language model's."""
+    try:
+        known = hasattr(read_config(config), "encoder")
+    except ValueError:
+        return False
+    return known and bool(list(config.parent.glob("*.pth")))
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of different paths by which they can be told apart."""
+
+    def end(path: Path, length: int) -> str:
+        return "/".join(path.parts[-length:])
+
+    names = []
+    for path in paths:
+        length = 1
+        while sum(end(other, length) == end(path, length) for other in paths) > 1:
+            length += 1
+        names.append(end(path, length))
+    return names

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -99,6 +100,14 @@ def test_bench_and_card_for_people(dense, tmp_path, capsys):
     assert "exists; choose another --out, or give --force" in capsys.readouterr().err
 
 
+def test_an_experiment_with_its_average_alone(dense, tmp_path, capsys):
+    """As a zip of the model zoo leaves it."""
+    (tmp_path / "config.yaml").write_text((dense / "config.yaml").read_text())
+    shutil.copy(dense / "model.pth", tmp_path / "valid.acc.ave.pth")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "valid.acc.ave.pth" in capsys.readouterr().out
+
+
 def test_a_mistake_has_a_message_and_debug_the_stack(tmp_path, capsys):
     words = ["inspect", str(tmp_path / "none")]
     assert main(words) == 1
@@ -162,6 +171,9 @@ def test_schema_knows_options_and_misspelt_ones(capsys):
         {"sparsity_constraint": "lagrange"},
         {"encoder_conf": {"open_probability": "high"}},
         {"model_conf": {"temperature": [1]}},
+        {"model_conf": {"layer_input": "both"}},
+        {"decoder_conf": {"random_features": 3}},
+        {"sparsity_scheduler_conf": {"scope": "all"}},
     ):
         assert [*validator.iter_errors(wrong)], wrong
 
@@ -173,3 +185,7 @@ def test_schema_has_every_option_with_its_text(capsys):
         for name, option in found[f"{part}_conf"]["properties"].items():
             assert option.get("description"), f"{part}_conf: {name}"
     assert found["encoder_conf"]["properties"]["open_probability"]["default"] == 0.99
+    # constraints differ in it
+    rate = found["sparsity_constraint_conf"]["properties"]["multiplier_lr"]
+    assert "default" not in rate
+    assert found["sparsity_constraint_conf"]["properties"]["kp"]["default"] == 200

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+import yaml
 from builders import arguments, save_experiment
 from espnet2.tasks.asr import ASRTask
 from torch import nn
 
+from espnet_l0prune.cli import main
 from espnet_l0prune.compare import svd
-from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder, can_factor, factors
+from espnet_l0prune.deploy.inspect import inspect_experiment
+from espnet_l0prune.plugin.low_rank import (
+    LowRank,
+    LowRankConformerEncoder,
+    can_factor,
+)
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),
@@ -28,7 +35,7 @@ def test_factors_are_the_best_approximation(name):
     x, matrix = torch.randn(shape).double(), layer.weight.detach().flatten(1)
     values = torch.linalg.svdvals(matrix)
     for rank in range(1, min(matrix.shape) + 1):
-        pair = factors(layer, rank).double()
+        pair = LowRank(layer, rank).double()
         svd.fill_(pair, layer)
         first, second = (part.weight.detach().flatten(1) for part in pair)
         missing = (second @ first - matrix).norm()
@@ -37,6 +44,8 @@ def test_factors_are_the_best_approximation(name):
         )
         assert pair(x).shape == layer(x).shape
     torch.testing.assert_close(pair(x), layer(x))
+    torch.testing.assert_close(pair.weight, layer.weight)
+    assert (pair.bias is None) == (layer.bias is None)
 
 
 def test_what_is_one_matrix():
@@ -68,6 +77,18 @@ def test_a_dense_experiment_in_factors(target, tmp_path):
             kept += values[1 : ranks[path]].tolist()  # the first stays in any case
             gone += values[ranks[path] :].tolist()
     assert min(kept) >= max(gone)
+    # it can be seen, shown and shipped as any other
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(small.state_dict(), tmp_path / "small/model.pth")
+    found = inspect_experiment(tmp_path / "small", "model.pth")
+    assert found.params["encoder"] == svd.COUNTS["params"](small)
+    if "macs" in target:
+        assert found.macs["encoder"] == pytest.approx(svd.COUNTS["macs"](small))
+    for command in ("report", "export plugin"):
+        out = tmp_path / {"report": "page", "export plugin": "m.zip"}[command]
+        words = [*command.split(), str(tmp_path / "small"), "--out", str(out)]
+        assert main(words) == 0
     # what is no factor is as it was
     path = "encoder.after_norm.weight"
     assert torch.equal(small.state_dict()[path], dense.state_dict()[path])

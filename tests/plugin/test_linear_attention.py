@@ -1,8 +1,11 @@
 """Linear attention against loops, and against the softmax that it estimates."""
 
+import copy
+
 import pytest
 import torch
 from builders import ENCODER, batch, budget, model
+from runs import make_data, run
 
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
@@ -84,6 +87,52 @@ def test_extreme_scores_stay_finite():
     out.sum().backward()
     assert out.isfinite().all()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_long_audio_in_half_precision(dtype):
+    """The sums over frames go beyond 65504."""
+    net = attention(128, size=16).float()
+    x = 0.1 * torch.randn(1, 4000, 16)
+    exact = net(x, x, x, None)
+    with torch.autocast("cpu", dtype=dtype):
+        found = net(x, x, x, None)
+    assert found.dtype == dtype
+    assert float((found - exact).norm() / exact.norm()) < 0.02
+    found = net.to(dtype)(*[x.to(dtype)] * 3, None)
+    assert float((found - exact).norm() / exact.norm()) < 0.02
+
+
+def test_weights_for_attention_plots():
+    net, x = attention(5), torch.randn(1, 6, 8).double()
+    assert net.attn is None
+    out = net(x, x, x, None)
+    _, _, v = net.forward_qkv(x, x, x)
+    weighted = (net.attn @ v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(net.linear_out(weighted), out)
+    net.train()(x, x, x, None)
+    assert net.attn is None
+    copy.deepcopy(net)
+
+
+def test_a_run_with_espnets_attention_plots(tmp_path):
+    make_data(tmp_path)
+    conf = {**ENCODER, **CONF, "units": []}
+    run(
+        tmp_path,
+        tmp_path / "exp",
+        encoder_conf=conf,
+        optim="adam",
+        optim_conf={"lr": 1e-3},
+        sparsity_scheduler=None,
+        sparsity_scheduler_conf={},
+        sparsity_constraint=None,
+        sparsity_constraint_conf={},
+        max_epoch=1,
+        num_att_plot=1,
+        use_matplotlib=True,
+    )
+    assert list((tmp_path / "exp/att_ws").rglob("encoder.encoders.0.self_attn*.png"))
 
 
 def test_a_mask_for_each_query_is_refused():

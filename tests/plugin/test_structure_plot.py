@@ -1,9 +1,17 @@
 """The heat map says what is left."""
 
 import pytest
+import torch
+from builders import model
 from matplotlib import pyplot as plt
 
-from espnet_l0prune.plugin.structure_plot import draw_structure, grid, label, share_left
+from espnet_l0prune.plugin.structure_plot import (
+    draw_structure,
+    grid,
+    label,
+    share_left,
+    units_left,
+)
 
 MODULES = {
     "encoder.embed.conv.0": {"frontend_channels": (8, 6)},
@@ -56,3 +64,31 @@ def test_each_cell_is_drawn_with_its_numbers():
     names = [t.get_text() for t in axes.get_yticklabels()]
     assert names == ["front end", "block 1", "block 11"]
     plt.close(figure)
+
+
+def test_blocks_and_widths():
+    """A block that is gone has nothing left; widths are shown where they are less."""
+    assert "stream" not in grid(MODULES)
+    modules = {
+        **MODULES,
+        "encoder.encoders.0": {"blocks": (1, 0)},
+        "encoder.encoders.10.stream": {"block_width": (16, 4)},
+        "encoder.stream": {"width": (16, 8)},
+    }
+    assert grid(modules) == {
+        "front end": [(0.75, "conv 1\n6/8")],
+        "stream": [(0.5, "8/16")],
+        "block 1": [(0.0, "cut"), (0.0, "cut"), (0.0, "cut"), None],
+        "block 11": [None, None, (1.0, "12"), (0.25, "4/16")],
+    }
+
+
+@pytest.mark.parametrize("unit", ["blocks", "width", "block_width", "heads"])
+def test_closed_gates_of_every_kind_are_seen(unit):
+    net = model(encoder_conf={"units": [unit]})
+    before = grid(units_left(net.encoder, "encoder"))
+    for site in net.encoder.gated_sites()[:1]:
+        gate = site.gates[unit]
+        gate.decide_(torch.arange(len(gate.log_alpha)) == 99)
+    after = grid(units_left(net.encoder, "encoder"))
+    assert before != after

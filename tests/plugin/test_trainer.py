@@ -115,6 +115,10 @@ def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, ca
     ("changes", "message"),
     [
         ({"sparsity_constraint": "inequality"}, "was NuPIConstraint, is Inequality"),
+        (
+            {"encoder_conf": {**CONFIG["encoder_conf"], "gate": "adaptive_dropout"}},
+            "gates was .'HardConcrete'., is .'AdaptiveDropout'.",
+        ),
         ({"sparsity_scheduler": "linear"}, "was CubicSparsityScheduler, is Linear"),
         ({"optim_conf": {"lr": 1e-3, "gate_lr": 0.2}}, "gate_lr was 0.3, is 0.2"),
         (

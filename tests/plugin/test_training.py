@@ -211,6 +211,14 @@ def test_blocks_that_learn_by_themselves(tmp_path):
     assert first.feed_forward.w_1.weight.grad.abs().sum() > 0
     assert not any(p.grad is not None and p.grad.any() for p in second.parameters())
     loss_of_first = float(loss)
+    buffers = []
+    for layer_input in ("student", "teacher"):  # statistics are those of one forward
+        other, _ = start(model_conf={**conf, "layer_input": layer_input})
+        other.train()(**batch())
+        buffers.append({k: v for k, v in other.named_buffers() if "running" in k})
+    assert buffers[0].keys() == buffers[1].keys() != set()
+    for name, value in buffers[0].items():
+        assert torch.equal(value, buffers[1][name]), name
     with torch.no_grad():
         second.feed_forward.w_1.weight.normal_()
     optimizer.zero_grad()
@@ -258,6 +266,13 @@ def test_adaptive_dropout_through_all_phases():
     assert expected == pytest.approx(float(budget(net).totals["params"]) * 0, abs=0.02)
     history = train(net, optimizer, range(14))
     assert history[-1]["centre_params"] < 4.6
+    both = {**SCHEDULE, "target": {"params": 0.3, "macs": 0.3}}
+    with pytest.raises(ValueError, match="holds all gates to one target; expected one"):
+        start(
+            sparsity_constraint="controlled_l2",
+            sparsity_constraint_conf={},
+            sparsity_scheduler_conf=both,
+        )
     assert net.controller.phase == "frozen"
     assert budget(net).actual()["params"] >= 0.3
 

@@ -5,16 +5,22 @@ import json
 import re
 import shutil
 import subprocess
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from matplotlib.figure import Figure
 from runs import CONFIG, make_data, run
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.report.curves import draw_multiplier
 from espnet_l0prune.report.history import read_history
 from espnet_l0prune.report.page import CSS
 from espnet_l0prune.report.results import read_results
-from espnet_l0prune.report.run import find_runs
+from espnet_l0prune.report.run import distinct_names, find_runs, read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = (
@@ -126,22 +132,47 @@ def test_history_is_what_the_reporter_has(exp):
         assert epoch.train["loss"] == parts["train"]["loss"]
         assert epoch.valid["acc"] == parts["valid"]["acc"]
         assert epoch.seconds >= parts["train"]["time"].total_seconds()
-    assert [epoch.update for epoch in history] == [3 * i for i in range(1, 7)]
-    assert read_history(exp / "asr_pruned", accum_grad=3)[-1].update == 6
 
 
-def test_while_training_runs(exp, tmp_path, capsys):
-    """Half a checkpoint: what the epoch before left is shown; none yet: no curves."""
+def test_updates_are_counted_as_the_trainer_does(exp):
+    """3 batches an epoch: with accum_grad 2, one is left over in each."""
+    assert [e.update for e in read_history(exp / "asr_pruned")] == [3, 6, 9, 12, 15, 18]
+    halved = read_history(exp / "asr_pruned", accum_grad=2)
+    assert [e.update for e in halved] == [1, 2, 3, 4, 5, 6]
+
+
+def test_while_training_runs(exp, tmp_path, capsys, caplog):
+    """Half a checkpoint: what the epoch before left is shown; none yet, or none that is
+    kept, as in plain ESPnet: no curves, and no advice to remove anything."""
     now = tmp_path / "now"
     shutil.copytree(exp / "asr_pruned", now, symlinks=True)
     content = (now / "checkpoint.pth").read_bytes()
     (now / "checkpoint.pth").write_bytes(content[: len(content) // 2])
     assert len(read_history(now)) == CONFIG["max_epoch"] - 1
     assert "5 epochs" in page_of(capsys, now, "--out", tmp_path / "a")
+    (now / "checkpoint.previous.pth").unlink()
+    assert read_history(now) == []
+    assert "What is left" in page_of(capsys, now, "--out", tmp_path / "b")
+    assert not caplog.records
     for file in now.glob("*.pth"):
         file.unlink()
-    text = page_of(capsys, now, "--out", tmp_path / "b")
+    text = page_of(capsys, now, "--out", tmp_path / "c")
     assert re.findall("<h2>(.*?)</h2>", text) == ["Configurations"]
+
+
+def test_figures_of_numpy_1_are_read(exp, tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    with (
+        zipfile.ZipFile(exp / "asr_pruned/checkpoint.pth") as old,
+        zipfile.ZipFile(file, "w") as new,
+    ):
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in data
+                data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            new.writestr(name, data)
+    assert read_history(tmp_path) == read_history(exp / "asr_pruned")
 
 
 def test_a_structure_picture_each_epoch(exp):
@@ -157,36 +188,83 @@ def test_a_structure_picture_each_epoch(exp):
     assert not (exp / "asr_begun/structure").exists()  # use_matplotlib is false there
 
 
-def test_names_tell_experiments_apart(exp, tmp_path):
+def test_names_tell_experiments_apart(exp, tmp_path, capsys):
     assert [*find_runs([exp])] == ["asr_begun", "asr_cut", "asr_pruned"]
-    other = tmp_path / "other"
-    shutil.copytree(exp / "asr_cut", other / "asr_cut")
-    both = find_runs([exp / "asr_cut", other])
-    assert [*both] == [f"{exp.name}/asr_cut", "other/asr_cut"]
+    for recipe in ("a", "b"):
+        shutil.copytree(exp / "asr_cut", tmp_path / recipe / "exp/asr_cut")
+        (tmp_path / recipe / "exp/RESULTS.json").write_text(json.dumps(RESULTS))
+    both = find_runs([tmp_path / "a/exp", tmp_path / "b/exp", tmp_path / "a/exp"])
+    assert [*both] == ["a/exp/asr_cut", "b/exp/asr_cut"]
+    folders = [tmp_path / "a/exp", tmp_path / "b/exp"]
+    text = page_of(capsys, *folders, "--out", tmp_path / "page")
+    for name in ("a/exp/dense", "a/exp/pruned", "b/exp/dense", "b/exp/pruned"):
+        assert f"<th>{name}</th>" in text
+    ends = distinct_names([Path("/x/y/z"), Path("/x/w/z"), Path("/v")])
+    assert ends == ["y/z", "w/z", "v"]
+
+
+def test_what_else_is_in_an_exp_folder_of_asr_sh(exp, tmp_path, capsys):
+    """A language model is left out; what cannot be built is shown without a structure."""
+    folder = tmp_path / "exp"
+    shutil.copytree(exp / "asr_cut", folder / "asr_$cut$")
+    for name, change in (("lm", {}), ("asr_other", {"encoder": "rnn"})):
+        shutil.copytree(exp / "asr_cut", folder / name)
+        file = folder / name / "config.yaml"
+        config = yaml.safe_load(file.read_text()) | change
+        if name == "lm":
+            del config["encoder"]
+        file.write_text(yaml.safe_dump(config))
+    text = page_of(capsys, folder, "--out", tmp_path / "page")
+    assert "<h1>asr_$cut$, asr_other</h1>" in text
+    assert "<p>asr_other: " in text
+    assert "encoder, " in text  # of the other
+
+
+def test_every_part_has_its_multiplier(exp, tmp_path, capsys):
+    run(
+        exp,
+        tmp_path / "parts",
+        sparsity_scheduler_conf={
+            **CONFIG["sparsity_scheduler_conf"], "target": 0.1, "per": "block",
+        },
+        max_epoch=5,
+    )  # fmt: skip
+    drawn = Figure().subplots()
+    draw_multiplier(drawn, [read_run(tmp_path / "parts", "parts")], "lambda")
+    assert len(drawn.lines) == 3  # the front end, and two blocks
+    assert all(np.isfinite(line.get_ydata()).all() for line in drawn.lines)
 
 
 def test_what_cannot_be_shown_is_said(exp, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
-    assert "expected an experiment, or a folder of exp" in capsys.readouterr().err
-    bad = tmp_path / "bad"
-    bad.mkdir()
+    assert "no folder in it is an experiment of a recog" in capsys.readouterr().err
     for content in ("{", "[]", '{"models": {"dense": {}}}'):
-        (bad / "RESULTS.json").write_text(content)
+        (tmp_path / "RESULTS.json").write_text(content)
         with pytest.raises(ValueError, match="expected what stage 10 of the recipe"):
-            read_results(bad)
-    torch.save({"reporter": {}}, bad / "checkpoint.pth")
+            read_results(tmp_path / "RESULTS.json")
+    torch.save({"reporter": {}}, tmp_path / "checkpoint.pth")
     with pytest.raises(ValueError, match="Expected the checkpoint of an ESPnet training"):
-        read_history(bad)
+        read_history(tmp_path)
+
+
+def test_a_page_of_another_is_not_replaced(exp, tmp_path, capsys):
+    page_of(capsys, exp / "asr_cut", "--out", tmp_path)
+    page_of(capsys, exp / "asr_cut", "--out", tmp_path)  # its own is
+    (tmp_path / "index.html").write_text("my own page")
+    assert main(["report", str(exp / "asr_cut"), "--out", str(tmp_path)]) == 1
+    assert "was not written by report; choose another" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "my own page"
 
 
 def test_no_code_of_a_checkpoint_runs(tmp_path):
     class Bomb:
         def __reduce__(self):
-            return exec, ("raise SystemError('code of a file has run')",)
+            return open, (str(tmp_path / "trace"), "w")
 
     torch.save({"reporter": {"stats": Bomb()}}, tmp_path / "checkpoint.pth")
     with pytest.raises(ValueError, match="cannot be read"):
         read_history(tmp_path)
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the page in")

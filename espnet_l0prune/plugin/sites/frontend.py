@@ -6,6 +6,7 @@ from torch import nn
 
 from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
 from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.plugin.low_rank import LowRank
 
 
 def last_linear(embed: nn.Module) -> nn.Linear:
@@ -36,11 +37,10 @@ class FrontendSite(Site):
             convs = [
                 (f"embed.conv.{i}", layer)
                 for i, layer in enumerate(embed.conv)
-                if isinstance(layer, (nn.Conv1d, nn.Conv2d))
+                if isinstance(layer, (nn.Conv1d, nn.Conv2d, LowRank))
             ]
             consumers = [*(conv for _, conv in convs[1:]), last_linear(embed)]
-            # none where they are factored
-            for (name, conv), consumer in zip(convs, consumers, strict=bool(convs)):
+            for (name, conv), consumer in zip(convs, consumers, strict=True):
                 yield cls(name, embed, conv, consumer)
 
     @property
