@@ -31,6 +31,7 @@ def schema() -> dict:
     for name, choices in CHOICES.items():
         model[name]["enum"] = [*choices]
     schedule = options(Workload) | shared(SCHEDULERS.values())
+    del schedule["fs"]  # the front end's
     schedule["scope"]["enum"] = ["encoder", "decoder", "model"]
     schedule["per"]["enum"] = ["block", "kind", None]
     constraint = shared(CONSTRAINTS.values())

@@ -256,11 +256,8 @@ def whole_page(runs: Sequence[Run], body: str) -> str:
     """The page, with each run's configuration, and what made it."""
     names = html.escape(", ".join(run.name for run in runs))
     confs = []
-    problems = "".join(
-        f"<p>{html.escape(f'{run.name}: {run.problem}')}</p>"
-        for run in runs
-        if run.problem
-    )
+    said = [f"{run.name}: {run.problem}" for run in runs if run.problem]
+    problems = "".join(f"<p>{html.escape(line)}</p>" for line in said)
     for run in runs:
         conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())
         confs.append(

@@ -174,6 +174,7 @@ def test_schema_knows_options_and_misspelt_ones(capsys):
         {"model_conf": {"layer_input": "both"}},
         {"decoder_conf": {"random_features": 3}},
         {"sparsity_scheduler_conf": {"scope": "all"}},
+        {"sparsity_scheduler_conf": {"fs": 8000}},
     ):
         assert [*validator.iter_errors(wrong)], wrong
 
