@@ -59,7 +59,7 @@ SCHEDULE = {"warmup_steps": 50, "ramp_steps": 600, "hold_steps": 350}
 SINGLE = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 RANKED = {"encoder_conf": {"units": SINGLE}}
 BLOCKS = {"encoder_conf": {"units": ["blocks"]}}
-FAST = {"optim_conf": {"lr": 0.002}}
+SLOW = {"optim_conf": {"lr": 0.0005}}
 HIDDEN_ONLY = {
     "task_weight": 0.0,
     "att_kl_weight": 0.0,
@@ -149,12 +149,12 @@ class Cell:
         settings = [
             self.dense.name,
             self.corpus.test,
-            *map(recipe_conf, EPOCHS),
-            SCHEDULE,
-            RANKED,
-            PARP_ROUNDS,
+            EPOCHS,
             repr(method) if is_dataclass(method) else self.method,
         ]
+        if not isinstance(method, FromScratch):
+            settings += [recipe_conf("prune"), recipe_conf("finetune")]
+            settings += [SCHEDULE, RANKED, PARP_ROUNDS]
         return {
             "method": self.method,
             "budget": self.budget,
@@ -344,21 +344,28 @@ def svd(cell: Cell) -> None:
     cell.end_with("asr_dense")
 
 
-def from_scratch(cost: str, distilled: bool) -> Method:
+@dataclass(frozen=True)
+class FromScratch:
     """A small Conformer that costs at most what the budget leaves; it trains for as many
-    epochs as the dense model and its pruning take together."""
+    epochs as the dense model and its pruning take together.
 
-    def run(cell: Cell) -> None:
+    Args:
+        cost: that the budget is on
+        distilled: from the dense model, predictions alone
+    """
+
+    cost: str
+    distilled: bool
+
+    def __call__(self, cell: Cell) -> None:
         conf = recipe_conf("train") | {"max_epoch": sum(EPOCHS.values())}
-        if distilled:  # its blocks are of another width
+        if self.distilled:  # its blocks are of another width
             conf["model"] = "l0_distill"
             conf["model_conf"] |= {"layer_weight": 0.0, **teacher_of(cell)}
-        conf["encoder_conf"] |= small_size(cell, cost)
+        conf["encoder_conf"] |= small_size(cell, self.cost)
         train = written(cell.folder / "train.yaml", conf)
         cell.run(cell.folder, 4, 4, train_config=train)
         cell.end_with("asr_dense")
-
-    return run
 
 
 def teacher_of(cell: Cell) -> dict[str, str]:
@@ -394,9 +401,8 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 
 METHODS: dict[str, Method] = {
     "l0": Gates(),
-    # the weights at the rate of the dense training; and with a longer fine-tuning
-    "l0_lr": Gates(FAST, finetune=FAST),
-    "l0_lr_long": Gates(FAST, finetune={**FAST, "max_epoch": 14}),
+    "l0_long": Gates(finetune={"max_epoch": 14}),
+    "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's
     "l0_ranked_units": Gates(RANKED),  # those of the methods below
     "l0_blockwise": Gates({"model_conf": {"layer_input": "teacher"}}),
     **{name: one_shot(name) for name in IMPORTANCES if name != "depth"},
@@ -412,7 +418,7 @@ METHODS: dict[str, Method] = {
         costs=("params",),  # its penalty knows one target
     ),
     **{
-        f"scratch_{cost}{'_distilled' * distilled}": from_scratch(cost, distilled)
+        f"scratch_{cost}{'_distilled' * distilled}": FromScratch(cost, distilled)
         for cost in ("params", "macs")
         for distilled in (False, True)
     },

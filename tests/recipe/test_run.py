@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.report.results import read_results
+from espnet_l0prune.report.results import read_results, results_file
 
 RECIPE = Path(__file__).parents[2] / "egs/librispeech"
 TINY = {
@@ -80,7 +80,7 @@ def test_from_corpus_to_score(work):
     assert measures["dense"]["encoder_parameters"] == before
     assert measures["pruned"]["encoder_parameters"] == after
 
-    results = read_results(work / "exp/asr_pruned")
+    results = read_results(results_file(work / "exp/asr_pruned"))
     assert [result.name for result in results] == ["dense", "pruned"]
     assert results[1].macs == measures["pruned"]["macs"]
     shown = f"{100 * results[1].wer['test-mini']:.2f}"
