@@ -1,6 +1,7 @@
 """Sphinx: pages in Markdown, a reference from docstrings and option schemas."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import espnet2.tasks.asr  # noqa: F401 (registers)
@@ -10,6 +11,9 @@ from espnet_l0prune.cli import get_parser
 from espnet_l0prune.plugin.schema import schema
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tools"))
+from messages import messages, shell_messages  # noqa: E402 (beside the package, not in it)
+
 GENERATED = HERE / "_generated"
 MODULES = {
     "core": (
@@ -68,6 +72,25 @@ def write_commands() -> None:
     (GENERATED / "commands.md").write_text("\n".join(lines), "utf-8")
 
 
+def write_messages() -> None:
+    """A table of what each `raise` says."""
+    lines = [
+        "# Error messages",
+        "",
+        "Names in braces stand for what changes. The command line writes them behind",
+        "`espnet-l0prune COMMAND:` and exits with 1; a training logs them and ends.",
+        "",
+        "| message | raised in |",
+        "|---|---|",
+    ]
+    found = [(message.text, message.module) for message in messages()]
+    found += [(text, "run.sh") for text in shell_messages()]
+    for text, place in found:
+        text = text.replace("|", "\\|")
+        lines.append(f"| `` {text} `` | `{place}` |")
+    (GENERATED / "messages.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
 def write_modules() -> None:
     """A page for each layer of the package."""
     for layer, names in MODULES.items():
@@ -82,4 +105,5 @@ def write_modules() -> None:
 GENERATED.mkdir(exist_ok=True)
 write_options()
 write_commands()
+write_messages()
 write_modules()

@@ -148,7 +148,7 @@ train() {
         --valid_data_path_and_name_and_type "$datadir/valid/text,text,text" \
         "${distributed[@]}" "$@" 2>&1 | tee -a "$out/train.log" | show_progress; then
         { grep -v '^\s*$' "$out/train.log" || true; } | tail -n 5 >&2
-        die "training failed; the whole log is $(pwd)/$out/train.log"
+        die "training failed; the whole log is $(cd "$out" && pwd)/train.log"
     fi
 }
 

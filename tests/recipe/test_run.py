@@ -160,6 +160,17 @@ def test_changed_settings_do_not_touch_a_training(work):
     assert checkpoint.stat().st_mtime_ns == before
 
 
+def test_a_failed_training_names_its_log(work, tmp_path):
+    config = shrink("prune", tmp_path, optim="none")
+    options = ["--prune_config", config, "--expdir", tmp_path / "exp"]
+    options += ["--dense_exp", work / "exp/asr_dense", "--stage", "5"]
+    result = run(work, *options, "--stop_stage", "5", check=False)
+    assert result.returncode == 1
+    log = tmp_path / "exp/asr_pruned/train.log"
+    assert f"training failed; the whole log is {log}" in result.stderr
+    assert "none" in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -168,10 +179,13 @@ def test_changed_settings_do_not_touch_a_training(work):
         (["--stages", "1"], "unknown option --stages"),
         (["--stage", "11"], "stages are 1 to 10"),
         (["--prune_config", "none.yaml"], "no such configuration"),
+        (["--expdir", "with a space"], "no spaces in paths"),
+        (["--train_sets", ""], "needs --train_sets, --valid_sets and --test_sets"),
+        (["--nbpe"], "--nbpe needs a value"),
     ],
 )
 def test_bad_options(work, options, message):
-    result = run(work, *options, "--stop_stage", "1", check=False)
+    result = run(work, "--stop_stage", "1", *options, check=False)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
