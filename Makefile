@@ -6,7 +6,7 @@ demo: env
 	    egs/librispeech/run.sh --corpus mini
 
 test: env
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 env: .venv/.done
 

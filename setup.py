@@ -63,6 +63,8 @@ setup(
             "mypy",
             "nbclient",
             "pytest",
+            "pytest-cov",
+            "pytest-xdist",
             "resampy",
             "ruff",
             "safetensors",

@@ -37,6 +37,7 @@ def _card_options(parser: argparse.ArgumentParser) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="espnet-l0prune",
         description="Structured pruning of ESPnet's recognizers.",
@@ -183,6 +184,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit code."""
     args = get_parser().parse_args(argv)
     from espnet_l0prune import commands
 

@@ -63,6 +63,9 @@ def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     mean over batches (Molchanov et al. 2019, arXiv 1906.10771).
 
     dL/dz is the sum of w dL/dw over the weights that the gate multiplies.
+
+    Raises:
+        ValueError: blocks
     """
 
     def slopes(claim: Claim, w: Tensor) -> Tensor:
@@ -101,6 +104,9 @@ def removal(budget: Budget, harm: Callable[[], float], groups: int = 8) -> Score
 
     Args:
         harm: measures the model as it is now
+
+    Raises:
+        ValueError: whole modules, or blocks: they have no norm to group them by
     """
     before, scores = harm(), []
     for gate, norms in zip(budget.gates.values(), magnitude(budget), strict=True):
@@ -125,7 +131,11 @@ def closed(gate: HardConcrete, units: Tensor) -> Iterator[None]:
 
 def pruning_error(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     """The task loss that comes with the removal of a group of units alone: module-wise
-    pruning error, MoPE (arXiv 2403.07839), with the loss as the metric."""
+    pruning error, MoPE (arXiv 2403.07839), with the loss as the metric.
+
+    Raises:
+        ValueError: see `removal`
+    """
 
     @torch.no_grad()
     def harm() -> float:
@@ -139,6 +149,9 @@ def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     removal of a group of units, without labels (LD-Pruner, arXiv 2404.11936, equation 1).
 
     Over the frames of all batches, for each feature; the Euclidean norms of both shifts.
+
+    Raises:
+        ValueError: see `removal`
     """
 
     @torch.no_grad()
@@ -163,7 +176,8 @@ def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
 
 
 def loss_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss of a batch, which stays as it is: ESPnet normalizes features in place."""
+    """The loss of a batch, one number, for a batch that stays as it is: ESPnet normalizes
+    features in place."""
     return model(**{name: value.clone() for name, value in batch.items()})[0]
 
 

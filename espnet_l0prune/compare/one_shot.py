@@ -97,7 +97,8 @@ def prune_at_once(
         the sparsity in each cost
 
     Raises:
-        ValueError: see `gated`; a budget that the units cannot reach
+        ValueError: see `gated`; units that this importance cannot rank; a budget that the
+            units cannot reach
     """
     torch.manual_seed(seed)
     model, args = gated(dense, checkpoint, conf)

@@ -42,7 +42,7 @@ def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None
         out: the checkpoint to write, of the dense network
 
     Raises:
-        ValueError: see `gated`; a budget that the units cannot reach
+        ValueError: see `gated` and `magnitude`; a budget that the units cannot reach
     """
     model, args = gated(dense, checkpoint, conf)
     budget = make_budget(model, make_workload(args))

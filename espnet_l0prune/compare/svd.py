@@ -59,7 +59,7 @@ def ranks_above(
 
 @torch.no_grad()
 def fill_(pair: LowRank, layer: nn.Module) -> None:
-    """Give two factors the best approximation of a layer of their rank."""
+    """Give two factors the best approximation of a layer of their rank, in place."""
     first, second = pair
     u, s, v = torch.linalg.svd(as_matrix(layer), full_matrices=False)
     rank = second.weight.size(1)

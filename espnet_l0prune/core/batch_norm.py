@@ -25,7 +25,8 @@ class RestartedMean:
 
 
 def restart_(norm: _BatchNorm, *, forget: bool) -> None:
-    """Begin anew, or go on with what was begun, where `forget` is false."""
+    """Begin running statistics anew, see `RestartedMean`; or go on with what was begun,
+    where `forget` is false."""
     if forget:  # what is there stands until the first batch, which replaces it
         norm.num_batches_tracked.zero_()
     hooks = norm._forward_pre_hooks

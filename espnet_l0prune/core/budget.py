@@ -129,11 +129,16 @@ class Budget:
     """Sparsity of a network in each cost, from its gates.
 
     The sparsity in a cost is the share that is gone of all that is counted, prunable
-    or not (Jiang et al. 2023, section 2.2, with the exact count of the cut network).
+    or not (Jiang et al. 2023, arXiv 2305.19549, section 2.2, with the exact count of the
+    cut network).
 
     Args:
         sites: all of the network, with or without gates
         terms: from `terms_of`, for these sites in this order
+
+    Attributes:
+        gates: by the place of a site in `sites` and the kind of its units
+        totals: by cost, the parameters and MACs with all units open
     """
 
     def __init__(self, sites: Sequence[Site], terms: Sequence[Term]):
@@ -212,7 +217,11 @@ class Budget:
         return shares[:, None] * self._amounts
 
     def sparsity(self, opened: Tensor) -> dict[str, Tensor]:
-        """Share of each cost that is gone; a cost that was not counted has none."""
+        """Share of each cost that is gone, in [0, 1]; none of one that was not counted.
+
+        Args:
+            opened: as `amounts` takes it
+        """
         left = self.amounts(opened).sum(0)
         return {
             cost: 1 - left[i] / self.totals[cost]
@@ -231,7 +240,7 @@ class Budget:
         return sum(parts[1:], parts[0])
 
     def log_alpha(self) -> Tensor:
-        """Of all gates, in one row."""
+        """Of all gates, in one row: (units of all gates,)."""
         return torch.cat([gate.log_alpha for gate in self.gates.values()])
 
     def expected(self) -> dict[str, Tensor]:
@@ -262,7 +271,7 @@ class Budget:
         return {k: float(v) for k, v in self.sparsity(stays).items()}
 
     def remaining(self, cost: str = "params") -> float:
-        """What is left of a cost, counted, with the open gates."""
+        """What the open gates leave of a cost, in parameters or MACs."""
         return self.totals[cost] * (1 - self.actual()[cost])
 
 
@@ -274,8 +283,11 @@ def split(budget: Budget, network: nn.Module, per: str) -> dict[str, Budget]:
         network: what it counts
         per: `block`, or `kind` of module
 
+    Returns:
+        budgets by the name of the part
+
     Raises:
-        ValueError: gates that belong to no one part
+        ValueError: gates that belong to no one part; `uniform` ones, for each block
     """
     members: dict[str, list[int]] = {}
     part_of: dict[nn.Module, str] = {}
@@ -338,7 +350,8 @@ def check_compatible(
     target.
 
     The least that goes of a cost with a target in another one is found by closing the
-    units that take least of it first: close, and no bound, hence the tolerance.
+    units that take least of it first: close, and no bound, hence the tolerance, a
+    difference of sparsities.
     """
     for given, target in targets.items():
         for cost, other in targets.items():
@@ -399,9 +412,11 @@ def select(
 
     Args:
         budget: counts the network
-        targets: by cost
-        tolerance: how far beyond the target nearest to it a plan should be at most
-        scores: of each gate's units, in the budget's order, instead of probabilities
+        targets: sparsity by cost
+        tolerance: how far beyond the target nearest to it a plan should be at most, as a
+            share of that cost
+        scores: (units,) of each gate, in the budget's order, instead of probabilities:
+            the lowest close first
 
     Raises:
         ValueError: the units cannot reach the targets

@@ -38,17 +38,20 @@ class AbsConstraint(ABC):
         """What the loss gains: a scalar.
 
         Args:
-            log_alpha: of all gates that can mend the shortfall, in one row
+            shortfall: target minus expected sparsity, a scalar
+            multipliers: as they are now
+            log_alpha: of all gates that can mend the shortfall, in one row: (gates,)
         """
 
     def update_(  # noqa: B027 (a plain penalty has nothing to move)
         self, shortfall: float, multipliers: Multipliers
     ) -> None:
-        """Move the multipliers after an update; `shortfall` is that before it."""
+        """Move the multipliers after an update; `shortfall` is what the gates then have
+        from the target that the update had."""
 
 
 class LagrangianConstraint(AbsConstraint):
-    """S = s, by lambda1 v + lambda2 v^2 (Jiang et al. 2023, equation 6).
+    """S = s, by lambda1 v + lambda2 v^2 (Jiang et al. 2023, arXiv 2305.19549, eq. 6).
 
     Both multipliers ascend the gradient: lambda1 += eta v, lambda2 += eta v^2.
 
@@ -56,6 +59,9 @@ class LagrangianConstraint(AbsConstraint):
         multiplier_lr: eta
         lambda1, lambda2: the multipliers at the start; a large lambda2 keeps the gates
             on the ramp from its first update on, and damps lambda1
+
+    Raises:
+        ValueError: a `multiplier_lr` that is not above 0
     """
 
     def __init__(
@@ -86,6 +92,9 @@ class InequalityConstraint(AbsConstraint):
         multiplier_lr: eta
         restart: whether a satisfied constraint sets its multiplier to 0; otherwise it
             descends to 0 as it came
+
+    Raises:
+        ValueError: a `multiplier_lr` that is not above 0
     """
 
     equality = False
@@ -121,6 +130,9 @@ class NuPIConstraint(AbsConstraint):
         multiplier_lr: eta
         kp, ki: gains of the proportional and of the integral term
         nu: smoothing of the shortfall, in [0, 1)
+
+    Raises:
+        ValueError: `multiplier_lr` or `ki` not above 0, `kp` below 0, `nu` out of range
     """
 
     def __init__(
@@ -161,6 +173,9 @@ class PenaltyConstraint(AbsConstraint):
 
     Args:
         weight: the price of the whole cost
+
+    Raises:
+        ValueError: a `weight` that is not above 0
     """
 
     equality = False
@@ -189,6 +204,9 @@ class ControlledL2Constraint(AbsConstraint):
         multiplier_lr: eta
         centre: c at the start
         weight: of the penalty
+
+    Raises:
+        ValueError: `multiplier_lr` or `weight` not above 0
     """
 
     one_cost = True

@@ -38,6 +38,8 @@ class SparsityController:
     loss scaling never see the multipliers.
 
     All that must be resumed lives in the optimizer, in the gates and in the batch norms.
+    From then on the optimizer raises ValueError too: `load_state_dict` for a run that was
+    begun with other settings, `step` where multipliers diverge.
 
     Args:
         budget: counts the network
@@ -48,7 +50,8 @@ class SparsityController:
         optimizer: trains the gates; keeps the number of updates and the multipliers
 
     Raises:
-        ValueError: targets that the units cannot reach, or that contradict each other
+        ValueError: targets that the units cannot reach, that contradict each other or
+            that new gates have passed already; several for a constraint that takes one
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class SparsityController:
 
     @property
     def phase(self) -> str:
+        """`warmup`, `ramp`, `hold` or `frozen`."""
         return self.scheduler.phase(self.update)
 
     @property
@@ -133,8 +137,9 @@ class SparsityController:
             epochs: of the whole run
 
         Raises:
-            ValueError: a run that ends before the frozen network was trained at all;
-                epochs of another length than before the run was resumed
+            ValueError: a run that ends before the frozen network was trained at all; an
+                epoch without an update; a schedule in epochs, where their length is not
+                known or another than before the run was resumed
         """
         scheduler, state = self.scheduler, self.optimizer.pruning
         self._tell_paths()
@@ -214,7 +219,8 @@ class SparsityController:
         return {name: targets[cost] - s for name, cost, s, _ in self._expected()}
 
     def penalty(self) -> Tensor:
-        """The constraints' share of the loss: a scalar."""
+        """The constraints' share of the loss, a scalar in float64; 0 outside of phases
+        `ramp` and `hold`."""
         total = torch.zeros((), dtype=torch.float64)
         if not self._training:
             return total
@@ -228,7 +234,11 @@ class SparsityController:
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """Target, expected and actual sparsity in each cost, and the multipliers."""
+        """Target, expected and actual sparsity in each cost, and the multipliers.
+
+        By names such as `sparsity_expected_macs` and `lambda1_params`; expected sparsity
+        and multipliers of parts by `sparsity_expected_macs_PART` and so on.
+        """
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}
         expected |= {name: float(s) for name, _, s, _ in self._expected()}
         found = {

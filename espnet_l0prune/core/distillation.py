@@ -2,6 +2,9 @@
 
 Both predictions' losses are summed over positions and averaged over utterances, as
 ESPnet's CTC and attention losses are, so that their weights compare.
+
+A map of layers takes those of student and teacher, hidden states (batch, time, size) by
+place, and the valid frames, (batch,); it gives pairs of places, (student's, teacher's).
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,10 +77,10 @@ def _l1_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
 def layerwise_mse(
     student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor
 ) -> Tensor:
-    """(1 / L) sum_i MSE(h_student_i, h_teacher_i) (Jiang et al. 2023, equation 8).
+    """(1 / L) sum_i MSE(h_student_i, h_teacher_i) (Jiang et al. 2023, arXiv 2305.19549,
+    equation 8), the mean over valid frames and features.
 
-    Where the student's residual width is pruned, the paper's projection W of the
-    teacher is the selection of the features that are left; else it is the identity.
+    The paper's projection W of the teacher's states is for the caller to apply.
 
     Args:
         student, teacher: L hidden states each, (batch, time, size)
@@ -106,7 +109,7 @@ def prediction_kl(
     temperature: float = 1.0,
     without: int | None = None,
 ) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015).
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015): scalar.
 
     Args:
         student, teacher: logits, (batch, time, vocabulary)
@@ -137,7 +140,7 @@ def transducer_kl(
     Args:
         student, teacher: logits of the joint network,
             (batch, time, tokens + 1, vocabulary)
-        labels: (batch, tokens)
+        labels: (batch, tokens), negative where there is padding
         frames, tokens: valid lengths, (batch,)
         blank: its index in the vocabulary
     """

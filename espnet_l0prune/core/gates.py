@@ -40,13 +40,17 @@ class HardConcrete(nn.Module):
 
     Args:
         size: number of gates n
-        open_probability: P(z > 0) at the start, in [LEAST_OPEN, 1)
+        open_probability: P(z > 0) at the start, in [LEAST_OPEN, 1), about [0.982, 1)
         round_to: how many units go or stay together when units are selected
         uniform: whether all gates of this kind and size keep as many units
 
     Attributes:
         log_alpha: (n,), kept in float32 or wider
         sampling: draw the gates in training mode; noise-free otherwise
+        noise: of the last draw, (n,) from the logistic distribution; None before it
+
+    Raises:
+        ValueError: an `open_probability` out of its range
     """
 
     def __init__(
@@ -78,7 +82,8 @@ class HardConcrete(nn.Module):
 
     @staticmethod
     def noisy(log_alpha: Tensor, noise: Tensor) -> Tensor:
-        """Such gates with noise from the logistic distribution, in [0, 1]."""
+        """Such gates with noise of their shape from the logistic distribution, in
+        [0, 1]."""
         return _stretch(torch.sigmoid((noise + log_alpha) / BETA))
 
     def espnet_initialization_fn(self) -> None:
@@ -118,7 +123,7 @@ class HardConcrete(nn.Module):
 
     @torch.no_grad()
     def decide_(self, keep: Tensor) -> None:
-        """Fix the gates to 1 where `keep` (n,) is true, to 0 elsewhere."""
+        """Fix the gates to 1 where `keep`, (n,) bool, is true, to 0 elsewhere."""
         self.log_alpha.copy_(torch.where(keep, DECIDED, -DECIDED))
 
     def extra_repr(self) -> str:

@@ -49,6 +49,7 @@ class Scale(GateHook):
     outer: int = 1
 
     def scaled(self, x: Tensor, dim: int) -> Tensor:
+        """x times the gates, along its dimension of size outer * n * inner."""
         z = self.gate()
         if z.numel() > 1:
             z = spread(z, self.inner, self.outer)
@@ -111,7 +112,7 @@ class MaskInput(GateHook):
 
 @dataclass(frozen=True, eq=False)
 class SurvivorNorm(GateHook):
-    """Forward hook on a LayerNorm over n units: statistics over the open ones only.
+    """Forward hook on a LayerNorm over n units, (..., n): statistics over the open ones.
 
     The output of closed units is 0. It is what LayerNorm gives once they are cut. A
     unit with several gates is open where all of them are.
@@ -170,7 +171,7 @@ class ScaleResidual(GateHook):
 
 
 def gather_input(layer: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook: the features of the stream that the layer reads."""
+    """Forward pre-hook: of the stream (..., size), the features that the layer reads."""
     return (args[0].index_select(-1, layer.stream_index), *args[1:])
 
 
@@ -189,7 +190,11 @@ def scatter_output(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
 
 
 def remember_stream_(layer: nn.Module, index: Tensor, size: int) -> None:
-    """Note which of `size` features of the stream a layer has; not saved with it."""
+    """Note which of `size` features of the stream a layer has; not saved with it.
+
+    Args:
+        index: their places, (features left,)
+    """
     layer.register_buffer("stream_index", index, persistent=False)
     layer.stream_size = size
 

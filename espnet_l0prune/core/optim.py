@@ -76,7 +76,7 @@ class L0AdamW(torch.optim.AdamW):
 
     @property
     def pruning(self) -> dict:
-        """The group of the gates, with `update` and `multipliers`."""
+        """The group of the gates, with `update` and `multipliers`; there must be one."""
         return next(g for g in self.param_groups if "update" in g)
 
 

@@ -24,7 +24,11 @@ class AbsSparsityScheduler(ABC):
         in_epochs: the lengths are in epochs instead, and need not be whole
 
     Attributes:
+        goal: sparsity to reach, by cost
         scale: updates in the unit of the lengths; set once an epoch's are known
+
+    Raises:
+        ValueError: a target, a start or a length out of its range
     """
 
     def __init__(
@@ -71,14 +75,17 @@ class AbsSparsityScheduler(ABC):
 
     @property
     def ramp_begins(self) -> int:
+        """Updates made when the ramp begins."""
         return round(self.scale * self.lengths[0])
 
     @property
     def hold_begins(self) -> int:
+        """Updates made when the whole target is reached, and stands."""
         return round(self.scale * sum(self.lengths[:2]))
 
     @property
     def frozen_begins(self) -> int:
+        """Updates made when the gates are fixed."""
         return round(self.scale * sum(self.lengths))
 
     @property
@@ -120,7 +127,8 @@ class AbsSparsityScheduler(ABC):
 
 
 class LinearSparsityScheduler(AbsSparsityScheduler):
-    """target(t) = start + (goal - start) t / ramp_steps, as in Jiang et al. 2023."""
+    """target(t) = start + (goal - start) t / ramp_steps, as in Jiang et al. 2023, arXiv
+    2305.19549."""
 
     def ramp(self, done: float) -> float:
         return done
@@ -134,21 +142,22 @@ class ConstantSparsityScheduler(AbsSparsityScheduler):
 
 
 class CubicSparsityScheduler(AbsSparsityScheduler):
-    """1 - (1 - t)^3: fast at first, slow at the end (Zhu and Gupta 2017)."""
+    """1 - (1 - done)^3 of the way: fast at first, then slow (Zhu and Gupta 2017)."""
 
     def ramp(self, done: float) -> float:
         return 1 - (1 - done) ** 3
 
 
 class CosineSparsityScheduler(AbsSparsityScheduler):
-    """(1 - cos(pi t)) / 2: slow at both ends."""
+    """(1 - cos(pi done)) / 2 of the way: slow at both ends."""
 
     def ramp(self, done: float) -> float:
         return (1 - math.cos(math.pi * done)) / 2
 
 
 class ExponentialSparsityScheduler(LinearSparsityScheduler):
-    """The density falls by the same factor in every update."""
+    """The density falls by the same factor in every update:
+    target = 1 - (1 - start) ((1 - goal) / (1 - start))^done."""
 
     def sparsity(self, goal: float, done: float) -> float:
         return 1 - (1 - self.start) * ((1 - goal) / (1 - self.start)) ** done
@@ -160,6 +169,10 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
     Args:
         stairs: how many
         others: see `AbsSparsityScheduler`
+
+    Raises:
+        ValueError: `stairs` that are no whole number from 1 on; a target, a start or a
+            length out of its range
     """
 
     def __init__(

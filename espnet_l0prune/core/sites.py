@@ -64,7 +64,8 @@ class Claim:
 def outputs(
     layer: nn.Module, kind: str, inner: int = 1, outer: int = 1, folds: bool = False
 ) -> Iterator[Claim]:
-    """Units own the outputs of a layer, or the features of a norm."""
+    """Units own the outputs of a layer, or the features of a norm; arguments as of
+    `Claim`."""
     for name in ("weight", "bias", "running_mean", "running_var"):
         if getattr(layer, name, None) is not None:
             yield Claim(layer, name, 0, kind, inner, outer, folds)
@@ -79,7 +80,7 @@ def whole_output(layer: nn.Module, kind: str) -> Iterator[Claim]:
 def inputs(
     layer: nn.Module, kind: str, inner: int = 1, outer: int = 1, folds: bool = False
 ) -> Iterator[Claim]:
-    """Units own the inputs of a layer."""
+    """Units own the inputs of a layer; arguments as of `Claim`."""
     yield Claim(layer, "weight", 1, kind, inner, outer, folds)
 
 
@@ -194,7 +195,16 @@ class Site(ABC):
         uniform: bool = False,
         gate_type: type[HardConcrete] = HardConcrete,
     ) -> None:
-        """Give the units of these kinds gates; kinds that are not here are ignored."""
+        """Give the units of these kinds gates; kinds that are not here are ignored.
+
+        Args:
+            open_probability: see `HardConcrete`
+            round_to: of the `fine` kinds, keep a multiple of this many units
+            uniform: of the `alike` kinds, keep as many units in every site
+
+        Raises:
+            ValueError: see `HardConcrete`
+        """
         for kind in self.kinds:
             size = self.sizes.get(kind, 0)
             if kind not in kinds or not size:
@@ -230,6 +240,9 @@ def decide_(sites: Sequence[Site], plan: Plan) -> None:
     A surviving gate's soft value is folded into the weights first, so that what
     the network computes changes only by the units that the plan closes; and by the
     gates of whole blocks, which have no weight to fold them into.
+
+    Args:
+        plan: names every kind of every site that has gates
     """
     for site in sites:
         values, keeps = {}, {}
@@ -258,8 +271,8 @@ def features_left(
         plan: as `Plan`; sites and kinds that it does not name keep all their units
 
     Returns:
-        by site and kind, which units stay; by module and tensor, and by dimension, which
-        features do
+        by site and kind, which units stay, (units,) bool; by module and tensor, and by
+        dimension, which features do, (features,) bool
     """
     kept: dict[str, dict[str, Tensor]] = {}
     left: dict[tuple[nn.Module, str], dict[int, Tensor]] = {}

@@ -70,11 +70,11 @@ class Choice:
     """How an experiment is to be pruned.
 
     Args:
-        target: sparsity by cost
+        target: sparsity by cost, shares in (0, 1)
         scope: `encoder`, or `model` for the decoder too
         units: as in `encoder_conf`
         epochs: of the pruning, and of the fine-tuning; a third of the training's by
-            default
+            default, and at least 6 and 4
         lr_scale: of the learning rate, from the dense training's
         data: whether the configurations name the training data too
     """
@@ -109,8 +109,9 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         checkpoint: of the folder; by default its average
 
     Raises:
-        ValueError: a model that cannot be pruned, a target that it cannot reach, files
-            that are missing, damaged or not safe
+        ValueError: a model that cannot be pruned, a target that it cannot reach, an `out`
+            that exists, files that are missing, damaged or not safe
+        OSError: `out` is not writable
     """
     if out.exists():
         raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")

@@ -56,8 +56,8 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
 
 
 def noise(model: nn.Module, seconds: float, rate: int = RATE) -> tuple[Tensor, int]:
-    """What a model can be timed with: samples, or frames where it is fed with features;
-    and how many of them are a second.
+    """What a model can be timed with: (samples,), or (frames, size) where it is fed with
+    features; and how many of them are a second.
 
     Args:
         model: ESPnet's ASR model
@@ -83,15 +83,16 @@ def encoder_macs(model: nn.Module, seconds: float, rate: int = RATE) -> int:
 def real_time_factors(
     models: dict[str, nn.Module], waves: Sequence[Tensor], rate: int, rounds: int = 5
 ) -> dict[str, float]:
-    """Time of the encoder alone over audio time, on one thread.
+    """Time of the encoder alone over audio time, on one thread, by name.
 
-    The models take turns on each utterance; the figure is the median round.
+    The models take turns on each utterance; the figure is the median round, without the
+    first.
 
     Args:
         models: by name
         waves: utterances, (samples,) or (frames, size) each
         rate: samples or frames a second
-        rounds: how often each model encodes all utterances
+        rounds: how often each model encodes all utterances, the first time aside
     """
     seconds = sum(len(wave) for wave in waves) / rate
     times = {name: [0.0] * (rounds + 1) for name in models}

@@ -59,7 +59,7 @@ def card_of(experiment: Path, checkpoint: str, about: About) -> str:
     """The card that an experiment has when it is exported as a plugin model.
 
     Raises:
-        ValueError: files that are missing or damaged
+        ValueError: files that are missing or damaged, or an encoder without sites
     """
     model, args = load_experiment(experiment, checkpoint)
     results = experiment / "RESULTS.md"

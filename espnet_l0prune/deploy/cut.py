@@ -99,7 +99,8 @@ def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) 
 
 
 def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
-    """The largest share of a budgeted cost that goes at once, of what is left."""
+    """The largest share of a budgeted cost that would go with one more open unit, or with
+    units that can only go together."""
     largest = 0.0
     opened = budget.opened()
     before = budget.sparsity(opened)
@@ -139,7 +140,8 @@ def cut_experiment(
 
     Raises:
         ValueError: see `check_settled`; masked and cut outputs that differ; an `out`
-            that exists and no `force`; files that are missing or damaged
+            that exists and no `force`, or that is no earlier cut; files that are missing
+            or damaged
         OSError: `out` cannot be written
     """
     _check_free(out, force)

@@ -64,7 +64,11 @@ def plugin_form(model: nn.Module, args: argparse.Namespace) -> Form:
 
 
 def stock_form(model: nn.Module, args: argparse.Namespace) -> Form:
-    """As plain ESPnet loads it; see `to_stock`."""
+    """As plain ESPnet loads it.
+
+    Raises:
+        ValueError: see `to_stock`; a stock-shaped model that computes something else
+    """
     stock, options, tolerance = to_stock(model, args)
     verify = _same_as(model, tolerance)
     verify(stock)
@@ -87,7 +91,8 @@ def _same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
 def onnx_form(
     model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
 ) -> Form:
-    """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run."""
+    """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run; folder,
+    int8 and errors as of `write_onnx`."""
     files = {
         graph.file: " ".join(str(graph.__doc__).split())
         for graph in write_onnx(model, folder, int8)
@@ -124,10 +129,11 @@ def export(
 
     It holds what loading needs, RESULTS.md and images of the experiment, and neither a
     teacher nor paths of this machine. What was packed is unpacked, loaded, and must
-    compute what the experiment does.
+    compute what the experiment does; how far `int8` is from it is only told.
 
     Args:
         experiment: without gates
+        out: the zip
         form: `plugin`, `stock` or `onnx`
         int8: quantize the encoder and the decoder of `onnx`
 
@@ -137,8 +143,11 @@ def export(
     Raises:
         ImportError: what `onnx` needs is not installed
         ValueError: gates; a structure that plain ESPnet cannot express; a network that
-            torch cannot export; an `out` that exists and no `force`; files that are
-            missing or damaged
+            torch cannot export; a packed model that computes something else; an `out`
+            that is no .zip, or exists and no `force`; `int8` of another form; files that
+            are missing or damaged
+        OSError: `out` is not writable
+        RuntimeError: ESPnet's packing failed
     """
     if out.exists() and not force:
         raise ValueError(f"{out} exists; choose another --out, or give --force")

@@ -31,7 +31,8 @@ class Row:
 
 @dataclass
 class Inspection:
-    """A model, module by module."""
+    """A model, module by module; sparsities by cost, as shares in [0, 1] of what is in
+    the budget's scope."""
 
     rows: list[Row]
     seconds: float  # of audio, for the MACs

@@ -137,7 +137,11 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
     Args:
         model: ESPnet's, without gates
         folder: to write into
-        int8: quantize the matrix products of encoder and decoder dynamically
+        int8: quantize the matrix products of encoder and decoder dynamically, after they
+            were compared
+
+    Returns:
+        the parts that were written
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed
@@ -257,8 +261,8 @@ def distance(a: Tensor, b: Tensor, absolute: bool) -> float:
 
 @torch.no_grad()
 def difference(one: nn.Module, two: nn.Module) -> float:
-    """The largest difference of two models, in float32: of the encoder's output, and in
-    log-probability of CTC and of an attention decoder.
+    """The largest difference of two models, in float32: of the encoder's output, on its
+    scale, and in log-probability of CTC and of an attention decoder; NaN as `distance`.
 
     For random features of some lengths; the decoder makes some steps, as a beam search
     asks for them.

@@ -45,8 +45,13 @@ def to_stock(
         model: without gates
         args: its configuration
 
+    Returns:
+        the model in evaluation mode, its options, and the tolerance in float64, relative
+        to the output's scale
+
     Raises:
-        ValueError: gates; a structure that no stock configuration can express
+        ValueError: gates; a structure that no stock configuration can express; a model
+            for which ESPnet lacks a package here
     """
     conf = _without_ours(vars(args), model)
     for part in PARTS:

@@ -47,7 +47,8 @@ def outputs(model: nn.Module) -> Outputs:
     and converted back: no second copy of a big model is made, and no digit is lost.
 
     Returns:
-        by type, the encoder's valid frames and, with an attention decoder, its logits
+        by type, the encoder's valid frames (frames, size) and, with an attention decoder,
+        its logits (batch, tokens, vocabulary)
     """
     with evaluation(model):
         return {dtype: _outputs(model, dtype) for dtype in (torch.float64, torch.float32)}
@@ -66,8 +67,9 @@ def _converted(dtype: torch.dtype, *modules: nn.Module | None) -> Iterator[None]
 
 
 def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """What the encoder gives, called as ESPnet's model does: outputs (batch, frames,
-    size), without those of intermediate CTC, and lengths."""
+    """What the encoder gives for features (batch, time, input_size), called as ESPnet's
+    model does: outputs (batch, frames, size), without those of intermediate CTC, and
+    lengths (batch,)."""
     needs = ("interctc_use_conditioning", "ctc_trim")
     with_ctc = any(getattr(model.encoder, name, False) for name in needs)
     more = {"ctc": model.ctc} if with_ctc else {}
@@ -112,7 +114,8 @@ def compare(one: Outputs, two: Outputs) -> Difference:
 
 
 def tolerance_of(sites: Iterable[Site]) -> float:
-    """How far a network with gates may be from what a cut leaves of it."""
+    """How far a network with gates may be from what a cut leaves of it, in float64 and
+    relative to the output's scale."""
     rounded = any(
         not bool(gate.is_open().all())
         for site in sites
@@ -123,7 +126,7 @@ def tolerance_of(sites: Iterable[Site]) -> float:
 
 
 def require_equal(difference: Difference, tolerance: float = TOLERANCE) -> None:
-    """Raise ValueError where two models do not compute the same."""
+    """Raise ValueError where two models differ by more than `tolerance` in float64."""
     if not difference.float64 <= tolerance:  # NaN is no agreement either
         raise ValueError(
             f"masked and cut networks differ by {difference.float64:.1e} of the "

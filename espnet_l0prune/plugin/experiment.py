@@ -103,11 +103,22 @@ def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
 def load_model(
     config_file: str | Path, model_file: str | Path
 ) -> tuple[nn.Module, argparse.Namespace]:
-    """Build an experiment's model, load its weights strictly; return its options too."""
+    """Build an experiment's model, load its weights strictly; return its options too.
+
+    Raises:
+        ValueError: see `read_config` and `load_weights`; a model that ESPnet cannot build
+    """
     args = read_config(config_file)
     try:
         model = task_of(args).build_model(args)
-    except (AttributeError, KeyError, TypeError) as e:
+    except ValueError:  # it says what is wrong
+        raise
+    except OSError as e:
+        raise ValueError(
+            f"{config_file} names a file that cannot be read from here ({e}); expected "
+            "to be called in the folder that the model was trained from"
+        ) from e
+    except Exception as e:  # whatever ESPnet makes of options that nobody checks
         raise ValueError(
             f"{config_file} does not describe a model that ESPnet can build here "
             f"({type(e).__name__}: {e}); expected the configuration of a recognizer"
@@ -123,7 +134,7 @@ def load_experiment(
     """Load a checkpoint of an experiment's folder, in evaluation mode.
 
     Raises:
-        ValueError: see `read_config` and `load_weights`
+        ValueError: no such checkpoint; see `load_model`
     """
     model_file = experiment / checkpoint
     if experiment.is_dir() and not model_file.exists():
@@ -137,19 +148,20 @@ def load_experiment(
 
 
 def averages_of(folder: Path) -> list[str]:
-    """The averaged checkpoints of an experiment's folder."""
+    """The names of the averaged checkpoints in an experiment's folder."""
     return sorted(p.name for p in folder.glob("*.ave.pth"))
 
 
 def last_of(folder: Path) -> str:
-    """The last checkpoint of an experiment's folder, or that of a cut; or an average,
-    where nothing else was kept."""
+    """The name of the last checkpoint in an experiment's folder, or of a cut's; or of an
+    average, where nothing else was kept."""
     there = [name for name in ("latest.pth", "model.pth") if (folder / name).exists()]
     return (there or averages_of(folder) or ["model.pth"])[0]
 
 
 def average_of(folder: Path) -> str:
-    """The averaged checkpoint of an experiment's folder; else the last, or a cut's.
+    """The name of the averaged checkpoint in an experiment's folder; else of the last, or
+    of a cut's.
 
     Raises:
         ValueError: several averages

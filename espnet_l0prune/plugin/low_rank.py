@@ -21,6 +21,10 @@ class LowRank(nn.Sequential):
 
     Of a convolution, the first has its kernel, the second a kernel of one. It shows the
     weight and the bias of the layer that it stands for.
+
+    Args:
+        layer: whose sizes it takes, but not the weights; see `can_factor`
+        rank: number of channels between the two
     """
 
     def __init__(self, layer: nn.Module, rank: int):

@@ -64,6 +64,10 @@ class L0Distilled(MixedWith):
     penalty of the sparsity constraint. Two criteria for the choice of a model are always
     finite, and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's loss
     or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
+
+    Raises:
+        ValueError: an unknown option or choice, a weight below 0, a temperature that is
+            not above 0, one file of the teacher's alone, or choices that contradict
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -152,6 +156,9 @@ class L0Distilled(MixedWith):
 
         Args:
             optimizer: trains the projection
+
+        Raises:
+            ValueError: see `Teacher`
         """
         config_file, model_file = self.teacher_files
         if config_file is None or model_file is None:
@@ -171,12 +178,12 @@ class L0Distilled(MixedWith):
         text_lengths: Tensor,
         **kwargs: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss, statistics and weight of a batch.
+        """Loss, statistics and weight of a batch, as every model of ESPnet's gives them.
 
         Args:
             speech: (batch, samples)
             speech_lengths: (batch,)
-            text: token ids, (batch, tokens)
+            text: token ids, (batch, tokens), -1 where there is padding
             text_lengths: (batch,)
         """
         with record(self) as trace:

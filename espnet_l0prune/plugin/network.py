@@ -38,9 +38,9 @@ class L0Network(MixedWith):
             None for ESPnet's own attention
 
     Raises:
-        ValueError: an unknown option or kind of unit, one that cannot be pruned with
-            these options, `round_to` beyond a site's size, or a structure that does
-            not fit
+        ValueError: an unknown option, gate or kind of unit, one that cannot be pruned
+            with these options, `open_probability` out of range, `round_to` beyond a
+            site's size, or a structure that does not fit
     """
 
     conf_name: str  # the option of ESPnet's that configures it

@@ -109,6 +109,7 @@ class OnnxDecoder(AbsDecoder, BatchScorerInterface):
         self.graph = OnnxGraph(file)
 
     def forward(self, *args: Any, **kwargs: Any):
+        """Raise NotImplementedError: there is nothing to train."""
         raise NotImplementedError("decoder: onnx decodes; it cannot be trained")
 
     def score(self, ys: Tensor, state: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +124,8 @@ class OnnxDecoder(AbsDecoder, BatchScorerInterface):
 
         Args:
             ys: (batch, length)
-            states: of each prefix but its last token, (blocks, length - 1, width)
+            states: of each prefix but its last token, (blocks, length - 1, width); None
+                where there is no more than that token
             xs: (batch, frames, encoder_output_size)
 
         Returns:

@@ -118,7 +118,11 @@ def _wrap(task: type[AbsTask], name: str, after, before=None) -> None:
 
 
 def inline_structure(args: argparse.Namespace) -> None:
-    """Replace paths of structures by their content, as ESPnet does with token_list."""
+    """Replace paths of structures by their content, as ESPnet does with token_list.
+
+    Raises:
+        ValueError: a file that cannot be read
+    """
     for name in ("encoder_conf", "decoder_conf"):
         conf = getattr(args, name, None) or {}
         path = conf.get("structure")
@@ -152,7 +156,8 @@ def prepare_training(
     """After ESPnet's build_optimizers: training begins, so bring in what it needs.
 
     Raises:
-        ValueError: a combination of options that cannot prune
+        ValueError: a combination of options that cannot prune; see `SparsityController`
+            and `Teacher`
     """
     if args.collect_stats:
         return
@@ -248,7 +253,7 @@ def make_workload(args: argparse.Namespace) -> Workload:
     """What `sparsity_scheduler_conf` says about the budget; the defaults without one.
 
     Raises:
-        ValueError: a value that makes no sense
+        ValueError: an unknown name or option, or a value that makes no sense
     """
     conf: dict[str, Any] = {}
     if getattr(args, "sparsity_scheduler", None) is not None:

@@ -30,7 +30,7 @@ Cell = tuple[float, str]  # share that is left, and its label
 
 
 def share_left(units: Units) -> float:
-    """Of a module: the product over its kinds of units."""
+    """Of a module, in [0, 1]: the product over its kinds of units."""
     return math.prod(now / before for before, now in units.values() if before)
 
 

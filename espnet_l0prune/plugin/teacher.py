@@ -156,7 +156,14 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, student: Trace) -> Trace:
-        """Run on the student's encoder input and decoder input."""
+        """Run on the student's encoder input and decoder input.
+
+        Args:
+            student: of the student's forward
+
+        Returns:
+            that of the teacher's
+        """
         kwargs = dict(student.encoder_kwargs)
         if "ctc" in kwargs:
             kwargs["ctc"] = self.model.ctc

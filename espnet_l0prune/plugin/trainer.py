@@ -24,6 +24,7 @@ class L0Trainer(Trainer):
     def train_one_epoch(
         cls, model, iterator, optimizers, options, distributed_option, **kwargs
     ):
+        """Keep the last checkpoint, then train; see `SparsityController.begin_epoch`."""
         # in a notebook, another model may come after the pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
         if controller is not None:
@@ -60,6 +61,12 @@ class L0Trainer(Trainer):
 
     @staticmethod
     def resume(checkpoint, model, reporter, *args, **kwargs):
+        """Go on from the newest whole checkpoint; write again what a kill left out.
+
+        Raises:
+            ValueError: a checkpoint of another architecture, or of other settings
+            RuntimeError: see `choose_checkpoint`
+        """
         checkpoint = Path(checkpoint)
         chosen = choose_checkpoint(checkpoint)
         if chosen is None:
@@ -103,7 +110,11 @@ def is_whole(path: Path) -> bool:
 
 
 def replace(path: Path, write) -> None:
-    """Write a file elsewhere first, so that it is never seen half-written."""
+    """Write a file elsewhere first, so that it is never seen half-written.
+
+    Args:
+        write: is called with the path to write to
+    """
     part = path.with_name(path.name + ".part")
     write(part)
     os.replace(part, path)

@@ -25,6 +25,9 @@ class Workload:
         seconds: length of the utterance that MACs are counted for
         tokens: how many tokens the decoder emits for it, in one parallel pass
         fs: samples a second
+
+    Raises:
+        ValueError: an unknown `scope` or `per`; a length or a rate that is not above 0
     """
 
     scope: str = "encoder"

@@ -118,7 +118,7 @@ COSTS = {
 
 
 def draw_costs(axes: Axes, results: Sequence[Result], cost: str) -> None:
-    """Word error rate against a cost; the dense model has the star."""
+    """Word error rate against a cost, one of `COSTS`; the dense model has the star."""
     label, scale = COSTS[cost]
     for i, result in enumerate(results):
         dense = result.name.rpartition("/")[2] == "dense"

@@ -86,6 +86,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
 
     Raises:
         ValueError: files that are missing or damaged; a page in `out` that is no report
+        OSError: `out` is not writable
     """
     check_replaceable(out)
     runs = [read_run(folder, name) for name, folder in find_runs([*folders]).items()]
@@ -125,7 +126,11 @@ def check_replaceable(out: Path) -> None:
 
 
 def find_results(folders: Iterable[Path]) -> list[Result]:
-    """All that was decoded; of several recipes, under the names of their folders."""
+    """All that was decoded; of several recipes, under the names of their folders.
+
+    Raises:
+        ValueError: see `read_results`
+    """
     files = list(dict.fromkeys(filter(None, map(results_file, folders))))
     if len(files) == 1:
         return read_results(files[0])
@@ -223,6 +228,8 @@ def compared(results: Sequence[Result]) -> str:
 
 
 def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """An HTML table of plain text; rows by their first cell."""
+
     def line(cells: Iterable[str], tag: str) -> str:
         return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
 
@@ -231,6 +238,7 @@ def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
 
 
 def file_name(text: str) -> str:
+    """A text with underscores in place of what a file's name should not have."""
     return re.sub(r"[^\w.-]+", "_", text)
 
 
@@ -247,6 +255,7 @@ def save(picture: Picture, out: Path) -> tuple[str, list[Path]]:
 
 
 def card(svg: str, caption: str) -> str:
+    """A picture and its caption in HTML."""
     text = html.escape(caption)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
     return f"<figure>{svg}<figcaption>{text}</figcaption></figure>"

@@ -9,11 +9,11 @@ FILE = "RESULTS.json"
 
 @dataclass(frozen=True)
 class Result:
-    """A model: error rates as shares by test set, costs of its encoder.
+    """A model: error rates as shares by test set (0.1 is 10 %), costs of its encoder.
 
     Attributes:
         macs: for `seconds` of audio
-        rtf: of the encoder, on one thread
+        rtf: seconds of the encoder for a second of audio, on one thread
     """
 
     name: str

@@ -73,13 +73,13 @@ def read_run(folder: Path, name: str) -> Run:
     """
     args = read_config(folder / "config.yaml")
     options = {k: getattr(args, k) for k in OPTIONS if getattr(args, k, None)}
-    checkpoint, inspection, problem = folder / last_of(folder), None, ""
+    checkpoint, inspection, history, problem = folder / last_of(folder), None, [], ""
     try:
+        history = read_history(folder, args.accum_grad)
         if checkpoint.exists():
             inspection = inspect_experiment(folder, checkpoint.name)
-        history = read_history(folder, args.accum_grad)
     except ValueError as e:
-        history, problem = [], str(e)
+        problem = str(e)
     constraint = CONSTRAINTS.get(getattr(args, "sparsity_constraint", None) or "")
     return Run(
         name=name,

@@ -207,7 +207,9 @@ def test_what_else_is_in_an_exp_folder_of_asr_sh(exp, tmp_path, capsys):
     """A language model is left out; what cannot be built is shown without a structure."""
     folder = tmp_path / "exp"
     shutil.copytree(exp / "asr_cut", folder / "asr_$cut$")
-    for name, change in (("lm", {}), ("asr_other", {"encoder": "rnn"})):
+    lost = {"normalize": "global_mvn", "normalize_conf": {"stats_file": "gone.npz"}}
+    changes = {"lm": {}, "asr_other": {"encoder": "rnn"}, "asr_lost": lost}
+    for name, change in changes.items():
         shutil.copytree(exp / "asr_cut", folder / name)
         file = folder / name / "config.yaml"
         config = yaml.safe_load(file.read_text()) | change
@@ -215,8 +217,9 @@ def test_what_else_is_in_an_exp_folder_of_asr_sh(exp, tmp_path, capsys):
             del config["encoder"]
         file.write_text(yaml.safe_dump(config))
     text = page_of(capsys, folder, "--out", tmp_path / "page")
-    assert "<h1>asr_$cut$, asr_other</h1>" in text
+    assert "<h1>asr_$cut$, asr_lost, asr_other</h1>" in text
     assert "<p>asr_other: " in text
+    assert re.search("<p>asr_lost: .*names a file that cannot be read .*gone.npz", text)
     assert "encoder, " in text  # of the other
 
 

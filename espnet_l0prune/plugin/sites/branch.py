@@ -76,6 +76,7 @@ class BranchSite(Site):
 
     @property
     def norm_name(self) -> str:
+        """The norm's name in the block."""
         return layout_of(self.block)[self.attribute]
 
     @property
@@ -129,7 +130,7 @@ class BranchSite(Site):
 
 
 class ConstantSite(Site):
-    """What is left of a branch that was emptied."""
+    """What is left of a branch that was emptied; arguments as of `BranchSite`."""
 
     kinds = ()
 

@@ -32,6 +32,7 @@ class FrontendSite(Site):
 
     @classmethod
     def find(cls, network: nn.Module) -> Iterator["FrontendSite"]:
+        """The sites of an encoder's subsampling; none where it is of no known type."""
         embed = getattr(network, "embed", None)
         if isinstance(embed, SUBSAMPLINGS):
             convs = [
