@@ -37,6 +37,7 @@ from espnet_l0prune.core.budget import COSTS, count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.deploy.inspect import inspect_experiment
 from espnet_l0prune.plugin.experiment import read_config
+from espnet_l0prune.plugin.register import make_workload
 from espnet_l0prune.plugin.structure_plot import draw_structure
 
 matplotlib.use("Agg")
@@ -385,7 +386,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
         trial.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(trial)
         if cost == "macs":
-            return encoder_macs(model, seconds=10)
+            return encoder_macs(model, 10, make_workload(args).fs)
         return count_parameters(model.encoder)
 
     step = args.encoder_conf["attention_heads"]

@@ -25,7 +25,8 @@ from common import ROOT, parser, start, write
 sys.path.append(str(ROOT / "tests"))
 from runs import CONFIG, final, make_data, run
 
-from espnet_l0prune.plugin.trainer import choose_checkpoint, is_whole
+from espnet_l0prune.core.files import is_whole
+from espnet_l0prune.plugin.trainer import choose_checkpoint
 
 PHASES = CONFIG["sparsity_scheduler_conf"]
 COLUMNS = (

@@ -183,7 +183,11 @@ def verify(args: argparse.Namespace) -> Answer:
         masked, _ = load_experiment(args.experiment, args.checkpoint)
         small, _ = load_experiment(args.cut, last_of(args.cut))
         difference = compare(outputs(masked), outputs(small))
-    require_equal(difference, tolerance_of(sites_of(masked)))
+    remedy = (
+        "Compare checkpoints of the same run: the cut model before fine-tuning with the "
+        "gated one that it was cut from."
+    )
+    require_equal(difference, tolerance_of(sites_of(masked)), remedy)
     return Answer(dataclasses.asdict(difference), [f"difference: {difference}"])
 
 

@@ -26,7 +26,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layers(layer):
     above = LAYERS[LAYERS.index(layer) + 1 :]
-    for path in (PACKAGE / layer).glob("*.py"):
+    for path in (PACKAGE / layer).rglob("*.py"):
         for name in imported(path):
             assert not any(name.startswith(f"espnet_l0prune.{a}") for a in above), path
             assert name != "espnet_l0prune.cli", path

@@ -96,6 +96,8 @@ def unprovoked(found: list[Message], reached: Mapping[str, set[int]]) -> list[Me
 def main() -> None:
     import coverage  # the documentation does without
 
+    if not Path(sys.argv[1]).exists():
+        sys.exit(f"no {sys.argv[1]}; expected what `pytest --cov` wrote")
     data = coverage.CoverageData(sys.argv[1])
     data.read()
     reached = {file: set(data.lines(file) or ()) for file in data.measured_files()}

@@ -158,9 +158,11 @@ show_progress() {
 }
 
 statistics() {
-    train "$stats" "$train_config" --collect_stats true --batch_type unsorted \
+    local config=$1
+    shift
+    train "$stats" "$config" --collect_stats true --batch_type unsorted \
         --batch_size 16 --train_shape_file "$datadir/train/wav.scp" \
-        --valid_shape_file "$datadir/valid/wav.scp"
+        --valid_shape_file "$datadir/valid/wav.scp" "$@"
 }
 
 fit() {

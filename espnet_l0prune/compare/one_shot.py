@@ -16,7 +16,7 @@ from espnet_l0prune.compare.importance import Batches, Scores
 from espnet_l0prune.core.budget import Budget, select
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.sites import decide_
-from espnet_l0prune.plugin.experiment import load_experiment, task_of
+from espnet_l0prune.plugin.experiment import build_model, load_experiment, task_of
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
 
@@ -62,7 +62,7 @@ def gated(
     vars(args).update(
         (name, value) for name, value in conf.items() if name.startswith(PRUNING)
     )
-    model = task_of(args).build_model(args)
+    model = build_model(args)
     own, gates = model.state_dict(), gate_names(model)
     model.load_state_dict({name: own[name] for name in gates} | trained.state_dict())
     return model.eval(), args

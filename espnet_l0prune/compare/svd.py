@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import count_parameters
+from espnet_l0prune.core.files import replace
 from espnet_l0prune.deploy.bench import encoder_macs
-from espnet_l0prune.plugin.experiment import load_experiment, task_of
+from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.low_rank import LowRank, can_factor
-from espnet_l0prune.plugin.trainer import replace
+from espnet_l0prune.plugin.register import make_workload
 
+SECONDS = 10  # of audio that MACs are counted for
 COUNTS = {
-    "params": lambda model: count_parameters(model.encoder),
-    "macs": lambda model: encoder_macs(model, seconds=10),
+    "params": lambda model, rate: count_parameters(model.encoder),
+    "macs": lambda model, rate: encoder_macs(model, SECONDS, rate),
 }
 
 
@@ -90,18 +92,19 @@ def factorize(
         ValueError: files that are missing or damaged; a target beyond rank 1 everywhere
     """
     model, args = load_experiment(dense, checkpoint)
-    limits = {c: (1 - share) * COUNTS[c](model) for c, share in target.items()}
+    rate = make_workload(args).fs
+    limits = {c: (1 - share) * COUNTS[c](model, rate) for c, share in target.items()}
     worth, trial = energies(model.encoder), copy.deepcopy(args)
     trial.encoder = "low_rank_conformer"
 
     def factored(threshold: float) -> tuple[nn.Module, dict[str, int]]:
         ranks = ranks_above(model.encoder, worth, threshold)
         trial.encoder_conf = {**args.encoder_conf, "ranks": ranks}
-        return task_of(trial).build_model(trial), ranks
+        return build_model(trial), ranks
 
     def fits(threshold: float) -> bool:
         small, _ = factored(threshold)
-        return all(COUNTS[c](small) <= limit for c, limit in limits.items())
+        return all(COUNTS[c](small, rate) <= limit for c, limit in limits.items())
 
     steps = torch.cat([*worth.values()]).sort().values.tolist()
     if not fits(steps[-1]):

@@ -137,10 +137,17 @@ class SparsityController:
             epochs: of the whole run
 
         Raises:
-            ValueError: a run that ends before the frozen network was trained at all; an
-                epoch without an update; a schedule in epochs, where their length is not
-                known or another than before the run was resumed
+            ValueError: a run that ends before the frozen network was trained at all, or
+                that begins with gates of another one; an epoch without an update; a
+                schedule in epochs, where their length is not known or another than before
+                the run was resumed
         """
+        if not self.update and not all(gate.is_new() for gate in self._gates()):
+            raise ValueError(
+                "the gates come from another run, by init_param, say, so that this one "
+                "would not begin with a dense network; expected the weights of a dense "
+                "model, or of a cut one with its structure"
+            )
         scheduler, state = self.scheduler, self.optimizer.pruning
         self._tell_paths()
         if updates is None:
@@ -192,7 +199,7 @@ class SparsityController:
             raise ValueError(
                 f"this run was begun with other settings: {'; '.join(changed)}. Its "
                 "phases, targets and multipliers would jump. Resume with the old "
-                "settings, or begin in a new --output_dir with --init_param."
+                "settings, or begin with the dense model in a new --output_dir."
             )
         self.scheduler.scale, self._announced = state["scale"], None
         self._enter_phase()

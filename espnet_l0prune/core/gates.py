@@ -88,8 +88,17 @@ class HardConcrete(nn.Module):
 
     def espnet_initialization_fn(self) -> None:
         """Open all gates; ESPnet calls it too, after `init:` went over the model."""
+        nn.init.constant_(self.log_alpha, self._start)
+
+    @property
+    def _start(self) -> float:
         p = self.open_probability
-        nn.init.constant_(self.log_alpha, math.log(p / (1 - p)) - self.shift)
+        return math.log(p / (1 - p)) - self.shift
+
+    def is_new(self) -> bool:
+        """Whether every gate is as it was at the start."""
+        start = torch.full_like(self.log_alpha, self._start)
+        return torch.allclose(self.log_alpha, start, atol=1e-4)
 
     def probability(self) -> Tensor:
         """P(z > 0) of each gate, (n,) in float64."""

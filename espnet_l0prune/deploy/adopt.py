@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from espnet_l0prune.core.budget import check_compatible, check_reachable
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.plugin.experiment import (
     average_of,
+    build_model,
     load_weights,
     read_config,
-    task_of,
+    task_name,
 )
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
-from espnet_l0prune.plugin.sites.attention import AttentionSite, SourceAttentionSite
-from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
-from espnet_l0prune.plugin.workload import make_budget
+from espnet_l0prune.plugin.sites import find_sites
+from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 DATA = tuple(
     f"{part}_{what}"
@@ -60,7 +61,6 @@ RUN = (
     "wandb_id",
     "write_collected_feats",
 )
-DECODER_UNITS = (*AttentionSite.kinds, *SourceAttentionSite.kinds, *FeedForwardSite.kinds)
 ADAM = ("lr", "betas", "eps", "weight_decay")
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
@@ -75,7 +75,6 @@ class Choice:
         units: as in `encoder_conf`
         epochs: of the pruning, and of the fine-tuning; a third of the training's by
             default, and at least 6 and 4
-        lr_scale: of the learning rate, from the dense training's
         data: whether the configurations name the training data too
     """
 
@@ -83,7 +82,6 @@ class Choice:
     scope: str = "encoder"
     units: str | list[str] = "default"
     epochs: tuple[int | None, int | None] = (None, None)
-    lr_scale: float = 0.25
     data: bool = True
 
 
@@ -129,8 +127,7 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
 
 def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
     dense = vars(read_config(config_file))
-    task = task_of(argparse.Namespace(**dense))
-    name = task.__module__.rpartition(".")[2]
+    name = task_name(argparse.Namespace(**dense))
     if name not in MODELS:
         raise ValueError(
             f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
@@ -143,14 +140,21 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
         )
     files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
     base = _without_run(dense, choice)
-    prune = {**base, **_pruning(dense, choice, files), "init_param": [str(model_file)]}
     finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
+    trained = build_model(argparse.Namespace(**copy.deepcopy(dense)))
+    load_weights(trained, model_file)
+    if any(site.gates for site in sites_of(trained)):
+        raise ValueError(
+            f"{config_file} has gates; expected a dense model, or one that was cut: "
+            "`espnet-l0prune cut` comes first"
+        )
+    prune = {**base, **_pruning(dense, choice, _units(trained, choice), files)}
+    prune["init_param"] = [str(model_file)]
 
     args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
-    load_weights(task.build_model(argparse.Namespace(**copy.deepcopy(dense))), model_file)
-    gated, goal = task.build_model(args), make_scheduler(args).goal
-    budget = make_budget(gated, make_workload(args))
+    goal = make_scheduler(args).goal
+    budget = make_budget(build_model(args), make_workload(args))
     check_reachable(budget, goal)
     check_compatible(budget, goal)
 
@@ -181,12 +185,24 @@ def _without_run(dense: dict, choice: Choice) -> dict:
     return {k: v for k, v in dense.items() if k not in left_out}
 
 
-def _pruning(dense: dict, choice: Choice, files: dict[str, str]) -> dict:
+def _units(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
+    """To each network the kinds that it has; to the encoder also what neither has, which
+    it refuses by name."""
+    if choice.scope == "encoder" or isinstance(choice.units, str):
+        return {"encoder": choice.units, "decoder": choice.units}
+    has = {
+        part: {kind for site in find_sites(getattr(model, part)) for kind in site.kinds}
+        for part in ("encoder", "decoder")
+    }
+    alone = has["decoder"] - has["encoder"]
+    return {
+        "encoder": [kind for kind in choice.units if kind not in alone],
+        "decoder": [kind for kind in choice.units if kind in has["decoder"]],
+    }
+
+
+def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> dict:
     epochs = choice.epochs[0] or max(dense["max_epoch"] // 3, 6)
-    units = {"encoder": choice.units, "decoder": choice.units}
-    if not isinstance(choice.units, str):  # to each what it can have
-        units["encoder"] = [k for k in choice.units if not k.startswith("src_")]
-        units["decoder"] = [k for k in choice.units if k in DECODER_UNITS]
     gated = {part: {"units": kinds} for part, kinds in units.items()}
     like = str(dense["optim"]).startswith("adam")
     conf = {k: v for k, v in dense["optim_conf"].items() if like and k in ADAM}
@@ -198,7 +214,7 @@ def _pruning(dense: dict, choice: Choice, files: dict[str, str]) -> dict:
         "model": "l0_distill",
         "model_conf": {**dense["model_conf"], **files},
         "optim": "l0_adamw",
-        "optim_conf": {**conf, "lr": choice.lr_scale * conf.get("lr", 1e-3)},
+        "optim_conf": {"weight_decay": 0.0, **conf},
         **_scheduler(dense),
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
@@ -222,8 +238,6 @@ def _multipliers(dense: dict) -> dict[str, float]:
 
 
 def _fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -> dict:
-    lr = dense["optim_conf"].get("lr")
-    conf = {} if lr is None else {"lr": choice.lr_scale * lr}
     cut_down = {
         name: {"units": [], "structure": str(cut / file)}
         for name, file in STRUCTURE_FILES.items()
@@ -233,7 +247,6 @@ def _fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) 
         **_networks(dense, choice, cut_down),
         "model": "l0_distill",
         "model_conf": {**dense["model_conf"], **files},
-        "optim_conf": {**dense["optim_conf"], **conf},
         **_scheduler(dense),
     }
 

@@ -5,23 +5,15 @@ import shutil
 import stat
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import yaml
 
+from espnet_l0prune.core.files import UNREADABLE
 from espnet_l0prune.plugin.experiment import read_mapping
 
 LARGEST = 32 * 2**30  # bytes of all files together
 EXPANSION = 200  # how many times larger than packed: weights hardly shrink at all
-UNREADABLE = (
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,  # a compression that Python does not know
-    RuntimeError,  # encrypted
-)
 SMALL = 2**24  # bytes; texts below it may expand as they like
 
 

@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.plugin.workload import FRAMES_A_SECOND
 
-RATE = 16_000  # samples a second
-
 
 @torch.no_grad()
 def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> int:
@@ -55,7 +53,7 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     return lambda encoder: encoder(*args, **kwargs)
 
 
-def noise(model: nn.Module, seconds: float, rate: int = RATE) -> tuple[Tensor, int]:
+def noise(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
     """What a model can be timed with: (samples,), or (frames, size) where it is fed with
     features; and how many of them are a second.
 
@@ -71,7 +69,7 @@ def noise(model: nn.Module, seconds: float, rate: int = RATE) -> tuple[Tensor, i
     return 0.1 * torch.randn(int(seconds * rate)), rate
 
 
-def encoder_macs(model: nn.Module, seconds: float, rate: int = RATE) -> int:
+def encoder_macs(model: nn.Module, seconds: float, rate: int) -> int:
     """Multiply-accumulates of the encoder for one utterance; see `count_macs`, and
     `noise` for the arguments."""
     with torch.random.fork_rng():

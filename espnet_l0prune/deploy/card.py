@@ -2,16 +2,16 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
-from torch import nn
 
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
 from espnet_l0prune.plugin.experiment import load_experiment, task_name
-from espnet_l0prune.plugin.workload import Workload, make_budget
+from espnet_l0prune.plugin.register import make_workload
+from espnet_l0prune.plugin.workload import make_budget
 
 USE = {
     "asr": ("asr_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
@@ -109,7 +109,7 @@ def write_card(
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
         f'speech2text = {name}.from_pretrained("{about.name}")\n{call}\n```',
-        f"## Dense beside pruned\n\n{_costs(build_dense(args), found)}",
+        f"## Dense beside pruned\n\n{_costs(args, found)}",
         f"## What is left\n\n{_structure(found)}",
     ]
     if files:
@@ -124,11 +124,13 @@ def write_card(
     return "\n\n".join(sections)
 
 
-def _costs(dense: nn.Module, found: Inspection) -> str:
+def _costs(args: argparse.Namespace, found: Inspection) -> str:
     """Parameters and MACs, with the model's and its encoder's."""
     lines = ["| | dense | pruned | |", "|---|---|---|---|"]
+    dense, workload = build_dense(args), make_workload(args)
+    workload = replace(workload, per=None, seconds=found.seconds, tokens=found.tokens)
     for scope in ("model", "encoder"):
-        workload = Workload(scope=scope, seconds=found.seconds, tokens=found.tokens)
+        workload = replace(workload, scope=scope)
         totals = make_budget(dense, workload).totals
         for cost, what in zip(COSTS, ("parameters", "MACs"), strict=True):
             now, before = getattr(found, cost)[scope], totals[cost]

@@ -24,11 +24,7 @@ from espnet_l0prune.deploy.verify import (
     require_equal,
     tolerance_of,
 )
-from espnet_l0prune.plugin.experiment import (
-    load_experiment,
-    note_input_size_,
-    task_of,
-)
+from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
@@ -161,8 +157,7 @@ def cut_experiment(
 
     # The promise is about what a user will load: rebuild it from its configuration.
     config = cut_config(config, model)
-    small = task_of(args).build_model(argparse.Namespace(**copy.deepcopy(config)))
-    note_input_size_(small, args)
+    small = build_model(argparse.Namespace(**copy.deepcopy(config)))
     small.load_state_dict(model.state_dict())
     del model, budget
     difference = compare(masked, outputs(small.eval()))

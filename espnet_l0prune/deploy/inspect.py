@@ -11,7 +11,7 @@ from torch import nn
 
 from espnet_l0prune.core.budget import COSTS, terms_of
 from espnet_l0prune.core.sites import cut_, plan_of
-from espnet_l0prune.plugin.experiment import load_experiment, note_input_size_, task_of
+from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.register import make_workload
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import Workload, make_budget, run, sites_of, trace
@@ -122,9 +122,7 @@ def build_dense(args: argparse.Namespace) -> nn.Module:
         conf = getattr(dense, name, None)
         if conf and "structure" in conf:
             setattr(dense, name, {**conf, "structure": None, "units": []})
-    model = task_of(args).build_model(dense)
-    note_input_size_(model, args)
-    return model
+    return build_model(dense)
 
 
 def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.core.sites import features_left
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
-from espnet_l0prune.plugin.experiment import note_input_size_, task_of
+from espnet_l0prune.plugin.experiment import build_model
 from espnet_l0prune.plugin.linear_attention import LinearAttention
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
@@ -62,13 +62,12 @@ def to_stock(
     options = argparse.Namespace(**copy.deepcopy(conf))
     try:
         with torch.random.fork_rng():
-            stock = task_of(options).build_model(options)
+            stock = build_model(options)
     except ImportError as e:
         raise ValueError(
             f"plain ESPnet cannot build this model here ({e}). Install what is missing, "
             "or export it as a plugin model."
         ) from e
-    note_input_size_(stock, options)
     state, tolerance = model.state_dict(), TOLERANCE
     for part in PARTS:
         network = getattr(model, part)

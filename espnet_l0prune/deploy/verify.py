@@ -12,6 +12,7 @@ from espnet_l0prune.plugin.workload import evaluation, is_transducer
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 ROUNDED = 1e-7  # where weights in float32 were scaled
+REPORT = "Nothing was written: please report this with the experiment's config.yaml."
 TOKENS = 9  # that the decoder gets
 Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
@@ -105,8 +106,8 @@ def compare(one: Outputs, two: Outputs) -> Difference:
             if b is None or a.shape != b.shape:
                 raise ValueError(
                     f"the outputs of the {name} have shapes {tuple(a.shape)} and "
-                    f"{None if b is None else tuple(b.shape)}; expected a gated "
-                    "experiment and its cut"
+                    f"{None if b is None else tuple(b.shape)}; expected two forms of "
+                    "one model, such as a gated experiment and its cut"
                 )
             differences.append(float((a - b).abs().max() / a.abs().max()))
         found[dtype] = max(differences, key=lambda d: (d != d, d))  # NaN above all
@@ -125,12 +126,12 @@ def tolerance_of(sites: Iterable[Site]) -> float:
     return ROUNDED if rounded else TOLERANCE
 
 
-def require_equal(difference: Difference, tolerance: float = TOLERANCE) -> None:
+def require_equal(
+    difference: Difference, tolerance: float = TOLERANCE, remedy: str = REPORT
+) -> None:
     """Raise ValueError where two models differ by more than `tolerance` in float64."""
     if not difference.float64 <= tolerance:  # NaN is no agreement either
         raise ValueError(
-            f"masked and cut networks differ by {difference.float64:.1e} of the "
-            f"output's scale in float64; expected at most {tolerance:.0e}. Compare "
-            "checkpoints of the same run: the cut model before fine-tuning with the "
-            "gated one that it was cut from."
+            f"the two networks differ by {difference.float64:.1e} of the output's scale "
+            f"in float64; expected at most {tolerance:.0e}. {remedy}"
         )

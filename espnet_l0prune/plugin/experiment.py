@@ -1,8 +1,12 @@
 """Read what ESPnet's training wrote: with checks, and without running any code."""
 
 import argparse
+import contextlib
 import importlib
+import os
+import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,30 +104,67 @@ def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
     model.encoder.input_size = size
 
 
+@contextlib.contextmanager
+def plain_tensors_only() -> Iterator[None]:
+    """A while in which torch.load unpickles nothing but tensors, whoever calls it; unless
+    the user has told torch otherwise, by TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def build_model(args: argparse.Namespace) -> Any:
+    """Build the model that options describe, as its task of ESPnet's does.
+
+    Options can name further files, such as the weights of a front end: these are read as
+    plain tensors, so that no code of theirs runs.
+
+    Raises:
+        ValueError: options that ESPnet cannot build a model of, or not here
+        ImportError: a package is missing
+    """
+    try:
+        with plain_tensors_only():
+            model = task_of(args).build_model(args)
+    except (ValueError, ImportError):  # they say what is wrong
+        raise
+    except OSError as e:
+        raise ValueError(
+            f"the configuration names a file that cannot be read from here ({e}); "
+            "expected to be called in the folder that the model was trained from"
+        ) from e
+    except pickle.UnpicklingError as e:
+        raise ValueError(
+            "the configuration names a file that holds more than plain tensors, which "
+            f"could run code ({str(e).splitlines()[0]}). If you know who made it, set "
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1."
+        ) from e
+    except Exception as e:  # whatever ESPnet makes of options that nobody checks
+        raise ValueError(
+            "the configuration does not describe a model that ESPnet can build here "
+            f"({type(e).__name__}: {e}); expected that of a recognizer"
+        ) from e
+    note_input_size_(model, args)
+    return model
+
+
 def load_model(
     config_file: str | Path, model_file: str | Path
 ) -> tuple[nn.Module, argparse.Namespace]:
     """Build an experiment's model, load its weights strictly; return its options too.
 
     Raises:
-        ValueError: see `read_config` and `load_weights`; a model that ESPnet cannot build
+        ValueError: see `read_config`, `build_model` and `load_weights`
     """
     args = read_config(config_file)
-    try:
-        model = task_of(args).build_model(args)
-    except ValueError:  # it says what is wrong
-        raise
-    except OSError as e:
-        raise ValueError(
-            f"{config_file} names a file that cannot be read from here ({e}); expected "
-            "to be called in the folder that the model was trained from"
-        ) from e
-    except Exception as e:  # whatever ESPnet makes of options that nobody checks
-        raise ValueError(
-            f"{config_file} does not describe a model that ESPnet can build here "
-            f"({type(e).__name__}: {e}); expected the configuration of a recognizer"
-        ) from e
-    note_input_size_(model, args)
+    model = build_model(args)
     load_weights(model, model_file)
     return model, args
 

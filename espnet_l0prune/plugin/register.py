@@ -159,19 +159,23 @@ def prepare_training(
         ValueError: a combination of options that cannot prune; see `SparsityController`
             and `Teacher`
     """
-    if args.collect_stats:
+    name = getattr(args, "sparsity_scheduler", None)
+    networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
+    ours = name is not None or any(isinstance(part, L0Network) for part in networks)
+    if args.collect_stats or not (ours or isinstance(model, L0Distilled)):
         return
     note_input_size_(model, args)
-    name = getattr(args, "sparsity_scheduler", None)
     gated = any(site.gates for site in sites_of(model))
     if gated or name is not None:
-        ours = ", ".join(ENCODERS)
-        _require(gated, "encoder", args.encoder, f"one of {ours}, with some `units`")
+        able = ", ".join(ENCODERS)
+        _require(gated, "encoder", args.encoder, f"one of {able}, with some `units`")
         _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
         _require(isinstance(model, L0Distilled), "model", args.model, "l0_distill")
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
         deepspeed = getattr(args, "use_deepspeed", False)
         _require(not deepspeed, "use_deepspeed", deepspeed, "false")
+        patience = getattr(args, "patience", None)  # of losses that rise with sparsity
+        _require(patience is None, "patience", patience, "null")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
         workload = make_workload(args)

@@ -6,13 +6,13 @@ where the newer one is damaged.
 """
 
 import logging
-import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import torch
 from espnet2.train.trainer import Trainer
+
+from espnet_l0prune.core.files import is_whole, replace
 
 PREVIOUS = "checkpoint.previous.pth"
 
@@ -98,26 +98,6 @@ def check_fits(checkpoint: Path, model: torch.nn.Module) -> None:
                 "model. Resume with the configuration that it was trained with, or "
                 "train into another --output_dir."
             )
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file that torch saved is there, to its last byte, undamaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def replace(path: Path, write) -> None:
-    """Write a file elsewhere first, so that it is never seen half-written.
-
-    Args:
-        write: is called with the path to write to
-    """
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
 
 
 def keep_checkpoint(folder: Path) -> None:

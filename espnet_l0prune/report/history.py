@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from espnet_l0prune.plugin.trainer import PREVIOUS, is_whole
+from espnet_l0prune.core.files import is_whole
+from espnet_l0prune.plugin.trainer import PREVIOUS
 
 
 @dataclass(frozen=True)

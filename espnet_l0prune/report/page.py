@@ -21,9 +21,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
+from espnet_l0prune.core.files import replace
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
-from espnet_l0prune.plugin.trainer import replace
 from espnet_l0prune.report import curves
 from espnet_l0prune.report.results import Result, read_results, results_file
 from espnet_l0prune.report.run import Run, distinct_names, find_runs, read_run

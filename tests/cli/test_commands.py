@@ -100,6 +100,17 @@ def test_bench_and_card_for_people(dense, tmp_path, capsys):
     assert "exists; choose another --out, or give --force" in capsys.readouterr().err
 
 
+def test_the_card_counts_at_the_models_rate(tmp_path):
+    conf = {"fs": 8000, "n_fft": 256, "hop_length": 64, "n_mels": 20}
+    save_experiment(tmp_path / "exp", **HEARD, frontend_conf=conf)
+    card = tmp_path / "README.md"
+    assert main(["card", str(tmp_path / "exp"), "--out", str(card)]) == 0
+    (line,) = (x for x in card.read_text().splitlines() if "MACs of the encoder" in x)
+    _, _, dense, pruned, change, _ = line.split("|")
+    assert dense == pruned
+    assert change.strip() == "+0.0%"
+
+
 def test_an_experiment_with_its_average_alone(dense, tmp_path, capsys):
     """As a zip of the model zoo leaves it."""
     (tmp_path / "config.yaml").write_text((dense / "config.yaml").read_text())

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from builders import save_experiment
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.bin.pack import main as pack
 from espnet2.bin.s2t_inference import Speech2Text as S2TSpeech2Text
@@ -200,7 +201,7 @@ def test_what_is_written(data, tmp_path, capsys):
     model = str(dense / "valid.acc.ave.pth")
     for conf in (prune, finetune):
         assert conf["model_conf"]["teacher_model_file"] == model
-        assert conf["optim_conf"]["lr"] == 2e-3 / 4
+        assert conf["optim_conf"]["lr"] == 2e-3
         assert not any("data_path" in key or "shape_file" in key for key in conf)
     assert prune["init_param"] == [model]
     assert prune["sparsity_scheduler_conf"]["target"] == {"params": 0.3, "macs": 0.4}
@@ -229,3 +230,25 @@ def test_what_is_written(data, tmp_path, capsys):
         (dense / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
         assert message in refused(folder, "--out", new)
     assert not (tmp_path / "new").exists()
+
+
+def test_units_go_to_the_networks_that_have_them(tmp_path, capsys):
+    save_experiment(tmp_path / "dense")
+    words = ["adopt", str(tmp_path / "dense"), "--params", "0.1"]
+    both = ["--scope", "model", "--units", "blocks,src_heads,conv_channels"]
+    assert main([*words, "--out", str(tmp_path / "l0"), *both]) == 0
+    prune = yaml.safe_load((tmp_path / "l0/prune.yaml").read_text())
+    assert prune["encoder_conf"]["units"] == ["blocks", "conv_channels"]
+    assert prune["decoder_conf"]["units"] == ["blocks", "src_heads"]
+    capsys.readouterr()
+    words += ["--out", str(tmp_path / "new"), "--units"]
+    assert main([*words, "src_heads"]) == 1
+    assert "units has 'src_heads', but nothing in" in capsys.readouterr().err
+    assert main([*words, "cgmlp_channels", "--scope", "model"]) == 1
+    assert "units has 'cgmlp_channels', but nothing in" in capsys.readouterr().err
+
+
+def test_a_model_with_gates_is_refused(tmp_path, capsys):
+    save_experiment(tmp_path / "gated", encoder="l0_conformer", model="l0_distill")
+    assert main(["adopt", str(tmp_path / "gated"), "--out", str(tmp_path / "l0")]) == 1
+    assert "has gates; expected a dense model" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from builders import save_experiment
+from espnet2.tasks.ssl import SSLTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.deploy.archive import unpack, unpack_model
@@ -193,3 +194,32 @@ def test_a_pickle_for_a_model_runs_nothing(tmp_path, monkeypatch, capsys):
             assert "cannot be loaded" in capsys.readouterr().err
         assert not mark.exists()
         assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_front_end_run_nothing(tmp_path, monkeypatch, capsys):
+    """ESPnet reads the file that a configuration names, with code and all."""
+    mark = tmp_path / "evil"
+    monkeypatch.setenv("EVIL_MARK", str(mark))
+    small = {"output_size": 8, "attention_heads": 2, "linear_units": 8, "num_blocks": 1}
+    ssl = vars(SSLTask.get_parser().parse_args(["--output_dir", "none"]))
+    ssl |= {"input_size": None, "token_list": ["a"], "preencoder": None, "util": []}
+    ssl |= {"encoder": "transformer", "encoder_conf": small, "frontend": "default"}
+    ssl["loss"] = []
+    folder = tmp_path / "exp"
+    save_experiment(folder)
+    (folder / "ssl").mkdir()
+    (folder / "ssl/config.yaml").write_text(yaml.safe_dump(ssl))
+    torch.save({"x": Evil()}, folder / "ssl/ssl.pth")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    named = {"frontend_conf": {"path_or_url": "exp/ssl/ssl.pth"}}
+    config |= {"input_size": None, "frontend": "espnet_ssl", "frontend_conf": named}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    members = [(str(p.relative_to(tmp_path)), p.read_bytes()) for p in files]
+    write(tmp_path / "in.zip", [("meta.yaml", yaml.safe_dump(META)), *members])
+    monkeypatch.chdir(tmp_path)
+    for command in (["adopt", "in.zip", "--out", "out"], ["inspect", "exp"]):
+        assert main(command) == 1
+        assert "holds more than plain tensors" in capsys.readouterr().err
+    assert not mark.exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

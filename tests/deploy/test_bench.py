@@ -14,15 +14,17 @@ def net(structure=None):
 
 def test_macs_fall_by_what_was_cut():
     """Linear layers and convolutions of what is gone, by hand."""
-    dense = encoder_macs(net(), 1.0)
+    dense = encoder_macs(net(), 1.0, 16_000)
     feats, lengths = net()._extract_feats(torch.zeros(1, 16000), torch.tensor([16000]))
     with torch.no_grad():
         frames = net().eval().encoder(feats, lengths)[0].size(1)
-    cut = encoder_macs(net({"encoders.0.feed_forward": {"ffn_channels": 2}}), 1.0)
+    cut = encoder_macs(net({"encoders.0.feed_forward": {"ffn_channels": 2}}), 1.0, 16_000)
     assert dense - cut == frames * 2 * 8 * (6 - 2)
-    empty = encoder_macs(net({"encoders.0.feed_forward": {"ffn_channels": 0}}), 1.0)
+    empty = encoder_macs(
+        net({"encoders.0.feed_forward": {"ffn_channels": 0}}), 1.0, 16_000
+    )
     assert dense - empty == frames * 2 * 8 * 6
-    one_head = encoder_macs(net({"encoders.0.self_attn": {"heads": 1}}), 1.0)
+    one_head = encoder_macs(net({"encoders.0.self_attn": {"heads": 1}}), 1.0, 16_000)
     positions = 2 * frames - 1
     d_k, size = 4, 8
     linear = frames * size * d_k * 4 + positions * size * d_k

@@ -184,6 +184,15 @@ def test_batch_norms_forget_the_random_gates():
 # Epochs of unknown length
 
 
+def test_gates_of_another_run_are_refused():
+    """As init_param brings them: the run would not begin dense."""
+    net, _ = start()
+    net.controller.begin_epoch(100, 1)
+    gates(net)[0].decide_(torch.ones_like(gates(net)[0].log_alpha, dtype=torch.bool))
+    with pytest.raises(ValueError, match="the gates come from another run"):
+        net.controller.begin_epoch(100, 1)
+
+
 def test_an_iterator_without_a_length():
     net, _ = start()
     net.controller.begin_epoch(None, 2)

@@ -1,5 +1,7 @@
 """Stock ESPnet knows our names, in every way that it is started."""
 
+import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from espnet2.tasks import abs_task
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 
@@ -116,3 +119,22 @@ def test_the_wheel_carries_the_autoload_file(tmp_path):
     off = python("-I", "-S", "-c", code.replace("import site", "import os; os.environ"
                  "['ESPNET_L0PRUNE_AUTOLOAD'] = '0'; import site"))  # fmt: skip
     assert "espnet_l0prune" not in off.split()
+
+
+def test_trainings_of_other_models_are_left_alone():
+    """S2ST inherits ST's task: its models have no `decoder`."""
+    module = importlib.import_module("espnet2.tasks.s2st")
+    model = torch.nn.Module()
+    model.encoder = torch.nn.Linear(2, 2)
+    args = argparse.Namespace(
+        **{
+            "optim": "sgd",
+            "optim_conf": {},
+            "sharded_ddp": False,
+            "collect_stats": False,
+        },
+        **{"exclude_weight_decay": False, "exclude_weight_decay_conf": {}},
+    )
+    (optimizer,) = module.S2STTask.build_optimizers(args, model)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert not hasattr(model.encoder, "input_size")

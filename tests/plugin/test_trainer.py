@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from espnet2.main_funcs.average_nbest_models import average_nbest_models
@@ -14,7 +15,8 @@ from espnet2.train.reporter import Reporter
 from runs import CONFIG, UTTERANCES, final, make_data, run
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.plugin.trainer import PREVIOUS, is_whole
+from espnet_l0prune.core.files import is_whole
+from espnet_l0prune.plugin.trainer import PREVIOUS
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,20 @@ def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, ca
     run(data, out)
     assert f"resuming from {out / PREVIOUS}, one epoch earlier" in caplog.text
     assert_same(final(out)["model"], uninterrupted["model"])
+
+
+def test_damage_anywhere_is_no_error(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "good.pth")
+    good, path = (tmp_path / "good.pth").read_bytes(), tmp_path / "bad.pth"
+    assert is_whole(tmp_path / "good.pth")
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(2000):
+        bad = bytearray(good)
+        for place in rng.integers(len(good), size=3):
+            bad[place] = rng.integers(256)
+        path.write_bytes(bad)
+        found.add(is_whole(path))
+    assert False in found
 
 
 @pytest.mark.parametrize(

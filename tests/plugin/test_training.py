@@ -438,6 +438,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
             "expected a number, or a mapping with some of params, macs",
         ),
         ({"sparsity_scheduler_conf": {"seconds": 0}}, "seconds is 0; expected more"),
+        ({"patience": 3}, "patience is 3; pruning expects patience: null"),
         ({"encoder_conf": {"input_layer": "conv3d"}}, "unknown input_layer: conv3d"),
         (
             {"encoder_conf": {"input_layer": "linear", "units": ["frontend_channels"]}},

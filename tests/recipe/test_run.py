@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -158,6 +159,13 @@ def test_changed_settings_do_not_touch_a_training(work):
     assert result.returncode == 1
     assert "was trained with other settings" in result.stderr
     assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_statistics_are_of_the_features_that_are_trained_on(work, tmp_path):
+    more = ["--train_args", "--frontend_conf n_mels=40", "--expdir", tmp_path]
+    run(work, "--stage", "3", "--stop_stage", "3", *more)
+    with np.load(tmp_path / "asr_stats/train/feats_stats.npz") as stats:
+        assert stats["sum"].shape == (40,)
 
 
 def test_a_failed_training_names_its_log(work, tmp_path):

@@ -103,7 +103,7 @@ def main() -> None:
         name: {
             "encoder_parameters": count_parameters(network.encoder),
             "parameters": count_parameters(network),
-            "macs": encoder_macs(network, SECONDS),
+            "macs": encoder_macs(network, SECONDS, rate),
             "rtf": rtf[name],
             **({"long_rtf": long_rtf[name]} if long_rtf else {}),
         }
