@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import espnet
@@ -17,6 +17,16 @@ import soundfile
 import torch
 from espnet2.tasks.asr import ASRTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+from torch import nn
+
+from espnet_l0prune.core.budget import select
+from espnet_l0prune.core.sites import Plan, decide_
+from espnet_l0prune.plugin.workload import (
+    FRAMES_A_SECOND,
+    Workload,
+    make_budget,
+    sites_of,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # what the sizes are called in egs/librispeech/asr1/conf
@@ -64,6 +74,26 @@ def arguments(size: str, **changes) -> argparse.Namespace:
         new = {**old, **value} if isinstance(value, dict) else value
         setattr(args, name, new)
     return args
+
+
+def features(seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random ones, (1, frames, 80), and how many frames, (1,)."""
+    feats = torch.randn(1, int(seconds * FRAMES_A_SECOND), 80)
+    return feats, torch.tensor([feats.size(1)])
+
+
+def draw_gates_(model: nn.Module) -> None:
+    """Give a model random gates, of which a budget then chooses."""
+    for site in sites_of(model):
+        for gate in site.gates.values():
+            gate.log_alpha.data.normal_()
+
+
+def decide_gates_(model: nn.Module, targets: Mapping, workload: Workload) -> Plan:
+    """Fix a model's gates so that it meets its targets; returns what `cut_` takes."""
+    plan = select(make_budget(model, workload), targets)
+    decide_(sites_of(model), plan)
+    return plan
 
 
 def save_experiment(folder: Path, args: argparse.Namespace, model) -> None:

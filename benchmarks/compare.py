@@ -24,7 +24,6 @@ from pathlib import Path
 import jiwer
 import matplotlib
 import numpy as np
-import torch
 import yaml
 from common import DECODE, ROOT, machine, table, write
 from espnet2.tasks.asr import ASRTask
@@ -39,6 +38,7 @@ from espnet_l0prune.deploy.inspect import inspect_experiment
 from espnet_l0prune.plugin.experiment import read_config
 from espnet_l0prune.plugin.register import make_workload
 from espnet_l0prune.plugin.structure_plot import draw_structure
+from espnet_l0prune.report.history import read_history
 
 matplotlib.use("Agg")
 RECIPE = ROOT / "egs/librispeech"
@@ -445,15 +445,8 @@ METHODS: dict[str, Method] = {
 
 def training_seconds(folder: Path) -> float:
     """Of all epochs of all trainings in a folder, with their validation."""
-    total = 0.0
-    for file in folder.rglob("checkpoint.pth"):
-        if file.parent.is_symlink():
-            continue
-        saved = torch.load(file, map_location="cpu", weights_only=False)  # our own
-        for parts in saved["reporter"]["stats"].values():
-            for part in ("train", "valid"):
-                total += parts[part]["time"].total_seconds()
-    return total
+    found = {file.parent.resolve() for file in folder.rglob("checkpoint.pth")}
+    return sum(epoch.seconds for one in found for epoch in read_history(one))
 
 
 def modules(cut: Path) -> dict | None:

@@ -9,14 +9,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import SIZES, arguments, parser, resident, save_experiment, start, write
+from common import (
+    SIZES,
+    arguments,
+    decide_gates_,
+    draw_gates_,
+    parser,
+    resident,
+    save_experiment,
+    start,
+    write,
+)
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.core.budget import count_parameters, select
-from espnet_l0prune.core.sites import decide_
+from espnet_l0prune.core.budget import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.plugin.register import make_workload
-from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 TARGET = {"params": 0.5, "macs": 0.5}
 
@@ -35,11 +43,8 @@ def make_experiment(folder: Path, size: str) -> int:
         sparsity_scheduler_conf={"target": TARGET},
     )
     model = ASRTask.build_model(args)
-    for site in sites_of(model):
-        for gate in site.gates.values():
-            gate.log_alpha.data.normal_()
-    budget = make_budget(model, make_workload(args))
-    decide_(sites_of(model), select(budget, TARGET))
+    draw_gates_(model)
+    decide_gates_(model, TARGET, make_workload(args))
     save_experiment(folder, args, model)
     return count_parameters(model)
 

@@ -7,37 +7,41 @@ take turns in one process, on the same features.
 import copy
 
 import torch
-from common import SIZES, arguments, parser, start, take_turns, write
+from common import (
+    SIZES,
+    arguments,
+    decide_gates_,
+    draw_gates_,
+    features,
+    parser,
+    start,
+    take_turns,
+    write,
+)
 from espnet2.tasks.asr import ASRTask
 from torch.profiler import ProfilerActivity, profile
 
-from espnet_l0prune.core.budget import count_parameters, select
-from espnet_l0prune.core.sites import cut_, decide_
+from espnet_l0prune.core.budget import count_parameters
+from espnet_l0prune.core.sites import cut_
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
+from espnet_l0prune.plugin.workload import Workload, sites_of
 
 TARGETS = {
     "50% params": {"params": 0.5},
     "50% macs": {"macs": 0.5},
     "both": {"params": 0.5, "macs": 0.5},
 }
-FEATURES = 80
-FRAMES_A_SECOND = 100
 
 
 def encoders(size: str, units: dict, seconds: float) -> dict:
     """The dense encoder of a size, and a cut one for each target."""
     gated = arguments(size, encoder="l0_conformer", encoder_conf=units)
     model = ASRTask.build_model(gated)
-    for site in sites_of(model):
-        for gate in site.gates.values():
-            gate.log_alpha.data.normal_()
-    budget = make_budget(model, Workload(seconds=seconds))
+    draw_gates_(model)
     found = {"dense": ASRTask.build_model(arguments(size)).encoder}
     for name, targets in TARGETS.items():
         trial = copy.deepcopy(model)
-        plan = select(budget, targets)
-        decide_(sites_of(trial), plan)
+        plan = decide_gates_(trial, targets, Workload(seconds=seconds))
         cut_(trial, sites_of(trial), plan)
         found[name] = trial.encoder
     return {name: encoder.eval() for name, encoder in found.items()}
@@ -46,8 +50,7 @@ def encoders(size: str, units: dict, seconds: float) -> dict:
 @torch.no_grad()
 def measure(size: str, units: dict, seconds: float, rounds: int) -> list[dict]:
     """One row for each encoder of a size and each number of threads."""
-    feats = torch.randn(1, int(seconds * FRAMES_A_SECOND), FEATURES)
-    lengths = torch.tensor([feats.size(1)])
+    feats, lengths = features(seconds)
     found = encoders(size, units, seconds)
     runs = {name: lambda e=e: e(feats, lengths) for name, e in found.items()}
     macs = {n: count_macs(e, lambda e: e(feats, lengths)) for n, e in found.items()}
@@ -77,8 +80,7 @@ def measure(size: str, units: dict, seconds: float, rounds: int) -> list[dict]:
 @torch.no_grad()
 def show_profile(size: str, units: dict, seconds: float) -> None:
     """Where dense and cut encoder spend their time, on one thread."""
-    feats = torch.randn(1, int(seconds * FRAMES_A_SECOND), FEATURES)
-    lengths = torch.tensor([feats.size(1)])
+    feats, lengths = features(seconds)
     torch.set_num_threads(1)
     for name, encoder in encoders(size, units, seconds).items():
         encoder(feats, lengths)

@@ -6,18 +6,25 @@ matter to the time. All encoders take turns in one process, on the same features
 """
 
 import torch
-from common import SIZES, arguments, parser, start, take_turns, write
+from common import (
+    SIZES,
+    arguments,
+    decide_gates_,
+    draw_gates_,
+    features,
+    parser,
+    start,
+    take_turns,
+    write,
+)
 from espnet2.tasks.asr import ASRTask
 from torch import nn
 
-from espnet_l0prune.core.budget import select
-from espnet_l0prune.core.sites import cut_, decide_
+from espnet_l0prune.core.sites import cut_
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import Workload, make_budget, sites_of
+from espnet_l0prune.plugin.workload import Workload, sites_of
 
 TARGET = {"params": 0.5, "macs": 0.5}  # MACs for 10 s of audio
-FEATURES = 80
-FRAMES_A_SECOND = 100
 ABSOLUTE = {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos"}
 
 
@@ -29,13 +36,10 @@ def encoders(size: str, random_features: int) -> dict[str, nn.Module]:
     for name, conf in kinds.items():
         args = arguments(size, encoder="l0_conformer", encoder_conf=conf)
         model = ASRTask.build_model(args)
-        for site in sites_of(model):
-            for gate in site.gates.values():
-                gate.log_alpha.data.normal_()
-        plan = select(make_budget(model, Workload()), TARGET)
+        draw_gates_(model)
+        plan = decide_gates_(model, TARGET, Workload())
         dense = arguments(size, encoder="l0_conformer", encoder_conf=conf | {"units": []})
         found[name] = ASRTask.build_model(dense).encoder.eval()
-        decide_(sites_of(model), plan)
         cut_(model, sites_of(model), plan)
         found[f"{name}, cut"] = model.encoder.eval()
     return found
@@ -44,8 +48,7 @@ def encoders(size: str, random_features: int) -> dict[str, nn.Module]:
 @torch.no_grad()
 def measure(found: dict[str, nn.Module], seconds: float, rounds: int) -> list[dict]:
     """One row for each encoder, on one thread."""
-    feats = torch.randn(1, int(seconds * FRAMES_A_SECOND), FEATURES)
-    lengths = torch.tensor([feats.size(1)])
+    feats, lengths = features(seconds)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     runs = {name: lambda e=e: e(feats, lengths) for name, e in found.items()}

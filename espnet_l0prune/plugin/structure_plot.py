@@ -14,7 +14,7 @@ from torch import nn
 from espnet_l0prune.plugin.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # by kind: before, now
-MODULES = {  # of a block, in the order of computation
+MODULES = {  # short names, in the order of computation; others by the block's attribute
     "feed_forward_macaron": "FFN 1",
     "self_attn": "attention",
     "attn": "attention",
@@ -66,9 +66,9 @@ def grid(
             share, units = 0.0, {"blocks": (1, 0)}
         if convolution and convolution[1] == network:
             front.append((share, f"conv {len(front) + 1}\n{label(units)}"))
-        elif module and module[1] == network and module[3] in MODULES:
+        elif module and module[1] == network:
             cells = blocks.setdefault(int(module[2]), {})
-            cells[MODULES[module[3]]] = share, label(units)
+            cells[MODULES.get(module[3], module[3])] = share, label(units)
     rows = {"front end": front} if front else {}
     stream = modules.get(f"{network}.stream", {})
     if share_left(stream) < 1:
@@ -87,7 +87,8 @@ def columns(modules: Mapping[str, Units], network: str = "encoder") -> list[str]
         if (m := BLOCK.match(path)) and m[1] == network
         if m[3] != "stream" or share_left(units) < 1
     }
-    return list(dict.fromkeys(name for kind, name in MODULES.items() if kind in there))
+    known = [name for kind, name in MODULES.items() if kind in there]
+    return list(dict.fromkeys([*known, *sorted(there - MODULES.keys())]))
 
 
 def draw_structure(

@@ -6,6 +6,7 @@ from builders import model
 from matplotlib import pyplot as plt
 
 from espnet_l0prune.plugin.structure_plot import (
+    columns,
     draw_structure,
     grid,
     label,
@@ -53,6 +54,12 @@ def test_rows_and_columns():
         "block 11": [None, None, (1.0, "12")],
     }
     assert grid(MODULES, "decoder") == {"block 1": [(0.0, "0")]}
+
+
+def test_a_new_kind_of_module_has_its_own_column():
+    adapter = {"encoder.encoders.0.adapter": {"adapter_channels": (8, 2)}}
+    assert grid({**MODULES, **adapter})["block 1"][-1] == (0.25, "2/8")
+    assert columns({**MODULES, **adapter})[-1] == "adapter"
 
 
 def test_each_cell_is_drawn_with_its_numbers():
