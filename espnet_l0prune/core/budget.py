@@ -430,10 +430,10 @@ def select(
         sparsity = budget.sparsity(full * (rank >= closing))
         return min(float(sparsity[cost]) - target for cost, target in targets.items())
 
-    low, best = 0, None  # best: the smallest excess seen, and what is closed there
-    if excess(0) >= 0:
-        best = excess(0), rank < 0
-    while best is None or best[0] > tolerance:
+    low, fewest = 0, 0 if excess(0) >= 0 else number
+    # the smallest excess seen, and what is closed there
+    best = excess(fewest), rank < fewest
+    while best[0] > tolerance:
         high = number
         if low == high or excess(high) < 0:
             break  # what was passed over is needed
@@ -443,15 +443,10 @@ def select(
                 low = middle
             else:
                 high = middle
-        if best is None or excess(high) < best[0]:
+        if excess(high) < best[0]:
             best = excess(high), rank < high
         rank[rank == high - 1] = torch.inf
         low = high
-    if best is None:
-        raise ValueError(
-            f"no choice of units meets the targets {dict(targets)}; these gates reach "
-            f"{budget.reachable()}. Choose lower targets or add kinds of units."
-        )
     return _plan(budget, best[1])
 
 

@@ -65,7 +65,11 @@ def test_a_dense_experiment_in_factors(target, tmp_path):
     args.encoder_conf["ranks"] = ranks
     small = ASRTask.build_model(args)
     small.load_state_dict(torch.load(tmp_path / "a/b.pth", weights_only=True))
-    shares = [1 - f(small) / f(dense) for c, f in svd.COUNTS.items() if c in target]
+    shares = [
+        1 - f(small, 16_000) / f(dense, 16_000)
+        for c, f in svd.COUNTS.items()
+        if c in target
+    ]
     excess = [found - goal for found, goal in zip(shares, target.values(), strict=True)]
     assert 0 <= min(excess) < 0.05  # and the other cost may be beyond its target
     # no direction that is left out is worth more than one that is kept
@@ -82,9 +86,9 @@ def test_a_dense_experiment_in_factors(target, tmp_path):
     (tmp_path / "small/config.yaml").write_text(yaml.safe_dump(vars(args)))
     torch.save(small.state_dict(), tmp_path / "small/model.pth")
     found = inspect_experiment(tmp_path / "small", "model.pth")
-    assert found.params["encoder"] == svd.COUNTS["params"](small)
+    assert found.params["encoder"] == svd.COUNTS["params"](small, 16_000)
     if "macs" in target:
-        assert found.macs["encoder"] == pytest.approx(svd.COUNTS["macs"](small))
+        assert found.macs["encoder"] == pytest.approx(svd.COUNTS["macs"](small, 16_000))
     for command in ("report", "export plugin"):
         out = tmp_path / {"report": "page", "export plugin": "m.zip"}[command]
         words = [*command.split(), str(tmp_path / "small"), "--out", str(out)]

@@ -13,6 +13,7 @@ from builders import save_experiment
 from espnet2.tasks.ssl import SSLTask
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.deploy import archive
 from espnet_l0prune.deploy.archive import unpack, unpack_model
 
 
@@ -137,6 +138,15 @@ def test_aliases_do_not_multiply(tmp_path):
     write(tmp_path / "in.zip", members)
     config, _ = unpack_model(tmp_path / "in.zip", tmp_path / "new")
     assert config.stat().st_size < 10_000
+
+
+def test_what_would_fill_the_disk_or_a_folder_that_exists(tmp_path, monkeypatch):
+    write(tmp_path / "in.zip", [("a", bytes(100))])
+    with pytest.raises(ValueError, match="exists; expected a new folder"):
+        unpack(tmp_path / "in.zip", tmp_path)
+    monkeypatch.setattr(archive, "LARGEST", 99)
+    with pytest.raises(ValueError, match="have 100 bytes; expected at most 99"):
+        unpack(tmp_path / "in.zip", tmp_path / "new")
 
 
 @pytest.mark.parametrize("keep", [0, 30, 200])

@@ -8,7 +8,7 @@ from builders import batch, budget, model, save_experiment, train
 from test_training import SCHEDULE, gates, start
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from espnet_l0prune.core.budget import check_compatible, select, split
+from espnet_l0prune.core.budget import check_compatible, check_reachable, select, split
 from espnet_l0prune.deploy.cut import largest_step
 
 WIDER = {"linear_units": 32, "cnn_module_kernel": 5}
@@ -182,6 +182,36 @@ def test_batch_norms_forget_the_random_gates():
 
 
 # Epochs of unknown length
+
+
+def test_epochs_of_another_length_are_refused():
+    conf = {"target": 0.3, "in_epochs": True}
+    conf |= {"warmup_steps": 1, "ramp_steps": 2, "hold_steps": 1}
+    net, optimizer = start(sparsity_scheduler_conf=conf)
+    net.controller.begin_epoch(3, 8)
+    train(net, optimizer, range(3))
+    net.controller.begin_epoch(3, 8)
+    with pytest.raises(ValueError, match="an epoch has 4 updates, but had 3"):
+        net.controller.begin_epoch(4, 8)
+
+
+def test_multipliers_that_diverge_are_refused():
+    conf = {"multiplier_lr": 1e308}
+    net, optimizer = start(
+        sparsity_constraint="lagrangian", sparsity_constraint_conf=conf
+    )
+    with pytest.raises(ValueError, match=r"multipliers of params diverged: .*nan"):
+        train(net, optimizer, range(15))
+
+
+def test_targets_in_what_was_not_counted():
+    with pytest.raises(ValueError, match="target has flops, which were not counted"):
+        check_reachable(budget(model()), {"flops": 0.3})
+
+
+def test_a_scope_that_the_model_has_not():
+    with pytest.raises(ValueError, match="but this model has no decoder"):
+        budget(model(decoder=None, model_conf={"ctc_weight": 1.0}), "decoder")
 
 
 def test_gates_of_another_run_are_refused():

@@ -319,7 +319,7 @@ def test_averaged_checkpoints_are_cut_only_once_all_are_frozen(data, tmp_path, c
 
 OPTIONS = {
     "init_param and freeze_param": lambda out: {
-        "init_param": [f"{out}/latest.pth:::encoder.after_norm"],
+        "init_param": [f"{out}/latest.pth:decoder:decoder"],
         "freeze_param": ["encoder.embed"],
     },
     "tensorboard": lambda out: {"use_tensorboard": True},

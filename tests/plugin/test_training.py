@@ -404,6 +404,22 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         ({"model_conf": {"layer_loss": "l1"}}, "layer_loss is 'l1'; .* mse, l1_cosine"),
         ({"model_conf": {"temperature": 0}}, "temperature is 0; expected > 0"),
+        ({"model_conf": {"layer_weight": -1}}, "layer_weight is -1; expected 0 or more"),
+        ({"optim_conf": {"order": "both"}}, "order is 'both'; expected one of joint"),
+        ({"encoder_conf": {"gate": "soft"}}, "gate is 'soft'; expected hard_concrete or"),
+        ({"encoder_conf": {"units": "most"}}, "units is 'most'; expected default, paper"),
+        (
+            {"encoder_conf": {"units": []}, "decoder": "l0_transformer"},
+            "scope is encoder, but the encoder has no gates; expected an l0 encoder",
+        ),
+        (
+            {"sparsity_scheduler_conf": {"target": 0.001}},
+            "expected sparsity at the start is .* already; expected a higher target",
+        ),
+        (
+            {"sparsity_scheduler_conf": {"per": "layer"}},
+            "per is 'layer'; expected block, kind, or null",
+        ),
         (
             {"encoder_conf": {"use_cnn_module": False, "units": ["conv_channels"]}},
             "nothing in this network has such units",

@@ -169,6 +169,8 @@ def test_statistics_are_of_the_features_that_are_trained_on(work, tmp_path):
 
 
 def test_a_failed_training_names_its_log(work, tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp/asr_stats").symlink_to(work / "exp/asr_stats")
     config = shrink("prune", tmp_path, optim="none")
     options = ["--prune_config", config, "--expdir", tmp_path / "exp"]
     options += ["--dense_exp", work / "exp/asr_dense", "--stage", "5"]

@@ -1,0 +1,123 @@
+"""What our commands say of what they cannot use, where no other test provokes it."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+from builders import arguments, model, save_experiment
+from espnet2.tasks.asr import ASRTask
+from test_cut import save
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.deploy import export, onnx
+from espnet_l0prune.deploy.stock import to_stock
+from espnet_l0prune.deploy.verify import compare, outputs
+from espnet_l0prune.plugin.espnet_modules import _find
+from espnet_l0prune.plugin.experiment import load_weights
+
+SMALL = {"units": [], "output_size": 8, "num_blocks": 1}
+
+
+@pytest.fixture
+def refused(capsys):
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 1, words
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_what_is_no_experiment(tmp_path, refused):
+    save_experiment(tmp_path / "exp")
+    adopt = "adopt", tmp_path / "exp", "--out", tmp_path / "l0"
+    for name in ("valid.acc.ave.pth", "valid.loss.ave.pth"):
+        (tmp_path / "exp" / name).touch()
+    assert "valid.loss.ave.pth; expected one of them in --check" in refused(*adopt)
+    for text, message in (
+        ("[]", "it holds a list"),
+        ("a: 1", "is none of an ESPnet ASR experiment: it has no token_list"),
+    ):
+        (tmp_path / "exp/config.yaml").write_text(text)
+        assert message in refused("inspect", tmp_path / "exp")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="it holds a list"):
+        load_weights(torch.nn.Linear(1, 1), tmp_path / "list.pth")
+
+
+def test_an_encoder_that_we_do_not_know(tmp_path, refused):
+    args = arguments(encoder="rnn", model="espnet", optim="adam")
+    args.encoder_conf = {"hidden_size": 8, "output_size": 8, "num_layers": 1}
+    net = ASRTask.build_model(copy.deepcopy(args))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(net.state_dict(), tmp_path / "model.pth")
+    assert "encoder: rnn; expected conformer" in refused("inspect", tmp_path)
+
+
+def test_a_cut_that_is_not_as_large_as_promised(tmp_path, refused, monkeypatch):
+    save(tmp_path / "exp")
+    remaining = Budget.remaining
+    monkeypatch.setattr(Budget, "remaining", lambda self: remaining(self) + 1)
+    message = refused("cut", tmp_path / "exp", "--out", tmp_path / "cut")
+    assert "its gates promised" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["exp"]
+
+
+def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
+    save_experiment(tmp_path / "gated", encoder="l0_conformer", model="l0_distill")
+    save_experiment(tmp_path / "dense", encoder_conf=SMALL, encoder="l0_conformer")
+    out = "--out", tmp_path / "m.zip"
+    assert "has gates; expected a" in refused(
+        "export", "plugin", tmp_path / "gated", *out
+    )
+    monkeypatch.setattr(export, "PACK", "raise SystemExit('no room')")
+    message = refused("export", "plugin", tmp_path / "dense", *out)
+    assert "ESPnet's packing failed: no room" in message
+    monkeypatch.setattr(onnx, "NEEDED", ("onnx", "none_such"))
+    message = refused("export", "onnx", tmp_path / "dense", *out)
+    assert "ONNX needs none_such: pip install" in message
+    assert not (tmp_path / "m.zip").exists()
+
+
+def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
+    net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
+    form = export.onnx_form(net, arguments(), tmp_path, int8=False)
+    assert "differ by at most" in form.verify(net)
+    with torch.no_grad():
+        net.ctc.ctc_lo.bias[0] += 1
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.ctc.ctc_lo.bias[0] += 1
+    with pytest.raises(ValueError, match="the packed model differs from the experiment"):
+        form.verify(other)
+
+    class Branch(torch.nn.Module):
+        def forward(self, x, *rest):
+            return x if x.sum() > 0 else -x
+
+    net.encoder.encoders[0].feed_forward = Branch()
+    with pytest.raises(ValueError, match=r"torch cannot write encoder\.onnx of"):
+        onnx.write_onnx(net, tmp_path)
+
+
+def test_what_plain_espnet_cannot_build():
+    gone = {"encoders.0": {"blocks": 0}}
+    conf = {"structure": gone, "units": [], "interctc_layer_idx": [1]}
+    args = arguments(encoder_conf=conf, model_conf={"interctc_weight": 0.3})
+    with pytest.raises(ValueError, match="counts them for intermediate CTC"):
+        to_stock(ASRTask.build_model(copy.deepcopy(args)), args)
+    args = arguments(encoder_conf={"units": []})
+    net = ASRTask.build_model(copy.deepcopy(args))
+    args.frontend, args.input_size = "s3prl", None
+    with pytest.raises(ValueError, match="plain ESPnet cannot build this model here"):
+        to_stock(net, args)
+    with pytest.raises(ImportError, match=r"ESPnet has no none.Such in espnet.nets or"):
+        _find("none", "Such")
+
+
+def test_models_of_different_sizes_are_no_two_forms_of_one():
+    one, two = (model(encoder_conf={"output_size": n}) for n in (8, 16))
+    with pytest.raises(ValueError, match="expected two forms of one model"):
+        compare(outputs(one.eval()), outputs(two.eval()))
