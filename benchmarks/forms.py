@@ -35,11 +35,11 @@ from espnet_l0prune.deploy.export import export
 from espnet_l0prune.plugin.experiment import average_of
 
 TIMED = 20  # utterances, for the encoder alone
-SMALL = {"encoder_conf": {"num_blocks": 2}, "decoder_conf": {"num_blocks": 1}}
+SMALL = {"encoder_conf": {"num_blocks": 1}, "decoder_conf": {"num_blocks": 1}}
 
 
-def load(dense: Path, pruned: Path, folder: Path, options: dict) -> dict:
-    """Each form's Speech2Text, and the bytes of its weights."""
+def load(experiments: dict[str, Path], folder: Path, options: dict) -> dict:
+    """Each form's Speech2Text, and the bytes of its weights, by name."""
 
     def unpacked(experiment: Path, form: str, int8: bool) -> dict[str, str]:
         name = f"{form}-{int8:d}-{len(found)}"
@@ -48,7 +48,7 @@ def load(dense: Path, pruned: Path, folder: Path, options: dict) -> dict:
         return ModelDownloader(folder / name).download_and_unpack(str(archive))
 
     found = {}
-    for what, experiment in (("dense", dense), ("cut", pruned)):
+    for what, experiment in experiments.items():
         files = unpacked(experiment, "plugin", int8=False)
         for int8 in (False, True):
             made = Speech2Text(**files, **options, quantize_asr_model=int8)
@@ -112,15 +112,16 @@ def main(argv: list[str] | None = None) -> None:
     decode = yaml.safe_load(DECODE.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
-            dense = pruned = Path(folder) / "exp"
+            dense = Path(folder) / "exp"
             small = arguments("librispeech100", **SMALL)
             save_experiment(dense, small, ASRTask.build_model(small))
             waves, texts = [0.1 * torch.randn(RATE)], ["noise"]
+            experiments = {"dense": dense}
         else:
-            dense, pruned = args.dense, args.pruned
+            experiments = {"dense": args.dense, "cut": args.pruned}
             found, texts = read_test_set(args.data)
             waves = [torch.from_numpy(wave) for wave in found]
-        found = load(dense, pruned, Path(folder), decode)
+        found = load(experiments, Path(folder), decode)
         write(args, measure(found, waves, texts))
 
 

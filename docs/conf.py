@@ -83,7 +83,10 @@ def write_messages() -> None:
         "| message | raised in |",
         "|---|---|",
     ]
-    found = [(message.text, message.module) for message in messages()]
+    found = [
+        (message.text, message.module.removeprefix("espnet_l0prune."))
+        for message in messages()
+    ]
     found += [(text, "run.sh") for text in shell_messages()]
     for text, place in found:
         text = text.replace("|", "\\|")
