@@ -24,4 +24,4 @@ docs: env
 
 clean:
 	rm -rf .venv build *.egg-info egs/librispeech/data egs/librispeech/exp \
-	    egs/librispeech/downloads docs/_build docs/_generated
+	    egs/librispeech/downloads docs/_build docs/_generated docs/jupyter_execute
