@@ -206,6 +206,8 @@ def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) ->
     gated = {part: {"units": kinds} for part, kinds in units.items()}
     like = str(dense["optim"]).startswith("adam")
     conf = {k: v for k, v in dense["optim_conf"].items() if like and k in ADAM}
+    if dense["optim"] != "adamw":  # whose default is L0AdamW's
+        conf = {"weight_decay": 0.0, **conf}
     return {
         "max_epoch": epochs,
         "keep_nbest_models": 1,
@@ -214,7 +216,7 @@ def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) ->
         "model": "l0_distill",
         "model_conf": {**dense["model_conf"], **files},
         "optim": "l0_adamw",
-        "optim_conf": {"weight_decay": 0.0, **conf},
+        "optim_conf": conf,
         **_scheduler(dense),
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
