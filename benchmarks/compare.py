@@ -26,6 +26,7 @@ import matplotlib
 import numpy as np
 import yaml
 from common import DECODE, ROOT, machine, table, write
+from conditions import CLEAN, every_nth, measure
 from espnet2.tasks.asr import ASRTask
 from matplotlib import pyplot as plt
 
@@ -45,6 +46,8 @@ RECIPE = ROOT / "egs/librispeech"
 AVERAGE = "valid.acc.ave.pth"
 EPOCHS = {"train": 20, "prune": 10, "finetune": 4}
 LAST_TRAINING = 7  # stage of the recipe
+DISTURBED = 100  # utterances that are also decoded with noise and the like
+DISTURBED_FILE = "conditions.json"
 IDLE = 100 * 1024  # KiB; less is run.sh alone, with nothing left to do
 PARP_ROUNDS = 2  # of training without a mask, in the epochs of pruning
 # What differs from the recipe's conf/*_small.yaml: a model of 1 M parameters, and half a
@@ -130,7 +133,17 @@ class Corpus:
         conf = recipe_conf("train")
         folder = self.work / f"dense-{short_hash([conf, self.options])}"
         self.run(folder, 1, 4, train_config=written(folder / "train.yaml", conf))
+        self.disturb(folder, "asr_dense")
         return folder
+
+    def disturb(self, folder: Path, name: str, decode: Path = DECODE) -> None:
+        """Write the WER (%) of an experiment in a folder, by condition, there."""
+        file = folder / DISTURBED_FILE
+        if not file.exists():
+            waves, texts = every_nth(self.work / "data/test" / self.test, DISTURBED)
+            found = measure({"": folder / name}, waves, texts, decode=decode)
+            rates = {condition: rate[""] for condition, rate in found.items()}
+            file.write_text(json.dumps(rates), "utf-8")
 
 
 @dataclass
@@ -481,6 +494,8 @@ def row_of(cell: Cell) -> dict:
         "dense training seconds": training_seconds(cell.dense),
         "peak MiB": peak(cell.folder),
         "dense peak MiB": peak(cell.dense),
+        "conditions": json.loads((cell.folder / DISTURBED_FILE).read_text("utf-8")),
+        "dense conditions": json.loads((cell.dense / DISTURBED_FILE).read_text("utf-8")),
         "modules": modules(cell.folder / "asr_cut"),
         "errors": [edits for edits, _ in errors["pruned"]],
         "dense errors": [edits for edits, _ in errors["dense"]],
@@ -500,21 +515,50 @@ def read_rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def summary(rows: list[dict]) -> list[dict]:
-    """One line for each method and budget: mean and spread over seeds."""
+def by_seeds(rows: list[dict]) -> dict[tuple[float, str, str], list[dict]]:
+    """The rows of each budget, method and configuration, in this order."""
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
         key = row["budget"], row["method"], row["config"]
         cells.setdefault(key, []).append(row)
+    return dict(sorted(cells.items()))
+
+
+def mean_and_spread(values: list[float], digits: int) -> str:
+    """With the standard deviation, where there are several."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def disturbed(rows: list[dict]) -> list[dict]:
+    """The WER (%) under each condition, one line for each method and budget: mean and
+    spread over seeds; then that of the mean over all conditions but the clean one."""
+
+    def line(budget: float, method: str, found: list[dict[str, float]]) -> dict:
+        means = [
+            statistics.mean(r for c, r in one.items() if c != CLEAN) for one in found
+        ]
+        rates = {name: [one[name] for one in found] for name in found[0]}
+        shown = {name: mean_and_spread(same, 1) for name, same in rates.items()}
+        ends = {"seeds": len(found), **shown, "disturbed": mean_and_spread(means, 1)}
+        return {"budget": budget, "method": method, **ends}
+
+    lines = [line(0.0, "dense", [rows[0]["dense conditions"]])]
+    for (budget, method, _), same in by_seeds(rows).items():
+        lines.append(line(budget, method, [row["conditions"] for row in same]))
+    return lines
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """One line for each method and budget: mean and spread over seeds."""
     lines = []
-    for (budget, method, config), same in sorted(cells.items()):
+    for (budget, method, config), same in by_seeds(rows).items():
 
         def change(name: str, same=same) -> str:
             ratios = [row[name] / row["dense"][name] for row in same]
             return f"{statistics.mean(ratios) - 1:+.1%}"
 
         rates = [row["WER (%)"] for row in same]
-        spread = f" ± {statistics.stdev(rates):.2f}" if len(rates) > 1 else ""
         low, high = interval(same)
         lines.append(
             {
@@ -522,7 +566,7 @@ def summary(rows: list[dict]) -> list[dict]:
                 "method": method,
                 "config": config,
                 "seeds": len(same),
-                "WER (%)": f"{statistics.mean(rates):.2f}{spread}",
+                "WER (%)": mean_and_spread(rates, 2),
                 "against dense (points)": f"[{low:+.2f}, {high:+.2f}]",
                 "encoder": change("encoder_parameters"),
                 "model": change("parameters"),
@@ -610,6 +654,9 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument(
         "--structures", type=Path, help="draw what is left in the rows of --methods"
     )
+    options.add_argument(
+        "--conditions", action="store_true", help="the table of speech that is not clean"
+    )
     options.add_argument("--json", type=Path, help="write the table here too")
     args = options.parse_args(argv)
     if args.corpus is not None:
@@ -622,7 +669,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_rows(args.rows)
     if not rows:
         raise SystemExit(f"{args.rows} has no rows; expected --corpus, to make some")
-    write(args, summary(rows))
+    write(args, disturbed(rows) if args.conditions else summary(rows))
     if args.plot:
         draw(rows, args.plot)
     if args.structures:
@@ -640,6 +687,7 @@ def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
             continue
         options = METHODS[method](cell) or {}
         corpus.run(cell.folder, 8, 9, dense_exp=cell.teacher, **options)
+        corpus.disturb(cell.folder, "asr_finetuned", options.get("decode_config", DECODE))
         row = cell.key | row_of(cell)
         with args.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -60,8 +60,9 @@ def speed(percent: int) -> Change:
     return lambda wave, rng: resample_poly(wave, 100, percent)
 
 
+CLEAN = "clean"
 CONDITIONS: dict[str, Change] = {
-    "clean": lambda wave, rng: wave,
+    CLEAN: lambda wave, rng: wave,
     **{f"noise, {snr} dB": noise(snr) for snr in (20, 10, 5)},
     "reverberation, 0.4 s": reverberation(0.4),
     "speed 0.9": speed(90),
@@ -69,20 +70,35 @@ CONDITIONS: dict[str, Change] = {
 }
 
 
+def every_nth(data: Path, utterances: int | None) -> tuple[list[np.ndarray], list[str]]:
+    """So many waveforms and texts of a test set, or all, evenly spread over it."""
+    waves, texts = read_test_set(data)
+    step = max(len(waves) // (utterances or len(waves)), 1)
+    return waves[::step], texts[::step]
+
+
 def measure(
-    models: dict[str, Speech2Text], waves: list[np.ndarray], texts: list[str], seed: int
-) -> list[dict]:
-    """One row for each condition: the WER of each model."""
-    rows = []
+    experiments: dict[str, Path],
+    waves: list[np.ndarray],
+    texts: list[str],
+    seed: int = 0,
+    decode: Path = DECODE,
+) -> dict[str, dict[str, float]]:
+    """The WER (%) of each experiment, under each condition."""
+    search = yaml.safe_load(decode.read_text("utf-8"))
+    models = {
+        name: Speech2Text(exp / "config.yaml", exp / average_of(exp), **search)
+        for name, exp in experiments.items()
+    }
+    rates = {}
     for name, change in CONDITIONS.items():
         heard = {model: [] for model in models}
         for i, wave in enumerate(track(waves, name)):
             changed = change(wave, np.random.default_rng([seed, i])).astype("float32")
             for model, speech2text in models.items():
                 heard[model].append(speech2text(changed)[0][0])
-        rates = {f"{m} WER (%)": 100 * jiwer.wer(texts, heard[m]) for m in models}
-        rows.append({"condition": name, **rates})
-    return rows
+        rates[name] = {m: 100 * jiwer.wer(texts, heard[m]) for m in models}
+    return rates
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,7 +112,6 @@ def main(argv: list[str] | None = None) -> None:
     start(args)
     if not args.quick and None in (args.models, args.data):
         raise SystemExit("expected --models and --data, or --quick")
-    decode = yaml.safe_load(DECODE.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
             conf = {"encoder_conf": {"num_blocks": 1}, "decoder_conf": {"num_blocks": 1}}
@@ -107,15 +122,14 @@ def main(argv: list[str] | None = None) -> None:
         else:
             pairs = (model.split("=", 1) for model in args.models)
             named = {name: Path(experiment) for name, experiment in pairs}
-            waves, texts = read_test_set(args.data)
-            step = max(len(waves) // (args.utterances or len(waves)), 1)
-            waves, texts = waves[::step], texts[::step]
-        models = {
-            name: Speech2Text(exp / "config.yaml", exp / average_of(exp), **decode)
-            for name, exp in named.items()
-        }
+            waves, texts = every_nth(args.data, args.utterances)
         torch.set_num_threads(1)
-        write(args, measure(models, waves, texts, args.seed))
+        found = measure(named, waves, texts, args.seed)
+    rows = [
+        {"condition": name, **{f"{m} WER (%)": rate for m, rate in rates.items()}}
+        for name, rates in found.items()
+    ]
+    write(args, rows)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,12 @@ def test_a_table_from_rows_alone(compare, tmp_path, capsys):
                 "dense training seconds": 120.0,
                 "peak MiB": 900 + seed,
                 "modules": MODULES if seed else None,
+                "conditions": {
+                    "clean": 1.0 + seed,
+                    "noise": 4.0,
+                    "speed": 6.0 + 2 * seed,
+                },
+                "dense conditions": {"clean": 1.0, "noise": 2.0, "speed": 4.0},
                 "dense": dense,
                 **model,
             }
@@ -129,6 +135,12 @@ def test_a_table_from_rows_alone(compare, tmp_path, capsys):
     assert low == 0  # the mean errors are never below the dense ones
     assert 8 < high < 17
     assert "| 0.5 | l0 | a | 2 |" in capsys.readouterr().out
+    compare.main(["--rows", str(file), "--conditions"])
+    found = capsys.readouterr().out.splitlines()[2:]
+    assert found == [
+        "| 0 | dense | 1 | 1.0 | 2.0 | 4.0 | 3.0 |",
+        "| 0.5 | l0 | 2 | 1.5 ± 0.7 | 4.0 ± 0.0 | 7.0 ± 1.4 | 5.5 ± 0.7 |",
+    ]
     for picture in (plot, tmp_path / "left.png"):
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
@@ -145,6 +157,8 @@ def test_committed_rows_are_whole(compare):
         assert row["training seconds"] > 0
         assert row["dense training seconds"] > 0
         assert {"peak MiB", "dense peak MiB", "modules"} <= row.keys()
+        assert row["conditions"].keys() == row["dense conditions"].keys()
+        assert "clean" in row["conditions"]
 
 
 def test_bad_use_is_said(compare, tmp_path):
