@@ -69,36 +69,40 @@ CONDITIONS: dict[str, Change] = {
     "speed 1.1": speed(110),
 }
 
-
-def every_nth(data: Path, utterances: int | None) -> tuple[list[np.ndarray], list[str]]:
-    """So many waveforms and texts of a test set, or all, evenly spread over it."""
-    waves, texts = read_test_set(data)
-    step = max(len(waves) // (utterances or len(waves)), 1)
-    return waves[::step], texts[::step]
+EVERY = 3  # n-th utterance of a test set stands for all where speech is disturbed
 
 
-def measure(
-    experiments: dict[str, Path],
+def step_of(condition: str) -> int:
+    """How far apart the utterances are that are heard under a condition."""
+    return 1 if condition == CLEAN else EVERY
+
+
+def load(experiment: Path, decode: Path = DECODE) -> Speech2Text:
+    """An experiment's averaged model, with the options of a search."""
+    search = yaml.safe_load(decode.read_text("utf-8"))
+    checkpoint = experiment / average_of(experiment)
+    return Speech2Text(experiment / "config.yaml", checkpoint, **search)
+
+
+def count_errors(
+    models: dict[str, Speech2Text],
     waves: list[np.ndarray],
     texts: list[str],
+    condition: str,
     seed: int = 0,
-    decode: Path = DECODE,
-) -> dict[str, dict[str, float]]:
-    """The WER (%) of each experiment, under each condition."""
-    search = yaml.safe_load(decode.read_text("utf-8"))
-    models = {
-        name: Speech2Text(exp / "config.yaml", exp / average_of(exp), **search)
-        for name, exp in experiments.items()
-    }
-    rates = {}
-    for name, change in CONDITIONS.items():
-        heard = {model: [] for model in models}
-        for i, wave in enumerate(track(waves, name)):
-            changed = change(wave, np.random.default_rng([seed, i])).astype("float32")
-            for model, speech2text in models.items():
-                heard[model].append(speech2text(changed)[0][0])
-        rates[name] = {m: 100 * jiwer.wer(texts, heard[m]) for m in models}
-    return rates
+) -> dict[str, list[int]]:
+    """Substituted, deleted and inserted words of each model in each utterance, which all
+    of them hear disturbed in the same way."""
+    errors: dict[str, list[int]] = {model: [] for model in models}
+    for i, (wave, text) in enumerate(track([*zip(waves, texts, strict=True)], condition)):
+        changed = CONDITIONS[condition](wave, np.random.default_rng([seed, i]))
+        for model, speech2text in models.items():
+            found = jiwer.process_words(
+                text, speech2text(changed.astype("float32"))[0][0]
+            )
+            edits = found.substitutions + found.deletions + found.insertions
+            errors[model].append(edits)
+    return errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,13 +126,17 @@ def main(argv: list[str] | None = None) -> None:
         else:
             pairs = (model.split("=", 1) for model in args.models)
             named = {name: Path(experiment) for name, experiment in pairs}
-            waves, texts = every_nth(args.data, args.utterances)
+            waves, texts = read_test_set(args.data)
+            step = max(len(waves) // (args.utterances or len(waves)), 1)
+            waves, texts = waves[::step], texts[::step]
         torch.set_num_threads(1)
-        found = measure(named, waves, texts, args.seed)
-    rows = [
-        {"condition": name, **{f"{m} WER (%)": rate for m, rate in rates.items()}}
-        for name, rates in found.items()
-    ]
+        models = {name: load(experiment) for name, experiment in named.items()}
+        words = sum(len(text.split()) for text in texts)
+        rows = []
+        for condition in CONDITIONS:
+            errors = count_errors(models, waves, texts, condition, args.seed)
+            rates = {f"{m} WER (%)": 100 * sum(e) / words for m, e in errors.items()}
+            rows.append({"condition": condition, **rates})
     write(args, rows)
 
 

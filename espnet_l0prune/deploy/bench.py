@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from espnet_l0prune.core.budget import count_parameters
 from espnet_l0prune.plugin.workload import FRAMES_A_SECOND
 
 
@@ -107,3 +108,30 @@ def real_time_factors(
     finally:
         torch.set_num_threads(threads)
     return {name: statistics.median(spent[1:]) / seconds for name, spent in times.items()}
+
+
+def sizes_and_times(
+    models: dict[str, nn.Module], waves: Sequence[Tensor], rate: int, seconds: int
+) -> dict[str, dict[str, float]]:
+    """What models cost, beside each other, by name: parameters of encoder and model, MACs
+    of the encoder, and its real-time factor by utterance and on long pieces.
+
+    Args:
+        models: ESPnet's ASR models, by name
+        waves: utterances to time, (samples,) each
+        rate: samples a second
+        seconds: length of the audio that MACs are counted for, and of the pieces that the
+            utterances in a row are cut into; without a `long_rtf` where they are shorter
+    """
+    rtf = {"rtf": real_time_factors(models, waves, rate)}
+    if pieces := torch.cat([*waves]).split(seconds * rate)[:-1]:
+        rtf["long_rtf"] = real_time_factors(models, pieces, rate)
+    return {
+        name: {
+            "encoder_parameters": count_parameters(model.encoder),
+            "parameters": count_parameters(model),
+            "macs": encoder_macs(model, seconds, rate),
+            **{kind: found[name] for kind, found in rtf.items()},
+        }
+        for name, model in models.items()
+    }

@@ -24,15 +24,20 @@ def compare(monkeypatch):
 
 
 @pytest.fixture
-def cell(compare, tmp_path):
+def cells(compare):
+    return importlib.import_module("cells")
+
+
+@pytest.fixture
+def cell(cells, tmp_path):
     def make(method: str, budget: float):
-        corpus = compare.Corpus([], "test", tmp_path)
+        corpus = cells.Corpus([], "test", tmp_path)
         dense = tmp_path / "dense"
         if not dense.exists():
-            args = parsed(compare.written(dense / "t.yaml", compare.recipe_conf("train")))
+            args = parsed(cells.written(dense / "t.yaml", cells.recipe_conf("train")))
             (dense / "asr_dense").mkdir()
-            compare.written(dense / "asr_dense/config.yaml", vars(args))
-        return compare.Cell(corpus, dense, method, budget, 0)
+            cells.written(dense / "asr_dense/config.yaml", vars(args))
+        return cells.Cell(corpus, dense, method, budget, 0)
 
     return make
 
@@ -45,11 +50,11 @@ def parsed(file: Path):
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.8])
-def test_every_variant_of_the_gates_can_reach_its_budget(budget, compare, cell):
-    gates = {n: m for n, m in compare.METHODS.items() if isinstance(m, compare.Gates)}
+def test_every_variant_of_the_gates_can_reach_its_budget(budget, cells, cell):
+    gates = {n: m for n, m in cells.METHODS.items() if isinstance(m, cells.Gates)}
     for name, method in gates.items():
         one = cell(name, budget)
-        args = parsed(compare.written(one.folder / "prune.yaml", method.conf(one)))
+        args = parsed(cells.written(one.folder / "prune.yaml", method.conf(one)))
         counted = make_budget(ASRTask.build_model(args), make_workload(args))
         goal = make_scheduler(args).goal
         assert goal == dict.fromkeys(method.costs, budget)
@@ -57,9 +62,9 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, compare, cell):
         check_compatible(counted, goal)
 
 
-def test_layers_on_demand_train_with_espnets_own_options(compare, tmp_path):
-    conf = compare.LayersOnDemand(skip=0.3).conf()
-    args = parsed(compare.written(tmp_path / "t.yaml", conf))
+def test_layers_on_demand_train_with_espnets_own_options(cells, tmp_path):
+    conf = cells.LayersOnDemand(skip=0.3).conf()
+    args = parsed(cells.written(tmp_path / "t.yaml", conf))
     encoder = ASRTask.build_model(args).encoder
     rates = [block.stochastic_depth_rate for block in encoder.encoders]
     assert rates == pytest.approx([0.05 * i for i in range(1, 7)])
@@ -67,16 +72,16 @@ def test_layers_on_demand_train_with_espnets_own_options(compare, tmp_path):
 
 
 @pytest.mark.parametrize("cost", ["params", "macs"])
-def test_a_small_model_is_the_widest_that_fits(cost, compare, cell):
+def test_a_small_model_is_the_widest_that_fits(cost, cells, cell):
     one = cell(f"scratch_{cost}", 0.5)
-    size = compare.small_size(one, cost)
-    args = parsed(compare.written(one.folder / "t.yaml", compare.recipe_conf("train")))
+    size = cells.small_size(one, cost)
+    args = parsed(cells.written(one.folder / "t.yaml", cells.recipe_conf("train")))
 
     def price(width: int, units: int) -> float:
         args.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(args)
         if cost == "macs":
-            return compare.encoder_macs(model, 10, 16_000)
+            return cells.encoder_macs(model, 10, 16_000)
         return count_parameters(model.encoder)
 
     limit, (width, units) = 0.5 * price(72, 288), size.values()
@@ -84,81 +89,106 @@ def test_a_small_model_is_the_widest_that_fits(cost, compare, cell):
     assert limit < price(width + 4, 4 * (width + 4))
 
 
-def test_a_table_from_rows_alone(compare, tmp_path, capsys):
-    rows = []
-    for seed, errors in enumerate(([1, 0, 2], [0, 0, 1])):
-        model = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1} | {
-            "long_rtf": 0.1
+WORDS = [4, 4, 4, 4]
+COSTS = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1}
+DENSE = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4}
+
+
+def errors(rows, clean: list[int], noisy: list[int]) -> dict[str, list[int]]:
+    """By condition; every third of four utterances is heard in noise: two."""
+    return {rows.CLEAN: clean, **dict.fromkeys(rows.ALL_BUT_CLEAN, noisy)}
+
+
+@pytest.fixture
+def three_rows(compare):
+    rows = importlib.import_module("rows")
+    dense = errors(rows, [0, 0, 0, 1], [1, 1])
+    found = {
+        ("l0", 0): errors(rows, [1, 0, 1, 2], [2, 2]),
+        ("l0", 1): errors(rows, [0, 0, 1, 1], [2, 4]),
+        ("random", 0): errors(rows, [2, 2, 2, 2], [4, 4]),
+    }
+    return [
+        {
+            "method": method,
+            "budget": 0.5,
+            "seed": seed,
+            "config": "a",
+            "words": WORDS,
+            "errors": wrong,
+            "dense errors": dense,
+            "training seconds": 60.0,
+            "dense training seconds": 120.0,
+            "peak MiB": 900 + seed,
+            "modules": MODULES if seed else None,
+            "dense": DENSE | {"long_rtf": 0.5},
+            **COSTS,
+            "long_rtf": 0.1,
         }
-        dense = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4} | {
-            "long_rtf": 0.5
-        }
-        rows.append(
-            {
-                "method": "l0",
-                "budget": 0.5,
-                "seed": seed,
-                "config": "a",
-                "words": [4] * 3,
-                "errors": errors,
-                "dense errors": [0, 0, 1],
-                "WER (%)": 100 * sum(errors) / 12,
-                "dense WER (%)": 100 / 12,
-                "training seconds": 60.0,
-                "dense training seconds": 120.0,
-                "peak MiB": 900 + seed,
-                "modules": MODULES if seed else None,
-                "conditions": {
-                    "clean": 1.0 + seed,
-                    "noise": 4.0,
-                    "speed": 6.0 + 2 * seed,
-                },
-                "dense conditions": {"clean": 1.0, "noise": 2.0, "speed": 4.0},
-                "dense": dense,
-                **model,
-            }
-        )
+        for (method, seed), wrong in found.items()
+    ]
+
+
+def test_a_table_from_rows_alone(compare, three_rows, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in three_rows))
     plot = tmp_path / "rows.png"
     pictures = ["--plot", str(plot), "--structures", str(tmp_path / "left.png")]
     compare.main(["--rows", str(file), *pictures])
-    (line,) = compare.summary(rows)
+    line, _ = compare.summary(three_rows)
     assert line["seeds"] == 2
-    assert line["WER (%)"].startswith("16.67 ± 11.79")
+    assert line["WER (%)"] == "18.75 ± 8.84"  # 4 and 2 of 16 words
+    assert line["WER, disturbed (%)"] == "62.50 ± 17.68"  # 4 and 6 of 8, six times
     changes = line["encoder"], line["model"], line["MACs"], line["RTF"]
     assert changes == ("-50.0%", "-50.0%", "-75.0%", "-75.0%")
+    assert line["RTF, 10 s at once"] == "-80.0%"
     assert line["training (minutes)"] == 1
     assert line["of the dense training"] == "0.50"
     assert line["peak memory (MiB)"] == 901
-    low, high = compare.interval(rows)
-    assert low == 0  # the mean errors are never below the dense ones
-    assert 8 < high < 17
     assert "| 0.5 | l0 | a | 2 |" in capsys.readouterr().out
-    compare.main(["--rows", str(file), "--conditions"])
-    found = capsys.readouterr().out.splitlines()[2:]
-    assert found == [
-        "| 0 | dense | 1 | 1.0 | 2.0 | 4.0 | 3.0 |",
-        "| 0.5 | l0 | 2 | 1.5 ± 0.7 | 4.0 ± 0.0 | 7.0 ± 1.4 | 5.5 ± 0.7 |",
-    ]
     for picture in (plot, tmp_path / "left.png"):
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_table_of_the_conditions(compare, three_rows, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in three_rows))
+    compare.main(["--rows", str(file), "--conditions"])
+    dense, l0, other = capsys.readouterr().out.splitlines()[2:]
+    assert dense == "| 0 | dense | 1 | 6.25 |" + " 25.00 |" * 7
+    assert l0 == "| 0.5 | l0 | 2 | 18.75 ± 8.84 |" + " 62.50 ± 17.68 |" * 7
+    assert other == "| 0.5 | random | 1 | 50.00 |" + " 100.00 |" * 7
+
+
+def test_intervals_are_of_the_mean_over_seeds(compare, three_rows):
+    line, other = compare.summary(three_rows)
+    # each utterance's extra errors are 0.5, 0, 1 and 0.5; of one in four words, 0 to 25%
+    low, high = (float(end) for end in line["against dense (points)"][1:-1].split(", "))
+    assert 0 <= low < 12.5 < high <= 25
+    # extra errors of 1 and 2 in 4 words: from 25 to 50 points
+    assert line["against dense, disturbed (points)"] == "[+25.00, +50.00]"
+    assert other["against dense, disturbed (points)"] == "[+75.00, +75.00]"
+    line, other = compare.summary(three_rows, against="random")
+    assert line["against random, disturbed (points)"] == "[-50.00, -25.00]"
+    assert other["against random (points)"] == "[+0.00, +0.00]"
+    assert compare.summary(three_rows, against="taylor") == []
+
+
 def test_committed_rows_are_whole(compare):
+    rows = importlib.import_module("rows")
     for row in compare.read_rows(FOLDER / "compare.jsonl"):
         assert row["method"] in compare.METHODS
-        assert len(row["errors"]) == len(row["words"]) == len(row["dense errors"])
-        assert row["WER (%)"] == pytest.approx(
-            100 * sum(row["errors"]) / sum(row["words"])
+        assert (
+            row["errors"].keys() == row["dense errors"].keys() == rows.CONDITIONS.keys()
         )
+        for condition, wrong in row["errors"].items():
+            words = row["words"][:: rows.step_of(condition)]
+            assert len(wrong) == len(words) == len(row["dense errors"][condition])
         assert {"commit", "processor", "torch", "date"} <= row["machine"].keys()
         assert "/" not in row["command"]
         assert row["training seconds"] > 0
         assert row["dense training seconds"] > 0
         assert {"peak MiB", "dense peak MiB", "modules"} <= row.keys()
-        assert row["conditions"].keys() == row["dense conditions"].keys()
-        assert "clean" in row["conditions"]
 
 
 def test_bad_use_is_said(compare, tmp_path):
@@ -168,9 +198,9 @@ def test_bad_use_is_said(compare, tmp_path):
         compare.main(["--corpus", str(tmp_path)])
 
 
-def test_configurations_are_merged(compare):
+def test_configurations_are_merged(cells):
     base = {"a": {"b": 1, "c": [1]}, "d": 2}
-    assert compare.merged(base, {"a": {"b": 3}}, {"d": {"e": 4}}) == {
+    assert cells.merged(base, {"a": {"b": 3}}, {"d": {"e": 4}}) == {
         "a": {"b": 3, "c": [1]},
         "d": {"e": 4},
     }

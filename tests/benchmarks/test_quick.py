@@ -11,7 +11,8 @@ import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # a cell of `compare` takes minutes: see test_compare
-NAMES = sorted({p.stem for p in FOLDER.glob("*.py")} - {"common", "compare"})
+OTHERS = {"common", "compare", "cells", "rows"}
+NAMES = sorted({p.stem for p in FOLDER.glob("*.py")} - OTHERS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,10 +28,9 @@ with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
     from espnet2.bin.asr_inference import Speech2Text
     from espnet_model_zoo.downloader import ModelDownloader
 
-from espnet_l0prune.core.budget import count_parameters  # noqa: E402
-from espnet_l0prune.deploy.bench import encoder_macs, real_time_factors  # noqa: E402
+from espnet_l0prune.deploy.bench import sizes_and_times  # noqa: E402
 
-SECONDS = 10  # of audio, for the multiply-accumulates
+SECONDS = 10  # of audio, for multiply-accumulates and long pieces
 TIMED = 20  # utterances for the real-time factor
 
 
@@ -95,20 +94,7 @@ def main() -> None:
     ]
     networks = {name: model.asr_model for name, model in models.items()}
     rate = soundfile.info(paths[0]).samplerate
-    rtf = real_time_factors(networks, waves, rate)
-    # the same speech in pieces as long as the MACs are counted for
-    pieces = torch.cat(waves).split(SECONDS * rate)[:-1]
-    long_rtf = real_time_factors(networks, pieces, rate) if pieces else {}
-    measures = {
-        name: {
-            "encoder_parameters": count_parameters(network.encoder),
-            "parameters": count_parameters(network),
-            "macs": encoder_macs(network, SECONDS, rate),
-            "rtf": rtf[name],
-            **({"long_rtf": long_rtf[name]} if long_rtf else {}),
-        }
-        for name, network in networks.items()
-    }
+    measures = sizes_and_times(networks, waves, rate, SECONDS)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     report = {"seconds": SECONDS, "machine": machine, "models": measures}
     (args.out / "measures.json").write_text(json.dumps(report, indent=1), "utf-8")

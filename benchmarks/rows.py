@@ -1,0 +1,185 @@
+"""Tables and pictures of the rows of `compare.py`, from the rows alone."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from conditions import CLEAN, CONDITIONS, step_of
+from matplotlib import pyplot as plt
+
+from espnet_l0prune.plugin.structure_plot import draw_structure
+
+matplotlib.use("Agg")
+CLEAN_ALONE = [CLEAN]
+ALL_BUT_CLEAN = [condition for condition in CONDITIONS if condition != CLEAN]
+
+
+def read_rows(file: Path) -> list[dict]:
+    text = file.read_text("utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def by_seeds(rows: list[dict]) -> dict[tuple[float, str, str], list[dict]]:
+    """The rows of each budget, method and configuration, in this order."""
+    cells: dict[tuple, list[dict]] = {}
+    for row in rows:
+        key = row["budget"], row["method"], row["config"]
+        cells.setdefault(key, []).append(row)
+    return dict(sorted(cells.items()))
+
+
+@dataclass
+class Score:
+    """Errors of one or more seeds on the same utterances.
+
+    Args:
+        errors: of each utterance, summed over conditions; (seeds, utterances)
+        words: of each utterance, as often as it was heard; (utterances,)
+    """
+
+    errors: np.ndarray
+    words: np.ndarray
+
+    @classmethod
+    def of(cls, rows: list[dict], conditions: Sequence[str], whose: str = "") -> "Score":
+        (step,) = {step_of(condition) for condition in conditions}
+        found = [[row[f"{whose}errors"][c] for c in conditions] for row in rows]
+        words = len(conditions) * np.array(rows[0]["words"][::step])
+        return cls(np.array(found).sum(1), words)
+
+    def __str__(self) -> str:
+        """The WER (%), with its standard deviation over seeds."""
+        rates = 100 * self.errors.sum(1) / self.words.sum()
+        spread = f" ± {rates.std(ddof=1):.2f}" if len(rates) > 1 else ""
+        return f"{rates.mean():.2f}{spread}"
+
+    def minus(self, other: "Score", draws: int = 10_000) -> tuple[float, float]:
+        """95% bootstrap interval, over utterances, of the distance of the WER to another
+        one's, in points; the errors of several seeds are averaged first."""
+        extra = self.errors.mean(0) - other.errors.mean(0)
+        drawn = np.random.default_rng(0).integers(len(extra), size=(draws, len(extra)))
+        rates = 100 * extra[drawn].sum(1) / self.words[drawn].sum(1)
+        low, high = np.quantile(rates, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def disturbed(rows: list[dict]) -> list[dict]:
+    """The WER (%) under each condition, one line for each method and budget: mean and
+    spread over seeds; then that of all conditions but the clean one together."""
+
+    def line(budget: float, method: str, same: list[dict], whose: str = "") -> dict:
+        rates = {c: str(Score.of(same, [c], whose)) for c in CONDITIONS}
+        rates["disturbed"] = str(Score.of(same, ALL_BUT_CLEAN, whose))
+        return {"budget": budget, "method": method, "seeds": len(same), **rates}
+
+    lines = [line(0.0, "dense", rows[:1], "dense ")]
+    for (budget, method, _), same in by_seeds(rows).items():
+        lines.append(line(budget, method, same))
+    return lines
+
+
+def summary(rows: list[dict], against: str | None = None) -> list[dict]:
+    """One line for each method and budget: mean and spread over seeds, and intervals of
+    the distance to the dense model, or to another method at the same budget."""
+    groups = by_seeds(rows)
+    others = {budget: same for (budget, m, _), same in groups.items() if m == against}
+    lines = []
+    for (budget, method, config), same in groups.items():
+        if against is not None and budget not in others:
+            continue
+
+        def change(name: str, same=same) -> str:
+            ratios = [row[name] / row["dense"][name] for row in same]
+            return f"{statistics.mean(ratios) - 1:+.1%}"
+
+        line = {"budget": budget, "method": method, "config": config, "seeds": len(same)}
+        for name, conditions in (("", CLEAN_ALONE), (", disturbed", ALL_BUT_CLEAN)):
+            mine = Score.of(same, conditions)
+            theirs = (
+                Score.of(others[budget], conditions)
+                if against is not None
+                else Score.of(same[:1], conditions, "dense ")
+            )
+            low, high = mine.minus(theirs)
+            line[f"WER{name} (%)"] = str(mine)
+            versus = f"against {against or 'dense'}{name} (points)"
+            line[versus] = f"[{low:+.2f}, {high:+.2f}]"
+        lines.append(
+            line
+            | {
+                "encoder": change("encoder_parameters"),
+                "model": change("parameters"),
+                "MACs": change("macs"),
+                "RTF": change("rtf"),
+                "RTF, 10 s at once": change("long_rtf"),
+                **training_cost(same),
+            }
+        )
+    return lines
+
+
+def training_cost(rows: list[dict]) -> dict[str, float | None]:
+    """Of all that comes after the dense training, beside it."""
+    mine, dense = (
+        statistics.mean(row[f"{whose}training seconds"] for row in rows)
+        for whose in ("", "dense ")
+    )
+    peaks = [row["peak MiB"] for row in rows if row["peak MiB"]]
+    return {
+        "training (minutes)": round(mine / 60, 1),
+        "of the dense training": f"{mine / dense:.2f}",
+        "peak memory (MiB)": max(peaks, default=None),
+    }
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    """WER, clean and disturbed, against parameters, MACs and time of the encoder."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8), sharex="col", sharey="row")
+    names = (
+        ("encoder_parameters", "encoder's parameters"),
+        ("macs", "MACs"),
+        ("long_rtf", "RTF, 10 s at once"),
+    )
+    kinds = (("clean", CLEAN_ALONE), ("disturbed", ALL_BUT_CLEAN))
+    styles = itertools.product(
+        "osD^v*", plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    )
+    looks = dict(zip(dict.fromkeys(row["method"] for row in rows), styles, strict=False))
+    for above, (kind, conditions) in zip(axes, kinds, strict=True):
+        dense = Score.of(rows[:1], conditions, "dense ")
+        for axis, (name, label) in zip(above, names, strict=True):
+            for (_, method, _), same in by_seeds(rows).items():
+                place = statistics.mean(row[name] / row["dense"][name] for row in same)
+                score, (marker, colour) = Score.of(same, conditions), looks[method]
+                rates = 100 * score.errors.sum(1) / score.words.sum()
+                more = {"marker": marker, "color": colour, "alpha": 0.8, "ls": "none"}
+                shown = axis.errorbar(place, rates.mean(), np.ptp(rates) / 2, **more)
+                shown.set_label(method)
+            rate = 100 * dense.errors.sum() / dense.words.sum()
+            axis.axhline(rate, color="black", linestyle=":")
+            axis.set_xlabel(f"{label}, of the dense model's")
+        above[0].set_ylabel(f"WER (%), {kind}; dotted: dense")
+    lines, labels = axes[0, -1].get_legend_handles_labels()
+    unique = dict(zip(labels, lines, strict=True))
+    place = {"bbox_to_anchor": (1.02, 1), "loc": "upper left"}
+    axes[0, -1].legend(unique.values(), unique, fontsize="small", **place)
+    figure.savefig(file, bbox_inches="tight", dpi=100)
+
+
+def draw_structures(rows: list[dict], file: Path) -> None:
+    """What each cut leaves of every module, side by side."""
+    cut = [row for row in rows if row["modules"]]
+    if not cut:
+        raise SystemExit("no row is of a cut network; expected some, to draw structures")
+    figure, axes = plt.subplots(
+        1, len(cut), figsize=(4.4 * len(cut), 4), squeeze=False, sharey=True
+    )
+    for axis, row in zip(axes[0], cut, strict=True):
+        draw_structure(axis, row["modules"])
+        axis.set_title(f"{row['method']}, {row['budget']:.0%}, seed {row['seed']}")
+    figure.savefig(file, bbox_inches="tight", dpi=120)
