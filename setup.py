@@ -42,6 +42,7 @@ setup(
         "pyyaml",
         "rich>=13",
         "shtab",
+        "typeguard>=4",
     ],
     extras_require={
         "recipe": [

@@ -14,6 +14,7 @@ from typing import Any
 
 from espnet_l0prune import __version__
 
+DEBUG = "show the whole stack trace"
 FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
@@ -45,10 +46,13 @@ def get_parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--debug", action="store_true", help="show the whole stack trace")
+    parser.add_argument("--debug", action="store_true", help=DEBUG)
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print JSON, and only that")
+    shared.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG
+    )
 
     def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
         return commands.add_parser(
@@ -56,6 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
             help=text,
             description=text,
             epilog=f"example: espnet-l0prune {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             parents=[shared],
         )
 
@@ -215,8 +220,8 @@ def _show(parts: Sequence[object]) -> None:
             continue
         from rich.console import Console
 
-        console = Console()
-        (console if console.is_terminal else Console(width=140)).print(part)
+        width = None if sys.stdout.isatty() else 140
+        Console(width=width, markup=False).print(part)
 
 
 if __name__ == "__main__":

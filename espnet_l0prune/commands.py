@@ -10,9 +10,11 @@ import dataclasses
 import io
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+Track = Callable[[Sequence], Iterable]
 
 
 @dataclass
@@ -31,12 +33,29 @@ class Answer:
 
 
 @contextlib.contextmanager
-def _busy(text: str) -> Iterator[None]:
-    """Say what takes its time, on a terminal."""
+def _busy(text: str) -> Iterator[Track]:
+    """Say on a terminal what takes its time, and how long it has.
+
+    What is given: a function that goes through a sequence, and has the terminal show how
+    much time is left.
+    """
+    from rich import progress
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{text} ..."):
-        yield
+    console = Console(stderr=True)
+    columns = (
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=20),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    hidden = not console.is_terminal
+    with progress.Progress(
+        *columns, console=console, transient=True, disable=hidden
+    ) as shown:
+        task = shown.add_task(text, total=None)
+        yield lambda items: shown.track(items, len(items), task)
 
 
 def _import_espnet() -> None:
@@ -44,12 +63,17 @@ def _import_espnet() -> None:
     about ESPnet."""
     warnings.simplefilter("ignore", FutureWarning)
     noise = io.StringIO()
-    with (
-        _busy("importing ESPnet"),
-        contextlib.redirect_stdout(noise),
-        contextlib.redirect_stderr(noise),
-    ):
-        import espnet2.tasks.asr  # noqa: F401
+    try:
+        with (
+            _busy("importing ESPnet"),
+            contextlib.redirect_stdout(noise),
+            contextlib.redirect_stderr(noise),
+        ):
+            import espnet2.tasks.asr  # noqa: F401
+    except (ImportError, OSError) as e:
+        raise ImportError(
+            f"ESPnet cannot be imported: {e}. `espnet-l0prune doctor` says what is wrong"
+        ) from e
 
 
 def doctor(args: argparse.Namespace) -> Answer:
@@ -77,6 +101,7 @@ def doctor(args: argparse.Namespace) -> Answer:
 
 def inspect(args: argparse.Namespace) -> Answer:
     _import_espnet()
+    from rich import box
     from rich.table import Table
 
     from espnet_l0prune.deploy.inspect import inspect_experiment
@@ -85,10 +110,10 @@ def inspect(args: argparse.Namespace) -> Answer:
     checkpoint = args.checkpoint or last_of(args.experiment)
     with _busy(f"counting {args.experiment}"):
         found = inspect_experiment(args.experiment, checkpoint)
-    table = Table(title=f"{args.experiment}/{checkpoint}")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # for 80 columns
     table.add_column("module", no_wrap=True)
     table.add_column("units left")
-    for column in ("parameters", "share", "MACs", "share"):
+    for column in ("parameters", "MACs (M)"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in found.rows:
         if not row.params and all(left == size for size, left in row.units.values()):
@@ -98,14 +123,17 @@ def inspect(args: argparse.Namespace) -> Answer:
             for kind, (size, left) in row.units.items()
             if (size, left) != (1, 1)
         )
-        numbers = (
-            f"{row.params:,}",
-            f"{row.params_share:.1%}",
-            f"{row.macs / 1e6:,.1f} M",
-            f"{row.macs_share:.1%}",
+        module = row.module
+        for network in ("encoder", "decoder"):  # their blocks are named after them
+            module = module.replace(f"{network}.{network}s.", f"{network}s.")
+        table.add_row(
+            module,
+            units,
+            f"{row.params:,} {row.params_share:6.1%}",
+            f"{row.macs / 1e6:,.1f} {row.macs_share:6.1%}",
         )
-        table.add_row(row.module, units, *numbers)
-    lines = [
+    lines = [f"{args.experiment}/{checkpoint}"]
+    lines += [
         f"{part}: {found.params[part]:,} parameters, {found.macs[part] / 1e6:,.1f} M "
         f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
         for part in ("encoder", "decoder", "model")
@@ -116,7 +144,7 @@ def inspect(args: argparse.Namespace) -> Answer:
         f"{found.reachable_sparsity[cost]:.4f}"
         for cost, expected in found.expected_sparsity.items()
     ]
-    return Answer(dataclasses.asdict(found), [table, *lines])
+    return Answer(dataclasses.asdict(found), [lines[0], table, *lines[1:]])
 
 
 def adopt(args: argparse.Namespace) -> Answer:
@@ -141,6 +169,7 @@ def adopt(args: argparse.Namespace) -> Answer:
         dataclasses.asdict(adopted),
         [
             f"{args.scope}: {adopted.parameters:,} parameters; units reach {reach}",
+            *adopted.notes,
             "Next:",
             *(f"  {line}" for line in adopted.commands),
         ],
@@ -205,16 +234,19 @@ def bench(args: argparse.Namespace) -> Answer:
             f"--rounds is {args.rounds}, --seconds is {args.seconds}; expected at least "
             "one round, and some audio"
         )
-    loaded = {
-        str(folder): load_experiment(folder, args.checkpoint or last_of(folder))
-        for folder in args.experiments
-    }
-    models = {name: model for name, (model, _) in loaded.items()}
-    first, conf = next(iter(loaded.values()))
-    fs = make_workload(conf).fs
-    speech, rate = noise(first, args.seconds, fs)
-    with _busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread"):
-        factors = real_time_factors(models, [speech], rate, args.rounds)
+    models, heard = {}, {}
+    for folder in args.experiments:
+        model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
+        models[str(folder)], fs = model, make_workload(conf).fs
+        speech, rate = noise(model, args.seconds, fs)
+        heard[str(folder)] = (*speech.shape, rate)
+    if len(set(heard.values())) > 1:
+        raise ValueError(
+            f"the experiments take audio of (samples or frames, features, rate) {heard}; "
+            "expected the same of all: time them apart"
+        )
+    with _busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread") as track:
+        factors = real_time_factors(models, [speech], rate, args.rounds, track)
     rows = [
         {
             "experiment": name,
@@ -226,7 +258,7 @@ def bench(args: argparse.Namespace) -> Answer:
         for name, model in models.items()
     ]
     table = Table(title=f"encoders, {args.seconds:g} s of audio, one thread")
-    table.add_column("experiment")
+    table.add_column("experiment", overflow="fold")
     for column in ("parameters", "MACs", "RTF", "speed-up"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -292,8 +324,8 @@ def report(args: argparse.Namespace) -> Answer:
     _import_espnet()
     from espnet_l0prune.report.page import write_report
 
-    with _busy("reading and drawing"):
-        page, *pictures = write_report(args.experiments, args.out)
+    with _busy("reading and drawing") as track:
+        page, *pictures = write_report(args.experiments, args.out, track)
     return Answer(
         {"page": page, "pictures": pictures},
         [f"{page}, and {len(pictures)} pictures beside it"],

@@ -57,15 +57,24 @@ def native_libraries() -> list[Path]:
 
 
 def mend_torchaudio() -> list[Path]:
-    """Move native libraries that cannot load aside; return what was moved."""
-    if _run("import torch").returncode or not _run("import torchaudio").returncode:
+    """Move native libraries that cannot load aside; return what was moved. They come
+    back where that does not help."""
+    if _run("import torch").returncode or not _is_torchaudio_broken():
         return []
-    moved = []
+    moved = {}
     for library in native_libraries():
         aside = library.parent.with_name("lib_cannot_load")
         aside.mkdir(exist_ok=True)
-        moved.append(library.rename(aside / library.name))
-    return moved
+        moved[library] = library.rename(aside / library.name)
+    if _is_torchaudio_broken():
+        for library, aside in moved.items():
+            aside.rename(library)
+        return []
+    return [*moved.values()]
+
+
+def _is_torchaudio_broken() -> bool:
+    return _run("import torchaudio").returncode != 0
 
 
 def examine() -> list[Check]:
@@ -91,7 +100,8 @@ def examine() -> list[Check]:
             checks.append(Check(package, version))
             continue
         remedy = f"reinstall {package}: its import fails"
-        if package == "torchaudio" and native_libraries():
+        linked = "OSError" in _last_line(result)
+        if package == "torchaudio" and linked and native_libraries():
             remedy = (
                 "its native libraries need a CUDA build of torch. On a machine without a "
                 "GPU run `espnet-l0prune doctor --fix`, which moves them aside; with a "

@@ -63,6 +63,8 @@ done
 for number in "$stage" "$stop_stage"; do
     [[ $number =~ ^([1-9]|10)$ ]] || die "stages are 1 to 10, not '$number'"
 done
+[[ $dry_run =~ ^(true|false)$ ]] || die "--dry_run is true or false, not '$dry_run'"
+[[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu is a number, not '$ngpu'"
 
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -x ../../.venv/bin/python3 ]; then
     PATH=$(cd ../../.venv/bin && pwd):$PATH
@@ -220,11 +222,12 @@ step 7 "$finetuned/.done" "$features $dense/$dense_model $cut/model.pth" \
     "$finetuned/$finetuned_model" \
     fit "$finetuned" "$finetune_config" --seed "$seed" --init_param "$cut/model.pth" \
     "${structures[@]}" "${teacher[@]}" "${more[@]}"
-step 8 "$expdir/.pack.done" "$finetuned/$finetuned_model $finetuned/config.yaml" "$zip" \
-    espnet-l0prune export plugin "$finetuned" --checkpoint "$finetuned_model" --out "$zip" \
-    --force
+small="$finetuned/$finetuned_model $finetuned/config.yaml"
+pack=(espnet-l0prune export plugin "$finetuned" --checkpoint "$finetuned_model"
+    --out "$zip" --force)
+step 8 "$expdir/.pack.done" "$small" "$zip" "${pack[@]}"
 # shellcheck disable=SC2086 # the sets are lists
-step 9 "$expdir/.decode.done" "$zip $dense/$dense_model $tests" \
+step 9 "$expdir/.decode.done" "$small $dense/$dense_model $tests" \
     "$expdir/decode/measures.json" \
     python3 local/decode.py --dense "$dense" --dense_model "$dense_model" --zip "$zip" \
     --config "$decode_config" --datadir "$datadir/test" --out "$expdir/decode" \
@@ -234,6 +237,7 @@ if [ "$stop_stage" -ge 10 ]; then
     # shellcheck disable=SC2086 # the sets are lists
     $dry_run || python3 local/score.py --decode "$expdir/decode" \
         --datadir "$datadir/test" --out "$expdir/RESULTS.md" --sets $test_sets
+    $dry_run || "${pack[@]}" # again: the model card has the results now
     for made in "$dense" "$pruned" "$cut" "$finetuned" "$zip" "$expdir/decode"; do
         echo "  $(realpath -m "$made")"
     done

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_l0prune.core.gates import HardConcrete, LogAlpha
-from espnet_l0prune.core.sites import Claim, Plan, Shapes, Site
+from espnet_l0prune.core.sites import Claim, Plan, Shapes, Site, make_plan
 
 COSTS = ("params", "macs")
 Key = tuple[int, str]  # a site, by its place in the list, and a kind of its units
@@ -407,7 +407,8 @@ def select(
     """Close the least probable units until the real counts meet the targets.
 
     The plan's sparsity is at least the target in each cost. A unit that would overshoot
-    by more than `tolerance` is passed over as long as smaller ones can fill the gap.
+    by more than `tolerance` is passed over as long as smaller ones can fill the gap. What
+    large units made needless stays open: if any more did, a target would be missed.
     Units go in groups of their gate's `round_to`.
 
     Args:
@@ -423,12 +424,15 @@ def select(
     """
     check_reachable(budget, targets)
     rank, number = _ranks(budget, scores)
-    full = budget.all_open()
+    full, order = budget.all_open(), rank.clone()
+
+    def beyond(closed: Tensor) -> float:
+        """How far a plan is beyond the target that it meets least."""
+        sparsity = budget.sparsity(full * ~closed)
+        return min(float(sparsity[cost]) - target for cost, target in targets.items())
 
     def excess(closing: int) -> float:
-        """How far a plan is beyond the target that it meets least."""
-        sparsity = budget.sparsity(full * (rank >= closing))
-        return min(float(sparsity[cost]) - target for cost, target in targets.items())
+        return beyond(rank < closing)
 
     low, fewest = 0, 0 if excess(0) >= 0 else number
     # the smallest excess seen, and what is closed there
@@ -447,7 +451,38 @@ def select(
             best = excess(high), rank < high
         rank[rank == high - 1] = torch.inf
         low = high
-    return _plan(budget, best[1])
+    closed = best[1]
+    if best[0] > tolerance:
+        closed = _without_needless(closed, order, beyond, tolerance)
+    kept = {
+        key: ~closed[row, : len(gate.log_alpha)]
+        for row, (key, gate) in enumerate(budget.gates.items())
+    }
+    return make_plan(budget.sites, lambda i, kind: kept[i, kind])
+
+
+def _without_needless(
+    closed: Tensor, order: Tensor, beyond: Callable[[Tensor], float], tolerance: float
+) -> Tensor:
+    """What must be closed of this: the most probable groups are opened first, as many at
+    a time as the targets allow; one that they do not is passed over.
+
+    Args:
+        closed, order: of each gate's units, (gates, largest size)
+        beyond: how far a plan is beyond its targets
+        tolerance: how far it may be
+    """
+    groups = order[closed].unique(sorted=True).flip(0)
+    begin, count = 0, 1
+    while begin < len(groups) and beyond(closed) > tolerance:
+        fewer = closed & ~torch.isin(order, groups[begin : begin + count])
+        if beyond(fewer) >= 0:
+            closed, begin, count = fewer, begin + count, 2 * count
+        elif count > 1:
+            count //= 2
+        else:
+            begin += 1
+    return closed
 
 
 def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tensor, int]:
@@ -484,15 +519,3 @@ def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tens
         for _, row, units in members:
             rank[row, units] = place
     return rank, len(ordered)
-
-
-def _plan(budget: Budget, closed: Tensor) -> Plan:
-    plan: Plan = {
-        site.name: {kind: list(range(n)) for kind, n in site.sizes.items()}
-        for site in budget.sites
-    }
-    for row, (i, kind) in enumerate(budget.gates):
-        site = budget.sites[i]
-        kept = ~closed[row, : site.sizes[kind]]
-        plan[site.name][kind] = kept.nonzero().flatten().tolist()
-    return plan

@@ -93,9 +93,10 @@ class SparsityController:
             settings=self.settings,
             scale=scheduler.scale,
         )
-        self._paths = {name: _Path() for name in names}
+        self._paths = {name: _Path(constraint.equality) for name in names}
         self._announced: str | None = None
-        self._enter_phase()
+        if not scheduler.in_epochs:  # or as soon as an epoch's length is known
+            self._enter_phase()
         optimizer.register_step_pre_hook(lambda *_: self._before_update())
         optimizer.register_step_post_hook(lambda *_: self._after_update())
         optimizer.register_load_state_dict_post_hook(lambda _: self._resume())
@@ -129,12 +130,13 @@ class SparsityController:
             return {"weights": self.update % 2 == 0, "gates": self.update % 2 == 1}
         return {"weights": order == "joint", "gates": True}
 
-    def begin_epoch(self, updates: int | None, epochs: int) -> None:
+    def begin_epoch(self, updates: int | None, epochs: int, epoch: int = 0) -> None:
         """Fit the schedule to the run, and say so early where it does not fit.
 
         Args:
             updates: of this epoch; None where that is not known before
             epochs: of the whole run
+            epoch: how many were finished before this one
 
         Raises:
             ValueError: a run that ends before the frozen network was trained at all, or
@@ -153,10 +155,13 @@ class SparsityController:
         if updates is None:
             if scheduler.in_epochs:
                 raise ValueError(
-                    "in_epochs is true, but multiple_iterator has epochs of unknown "
-                    "length; expected warmup_steps, ramp_steps and hold_steps in updates"
+                    "in_epochs is true, but the iterator (multiple_iterator, chunk) has "
+                    "epochs of unknown length; expected warmup_steps, ramp_steps and "
+                    "hold_steps in updates"
                 )
-            return
+            if not epoch or not self.update:
+                return
+            updates = -(-self.update // epoch)  # the mean of those before, or more
         if not updates:
             raise ValueError(
                 "an epoch has fewer batches than accum_grad, so that no update is made; "
@@ -170,6 +175,7 @@ class SparsityController:
                     "Resume with the same data, batches and accum_grad."
                 )
             scheduler.scale = state["scale"] = updates
+            self._enter_phase()
         needed, last = scheduler.frozen_begins, updates * epochs
         if needed >= last:
             raise ValueError(
@@ -186,7 +192,7 @@ class SparsityController:
             remedy = path.remedy(self.phase)
             if remedy and self.multipliers[name]:
                 logging.warning(f"The expected sparsity in {name} {remedy}")
-            self._paths[name] = _Path()
+            self._paths[name] = _Path(self.constraint.equality)
 
     def _resume(self) -> None:
         state = self.optimizer.pruning
@@ -303,25 +309,31 @@ class SparsityController:
 
 
 class _Path:
-    """How the expected sparsity followed its target for a while."""
+    """How the expected sparsity followed its target for a while.
 
-    def __init__(self) -> None:
+    Args:
+        equality: whether more than the target is wrong too
+    """
+
+    def __init__(self, equality: bool) -> None:
         self.shortfalls: list[float] = []
+        self.equality = equality
 
     def add(self, shortfall: float) -> None:
-        self.shortfalls.append(shortfall)
+        self.shortfalls.append(shortfall if self.equality else max(shortfall, 0.0))
 
     def remedy(self, phase: str) -> str | None:
         """What was wrong and what helps, if anything was."""
         signs = [v > 0 for v in self.shortfalls]
-        crossings = sum(a != b for a, b in pairwise(signs))
-        largest = max(map(abs, self.shortfalls), default=0.0)
-        if crossings > 1 and largest > OFF_TARGET:
-            return (
-                f"swings around its target: it crossed it {crossings} times in "
-                f"{len(signs)} updates, and was up to {largest:.3f} away. Lower "
-                "multiplier_lr in sparsity_constraint_conf."
-            )
+        crossed = [i for i, (a, b) in enumerate(pairwise(signs), 1) if a != b]
+        if len(crossed) > 1:  # how it came to its target is no swing
+            largest = max(map(abs, self.shortfalls[crossed[0] :]))
+            if largest > OFF_TARGET:
+                return (
+                    f"swings around its target: it crossed it {len(crossed)} times in "
+                    f"{len(signs)} updates, and was up to {largest:.3f} away. Lower "
+                    "multiplier_lr in sparsity_constraint_conf."
+                )
         last = self.shortfalls[-1] if self.shortfalls else 0.0
         if phase != "ramp" and abs(last) > OFF_TARGET:
             return (

@@ -5,6 +5,7 @@ ESPnet's CTC and attention losses are, so that their weights compare.
 
 A map of layers takes those of student and teacher, hidden states (batch, time, size) by
 place, and the valid frames, (batch,); it gives pairs of places, (student's, teacher's).
+Of a layer of the student's that stochastic depth left out there is None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Layers = Mapping[int, Tensor]  # hidden states (batch, time, size), by place
+Student = Mapping[int, Tensor | None]
 Pair = tuple[int, int]
 NEVER = -1e4  # the log-probability of what cannot happen
 
@@ -27,30 +29,32 @@ def _valid(lengths: Tensor, size: int) -> Tensor:
 # are those that still exist.
 
 
-def same_depth(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+def same_depth(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
     """Each layer with that of the same place (Jiang et al. 2023)."""
     return [(i, i) for i in student if i in teacher]
 
 
-def uniform(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+def uniform(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
     """Layer j of n with layer j T / n of T, so that the last ones meet."""
     theirs, n = list(teacher), len(student)
     places = (round((j + 1) * len(theirs) / n) - 1 for j in range(n))
     return [(i, theirs[max(k, 0)]) for i, k in zip(student, places, strict=True)]
 
 
-def last_layers(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+def last_layers(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
     """The last n layers of both."""
-    n = min(len(student), len(teacher))
-    return list(zip(list(student)[-n:], list(teacher)[-n:], strict=True))
+    return [*zip(reversed([*student]), reversed([*teacher]), strict=False)][::-1]
 
 
 @torch.no_grad()
-def dynamic(student: Layers, teacher: Layers, lengths: Tensor) -> list[Pair]:
+def dynamic(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
     """Each layer of the teacher with the student's that is closest to it now, in mean
     squared error (Xia et al. 2022, arXiv 2204.00408)."""
+    here = {i: hidden for i, hidden in student.items() if hidden is not None}
+    if not here:
+        return []
     return [
-        (min(student, key=lambda i: float(_mse(student[i], hidden, lengths))), j)
+        (min(here, key=lambda i: float(_mse(here[i], hidden, lengths))), j)
         for j, hidden in teacher.items()
     ]
 

@@ -151,7 +151,8 @@ class AdaptiveDropout(HardConcrete):
 
     @staticmethod
     def noise_free(log_alpha: Tensor) -> Tensor:
-        return (log_alpha > 0).to(log_alpha)
+        # with a gradient, of 0: distributed training waits for one of every parameter
+        return (log_alpha > 0).to(log_alpha) + 0 * log_alpha
 
     @staticmethod
     def noisy(log_alpha: Tensor, noise: Tensor) -> Tensor:

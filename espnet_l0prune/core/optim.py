@@ -26,7 +26,7 @@ class L0AdamW(torch.optim.AdamW):
             (`joint`), both in turn (`alternating`), or only `gates`
 
     Raises:
-        ValueError: an unknown order
+        ValueError: an unknown order, or a `gate_lr` that is not above 0
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class L0AdamW(torch.optim.AdamW):
             raise ValueError(
                 f"optim_conf: order is {order!r}; expected one of {', '.join(ORDERS)}"
             )
+        if not gate_lr > 0:
+            raise ValueError(f"optim_conf: gate_lr is {gate_lr}; expected more than 0")
         self.order = order
         self._gate_group = {
             "gate_lr": gate_lr,

@@ -35,9 +35,9 @@ class AbsSparsityScheduler(ABC):
         self,
         target: float | Mapping[str, float] = 0.5,
         start: float = 0.0,
-        warmup_steps: int = 1000,
-        ramp_steps: int = 10000,
-        hold_steps: int = 10000,
+        warmup_steps: float = 1000,
+        ramp_steps: float = 10000,
+        hold_steps: float = 10000,
         in_epochs: bool = False,
     ):
         self.goal = dict(target) if isinstance(target, Mapping) else {"params": target}
@@ -179,9 +179,9 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
         self,
         target: float | Mapping[str, float] = 0.5,
         start: float = 0.0,
-        warmup_steps: int = 1000,
-        ramp_steps: int = 10000,
-        hold_steps: int = 10000,
+        warmup_steps: float = 1000,
+        ramp_steps: float = 10000,
+        hold_steps: float = 10000,
         in_epochs: bool = False,
         stairs: int = 5,
     ):

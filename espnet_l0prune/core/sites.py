@@ -8,7 +8,7 @@ matter, as in the residual stream:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,6 +95,7 @@ class Site(ABC):
         fine: those of which `round_to` keeps a multiple
         alike: those of which `uniform` keeps as many in every site
         scaled: those whose cut multiplies weights by a factor, which rounds them
+        never_empty: those of which not all units can go
     """
 
     name: str
@@ -102,6 +103,7 @@ class Site(ABC):
     fine: tuple[str, ...] = ()
     alike: tuple[str, ...] = ()
     scaled: tuple[str, ...] = ()
+    never_empty: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -223,13 +225,21 @@ def structure_of(sites: Sequence[Site]) -> Structure:
 
 
 def plan_of(sites: Sequence[Site]) -> Plan:
-    """List the units that survive; those without a gate all do."""
+    """List the units that survive."""
+    return make_plan(sites, lambda i, kind: sites[i].survivors(kind))
+
+
+def make_plan(sites: Sequence[Site], kept: Callable[[int, str], Tensor]) -> Plan:
+    """List the units that stay; those without a gate all do.
+
+    Args:
+        kept: of a site's place and a kind with gates: which units stay, (units,) bool
+    """
     plan: Plan = {}
-    for site in sites:
+    for i, site in enumerate(sites):
         plan[site.name] = {k: list(range(n)) for k, n in site.sizes.items()}
         for kind in site.gates:
-            units = site.survivors(kind).nonzero().flatten()
-            plan[site.name][kind] = units.tolist()
+            plan[site.name][kind] = kept(i, kind).nonzero().flatten().tolist()
     return plan
 
 

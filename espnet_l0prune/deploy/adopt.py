@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+import math
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,13 +89,20 @@ class Choice:
 
 @dataclass
 class Adopted:
-    """The files written, and the commands that come next."""
+    """The files written, and the commands that come next.
+
+    Attributes:
+        parameters: in scope
+        reachable: the largest sparsities, by cost
+        notes: what could not be taken over from the dense training
+    """
 
     prune: Path
     finetune: Path
     commands: list[str]
-    parameters: int  # in scope
-    reachable: dict[str, float]  # the largest sparsities
+    parameters: int
+    reachable: dict[str, float]
+    notes: list[str]
 
 
 def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Adopted:
@@ -107,12 +116,15 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         checkpoint: of the folder; by default its average
 
     Raises:
-        ValueError: a model that cannot be pruned, a target that it cannot reach, an `out`
-            that exists, files that are missing, damaged or not safe
+        ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
+            below 1, an `out` that exists, files that are missing, damaged or not safe
         OSError: `out` is not writable
     """
     if out.exists():
         raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
+    for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"--{option} is {epochs}; expected 1 or more")
     try:
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
@@ -165,18 +177,38 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
-    gpus = f" --ngpu {dense['ngpu']}" if dense.get("ngpu") else ""
-    train = f"python -m espnet2.bin.{name}_train{gpus} --resume true --config"
     return Adopted(
         **paths,
-        commands=[
-            f"{train} {paths['prune']} --output_dir {out / 'pruned'}",
-            f"espnet-l0prune cut {out / 'pruned'} --out {out / 'cut'}",
-            f"{train} {paths['finetune']} --output_dir {out / 'finetuned'}",
-        ],
+        commands=_commands(name, dense.get("ngpu") or 0, out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
+        notes=_notes(dense),
     )
+
+
+def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
+    """What prunes, cuts and fine-tunes, on as many GPUs as the dense training had."""
+    train = ["python", "-m", f"espnet2.bin.{task}_train"]
+    if gpus:
+        train += ["--ngpu", str(gpus)]
+    if gpus > 1:
+        train += ["--multiprocessing_distributed", "true"]
+    train += ["--resume", "true", "--config"]
+    commands: tuple[list[object], ...] = (
+        [*train, prune, "--output_dir", out / "pruned"],
+        ["espnet-l0prune", "cut", out / "pruned", "--out", out / "cut"],
+        [*train, finetune, "--output_dir", out / "finetuned"],
+    )
+    return [shlex.join(map(str, command)) for command in commands]
+
+
+def _notes(dense: dict) -> list[str]:
+    if _like_adam(dense):
+        return []
+    return [
+        f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
+        "prune.yaml leaves it at the default: set lr in its optim_conf"
+    ]
 
 
 def _without_run(dense: dict, choice: Choice) -> dict:
@@ -202,11 +234,11 @@ def _units(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
 
 
 def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> dict:
-    epochs = choice.epochs[0] or max(dense["max_epoch"] // 3, 6)
+    epochs = choice.epochs[0] or max(_epochs(dense) // 3, 6)
     gated = {part: {"units": kinds} for part, kinds in units.items()}
-    like = str(dense["optim"]).startswith("adam")
-    conf = {k: v for k, v in dense["optim_conf"].items() if like and k in ADAM}
-    if dense["optim"] != "adamw":  # whose default is L0AdamW's
+    conf, like = _optim_conf(dense), _like_adam(dense)
+    conf = {k: v for k, v in conf.items() if like and k in ADAM}
+    if dense.get("optim") != "adamw":  # whose default is L0AdamW's
         conf = {"weight_decay": 0.0, **conf}
     return {
         "max_epoch": epochs,
@@ -214,10 +246,10 @@ def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) ->
         "best_model_criterion": [["valid", "loss_on_budget", "min"]],
         **_networks(dense, choice, gated),
         "model": "l0_distill",
-        "model_conf": {**dense["model_conf"], **files},
+        "model_conf": {**_conf(dense, "model"), **files},
         "optim": "l0_adamw",
         "optim_conf": conf,
-        **_scheduler(dense),
+        "scheduler_conf": _scheduler_conf(dense),
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
             "target": dict(choice.target),
@@ -234,7 +266,7 @@ def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) ->
 
 def _multipliers(dense: dict) -> dict[str, float]:
     """The default multipliers, on the scale of the loss."""
-    normalized = dense["model_conf"].get("length_normalized_loss", False)
+    normalized = _conf(dense, "model").get("length_normalized_loss", False)
     scale = 1 / LOSS if normalized else 1.0
     return {"multiplier_lr": 0.5 * scale, "lambda2": 1000.0 * scale}
 
@@ -245,11 +277,12 @@ def _fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) 
         for name, file in STRUCTURE_FILES.items()
     }
     return {
-        "max_epoch": choice.epochs[1] or max(dense["max_epoch"] // 3, 4),
+        "max_epoch": choice.epochs[1] or max(_epochs(dense) // 3, 4),
         **_networks(dense, choice, cut_down),
         "model": "l0_distill",
-        "model_conf": {**dense["model_conf"], **files},
-        **_scheduler(dense),
+        "model_conf": {**_conf(dense, "model"), **files},
+        "optim_conf": _optim_conf(dense),
+        "scheduler_conf": _scheduler_conf(dense),
     }
 
 
@@ -267,13 +300,35 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
                 "Choose another --scope or another experiment."
             )
         found[part] = name
-        found[f"{part}_conf"] = {**dense[f"{part}_conf"], **more[part]}
+        found[f"{part}_conf"] = {**_conf(dense, part), **more[part]}
     return found
 
 
-def _scheduler(dense: dict) -> dict:
-    """A warm-up of the learning rate that is as much shorter as the training is."""
-    conf = dict(dense.get("scheduler_conf") or {})
+def _conf(dense: dict, name: str) -> dict:
+    return dict(dense.get(f"{name}_conf") or {})
+
+
+def _epochs(dense: dict) -> int:
+    return dense.get("max_epoch", 40)  # ESPnet's default
+
+
+def _like_adam(dense: dict) -> bool:
+    """Whether a learning rate of the dense training is one for AdamW too."""
+    return "adam" in str(dense.get("optim"))
+
+
+def _scheduler_conf(dense: dict) -> dict:
+    """With a tenth of the updates in which the learning rate warms up."""
+    conf = _conf(dense, "scheduler")
     if "warmup_steps" in conf:
         conf["warmup_steps"] = max(conf["warmup_steps"] // 10, 1)
-    return {"scheduler_conf": conf}
+    return conf
+
+
+def _optim_conf(dense: dict) -> dict:
+    """With the same peak of the learning rate, which noamlr makes of the warm-up too."""
+    conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
+    if dense.get("scheduler") == "noamlr" and "lr" in conf and "warmup_steps" in before:
+        shorter = _scheduler_conf(dense)["warmup_steps"] / before["warmup_steps"]
+        conf["lr"] *= math.sqrt(shorter)
+    return conf

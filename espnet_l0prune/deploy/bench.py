@@ -3,14 +3,15 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.budget import count_parameters
-from espnet_l0prune.plugin.workload import FRAMES_A_SECOND
+from espnet_l0prune.plugin.espnet_modules import TooShortUttError
+from espnet_l0prune.plugin.workload import FRAMES_A_SECOND, input_size_of
 
 
 @torch.no_grad()
@@ -41,6 +42,9 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     Args:
         model: ESPnet's ASR model
         speech: (samples,), or (frames, size) of a model that is fed with features
+
+    Raises:
+        ValueError: speech that is too short for the subsampling
     """
     found = []
     hook = model.encoder.register_forward_pre_hook(
@@ -48,6 +52,8 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     )
     try:
         model.eval().encode(speech[None], torch.tensor([len(speech)]))
+    except TooShortUttError as e:
+        raise ValueError(f"the audio is too short: {e}; expected a longer one") from e
     finally:
         hook.remove()
     ((args, kwargs),) = found
@@ -64,8 +70,7 @@ def noise(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
         rate: samples a second
     """
     if model.frontend is None:
-        size = model.encoder.input_size
-        frames = torch.randn(int(seconds * FRAMES_A_SECOND), size)
+        frames = torch.randn(int(seconds * FRAMES_A_SECOND), input_size_of(model))
         return frames, FRAMES_A_SECOND
     return 0.1 * torch.randn(int(seconds * rate)), rate
 
@@ -80,7 +85,11 @@ def encoder_macs(model: nn.Module, seconds: float, rate: int) -> int:
 
 @torch.no_grad()
 def real_time_factors(
-    models: dict[str, nn.Module], waves: Sequence[Tensor], rate: int, rounds: int = 5
+    models: dict[str, nn.Module],
+    waves: Sequence[Tensor],
+    rate: int,
+    rounds: int = 5,
+    track: Callable[[Sequence], Iterable] = iter,
 ) -> dict[str, float]:
     """Time of the encoder alone over audio time, on one thread, by name.
 
@@ -92,6 +101,7 @@ def real_time_factors(
         waves: utterances, (samples,) or (frames, size) each
         rate: samples or frames a second
         rounds: how often each model encodes all utterances, the first time aside
+        track: goes through the rounds of an utterance, and can tell how far it has come
     """
     seconds = sum(len(wave) for wave in waves) / rate
     times = {name: [0.0] * (rounds + 1) for name in models}
@@ -100,7 +110,7 @@ def real_time_factors(
     try:
         for wave in waves:
             calls = {name: encoder_call(model, wave) for name, model in models.items()}
-            for i in range(rounds + 1):
+            for i in track(range(rounds + 1)):
                 for name, model in models.items():
                     begin = time.perf_counter()
                     calls[name](model.encoder)

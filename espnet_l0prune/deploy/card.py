@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
 from espnet_l0prune.plugin.experiment import load_experiment, task_name
 from espnet_l0prune.plugin.register import make_workload
-from espnet_l0prune.plugin.workload import make_budget
+from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 USE = {
     "asr": ("asr_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
@@ -59,19 +60,42 @@ def card_of(experiment: Path, checkpoint: str, about: About) -> str:
     """The card that an experiment has when it is exported as a plugin model.
 
     Raises:
-        ValueError: files that are missing or damaged, or an encoder without sites
+        ValueError: gates, files that are missing or damaged, or an encoder without sites
     """
-    model, args = load_experiment(experiment, checkpoint)
-    results = experiment / "RESULTS.md"
+    model, args = load_finished(experiment, checkpoint)
     return write_card(
         about,
         task_name(args),
         PLUGIN_PACKAGES,
         args,
         inspect_model(model, args),
-        results if results.exists() else None,
+        results_of(experiment),
         {},
     )
+
+
+def load_finished(
+    experiment: Path, checkpoint: str
+) -> tuple[nn.Module, argparse.Namespace]:
+    """A model that can be shipped, and its options.
+
+    Raises:
+        ValueError: gates, or files that are missing or damaged
+    """
+    model, args = load_experiment(experiment, checkpoint)
+    if any(site.gates for site in sites_of(model)):
+        raise ValueError(
+            f"{experiment} has gates; expected a model that was cut, and fine-tuned"
+        )
+    return model, args
+
+
+def results_of(experiment: Path) -> Path | None:
+    """Its RESULTS.md: in its own folder, as asr.sh writes it, or in the one above, as the
+    recipe does."""
+    folder = experiment.resolve()
+    files = (folder / "RESULTS.md", folder.parent / "RESULTS.md")
+    return next((file for file in files if file.exists()), None)
 
 
 def write_card(

@@ -95,8 +95,8 @@ def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) 
 
 
 def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
-    """The largest share of a budgeted cost that would go with one more open unit, or with
-    units that can only go together."""
+    """The largest share of a budgeted cost that would go with one more open unit or come
+    back with a closed one, or with units that can only go together."""
     largest = 0.0
     opened = budget.opened()
     before = budget.sparsity(opened)
@@ -105,12 +105,14 @@ def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
         key = (kind, len(gate.log_alpha)) if gate.uniform else (row,)
         together.setdefault(key, []).append((row, gate))
     for members in together.values():
-        fewer = opened.clone()
-        for row, gate in members:
-            fewer[row, opened[row].nonzero().flatten()[: gate.round_to]] = 0
-        after = budget.sparsity(fewer)
-        steps = (float(after[cost] - before[cost]) for cost in goal)
-        largest = max(largest, *steps)
+        for value in (0, 1):
+            changed = opened.clone()
+            for row, gate in members:
+                units = (opened[row, : len(gate.log_alpha)] != value).nonzero().flatten()
+                changed[row, units[: gate.round_to]] = value
+            after = budget.sparsity(changed)
+            steps = (abs(float(after[cost] - before[cost])) for cost in goal)
+            largest = max(largest, *steps)
     return largest
 
 

@@ -16,14 +16,19 @@ from torch import Tensor, nn
 
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
-from espnet_l0prune.deploy.card import PLUGIN_PACKAGES, About, write_card
+from espnet_l0prune.deploy.card import (
+    PLUGIN_PACKAGES,
+    About,
+    load_finished,
+    results_of,
+    write_card,
+)
 from espnet_l0prune.deploy.inspect import inspect_model
 from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
 from espnet_l0prune.deploy.onnx import difference, write_onnx
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
-from espnet_l0prune.plugin.experiment import load_experiment, load_model, task_name
-from espnet_l0prune.plugin.workload import sites_of
+from espnet_l0prune.plugin.experiment import load_model, task_name
 
 TEACHER = ("teacher_config", "teacher_model_file")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
@@ -158,11 +163,7 @@ def export(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
-    model, args = load_experiment(experiment, checkpoint)
-    if any(site.gates for site in sites_of(model)):
-        raise ValueError(
-            f"{experiment} has gates; expected a model that was cut, and fine-tuned"
-        )
+    model, args = load_finished(experiment, checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as part:
         folder = Path(part) / "packed"
@@ -175,14 +176,13 @@ def export(
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
         extras += _copy_results(experiment, folder)
         task = task_name(args)
-        results = folder / "RESULTS.md"
         card = write_card(
             about,
             task,
             packed.packages,
             args,
             inspect_model(model, args),
-            results if results.exists() else None,
+            results_of(experiment),
             packed.files,
         )
         (folder / "README.md").write_text(card, "utf-8")
@@ -196,14 +196,12 @@ def export(
 def _copy_results(experiment: Path, folder: Path) -> list[str]:
     """What an experiment shows of itself; returns the names that are there."""
     names = []
-    for name in ("RESULTS.md", "images"):
-        if (experiment / name).is_dir():
-            shutil.copytree(experiment / name, folder / name)
-        elif (experiment / name).exists():
-            shutil.copyfile(experiment / name, folder / name)
-        else:
-            continue
-        names.append(name)
+    if results := results_of(experiment):
+        shutil.copyfile(results, folder / "RESULTS.md")
+        names.append("RESULTS.md")
+    if (experiment / "images").is_dir():
+        shutil.copytree(experiment / "images", folder / "images")
+        names.append("images")
     return names
 
 

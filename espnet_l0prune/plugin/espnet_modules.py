@@ -26,6 +26,7 @@ __all__ = [
     "PositionalEncoding",
     "PositionwiseFeedForward",
     "RelPositionalEncoding",
+    "TooShortUttError",
     "TransformerLayer",
 ]
 
@@ -54,6 +55,7 @@ ConvolutionalPositionalEmbedding = _find(
 )
 PositionalEncoding = _find("transformer.embedding", "PositionalEncoding")
 RelPositionalEncoding = _find("transformer.embedding", "RelPositionalEncoding")
+TooShortUttError = _find("transformer.subsampling", "TooShortUttError")
 BatchScorerInterface = _find("scorer_interface", "BatchScorerInterface", folder="")
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
 Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")

@@ -96,8 +96,9 @@ def task_of(args: argparse.Namespace) -> type[Any]:
 
 
 def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
-    """Tell an encoder of ESPnet's own, which does not keep it, its size of input."""
-    size = args.input_size
+    """Tell a model of ESPnet's own, which does not keep it, the size of the features that
+    it is fed with, None with a front end; and an encoder, its size of input."""
+    model.input_size = size = args.input_size
     for part in (model.frontend, model.preencoder):
         if part is not None:
             size = part.output_size()
@@ -110,7 +111,8 @@ def plain_tensors_only() -> Iterator[None]:
     the user has told torch otherwise, by TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
-    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
+    allowed = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
+    if allowed not in ("1", "y", "yes", "true"):  # as torch reads it
         os.environ[name] = "1"
     try:
         yield

@@ -1,6 +1,7 @@
 """ESPnet's recognizers that learn from a teacher, under a budget."""
 
 import importlib.util
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
+DURATIONS = "transducer_multi_blank_durations"  # an option of ESPnet's
 CHOICES = {
     "layer_input": ("student", "teacher"),
     "layer_map": tuple(LAYER_MAPS),
@@ -98,7 +100,12 @@ class L0Distilled(MixedWith):
         check_options(type(self), espnet_conf, "model_conf")
         fallback = _lacks_transducer_loss(espnet_conf)
         if fallback:  # durations: ESPnet then asks for no package that is not here
-            espnet_conf["transducer_multi_blank_durations"] = [2]
+            if DURATIONS not in inspect.signature(type(self)).parameters:  # slu
+                raise ValueError(
+                    "transducers of this task need the package warprnnt_pytorch, which "
+                    "is not installed; expected it, or another decoder"
+                )
+            espnet_conf[DURATIONS] = [2]
         super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         if fallback:
             del self.transducer_multi_blank_durations
@@ -261,28 +268,31 @@ class L0Distilled(MixedWith):
                 return hidden
             return hidden.index_select(-1, index)
 
-        ours, theirs = {}, teacher.blocks
+        ours: dict[int, Tensor | None] = {}
+        theirs = teacher.blocks
         for i, block in enumerate(self.encoder.encoders):
             gate = getattr(block, "blocks_gate", None)
             closed = isinstance(block, Skip) or (gate is not None and not gate.is_open())
-            if i in student.blocks and not closed:
-                hidden = student.blocks[i]
-                if self.layer_input == "teacher":
+            if not closed:
+                hidden = student.blocks.get(i)  # none of a layer that was dropped
+                if hidden is not None and self.layer_input == "teacher":
                     cut = hidden.size(-1) < theirs[i].size(-1)
                     features = index if cut else None
                     hidden = run_block(block, teacher.block_args[i], features)
-                ours[i] = shared(hidden)
+                ours[i] = None if hidden is None else shared(hidden)
         if matrix is not None and self.layer_projection == "student":
             matrix = matrix if index is None else matrix.index_select(1, index)
-            ours = {i: F.linear(hidden, matrix) for i, hidden in ours.items()}
+            ours = {
+                i: None if hidden is None else F.linear(hidden, matrix)
+                for i, hidden in ours.items()
+            }
         else:
             if matrix is not None:
                 theirs = {i: F.linear(hidden, matrix) for i, hidden in theirs.items()}
             theirs = {i: shared(hidden) for i, hidden in theirs.items()}
-        if not ours:
-            return []
         places = LAYER_MAPS[self.layer_map](ours, theirs, student.encoder_lengths)
-        return [(ours[i], theirs[j]) for i, j in places]
+        pairs = ((ours[i], theirs[j]) for i, j in places)
+        return [(mine, other) for mine, other in pairs if mine is not None]
 
 
 def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
@@ -295,7 +305,7 @@ def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:
     """Whether ESPnet would import a transducer loss that is not installed."""
     return (
         conf.get("joint_network") is not None
-        and not conf.get("transducer_multi_blank_durations")
+        and not conf.get(DURATIONS)
         and importlib.util.find_spec("warprnnt_pytorch") is None
     )
 

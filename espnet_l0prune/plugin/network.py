@@ -104,8 +104,10 @@ class L0Network(MixedWith):
                 )
             sizes, plan[name] = sites[name].sizes, {}
             for kind, left in counts.items():
-                units = list(range(left)) if isinstance(left, int) else list(left)
-                if kind not in sizes or not set(units) <= set(range(sizes[kind])):
+                units = _units_left(left)
+                there = range(sizes.get(kind, 0))
+                empty = not units and kind in sites[name].never_empty
+                if units is None or not {*units} <= {*there} or empty:
                     raise ValueError(
                         f"structure of {name!r} asks for {left} {kind}, but the "
                         f"uncut module has {sizes}. Use the {self.conf_name} that was "
@@ -125,6 +127,15 @@ class L0Network(MixedWith):
     def structure(self) -> Structure:
         """What is left of each site now."""
         return structure_of(self.sites())
+
+
+def _units_left(left: object) -> list[int] | None:
+    """Of a structure: so many units, or these; None for what is neither."""
+    if isinstance(left, list) and len({*left}) == len(left):
+        return left
+    if isinstance(left, int) and not isinstance(left, bool) and left >= 0:
+        return list(range(left))
+    return None
 
 
 class L0ConformerEncoder(L0Network, ConformerEncoder):

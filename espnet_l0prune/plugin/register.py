@@ -13,6 +13,7 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.class_choices import ClassChoices
 from espnet2.train.trainer import Trainer
 
+from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
@@ -75,7 +76,7 @@ def register(name: str = "asr") -> None:
             _add(registry.classes, key, network, what)
     _add(abs_task.optim_classes, "l0_adamw", L0AdamW, "optim")
     _wrap(task, "build_model", before=inline_structure, after=settle_options)
-    _wrap(task, "build_optimizers", after=prepare_training)
+    _wrap(task, "build_optimizers", before=check_optimizer, after=prepare_training)
     if name in MODELS:
         where, what = MODELS[name]
         model = getattr(importlib.import_module(where), what)
@@ -147,6 +148,16 @@ def settle_options(
         args.sparsity_constraint = "lagrangian"
 
 
+def check_optimizer(args: argparse.Namespace) -> None:
+    """Refuse options that our optimizer does not have, or values that it cannot take.
+
+    Raises:
+        ValueError: such an option
+    """
+    if args.optim == "l0_adamw":
+        check_options(L0AdamW, args.optim_conf, "optim_conf")
+
+
 def prepare_training(
     task: type[AbsTask],
     args: argparse.Namespace,
@@ -181,6 +192,7 @@ def prepare_training(
         workload = make_workload(args)
         _require_gates_in_scope(model, workload)
         budget = make_budget(model, workload)
+        _require_moving_gates(args, budget)
         model.controller = SparsityController(
             budget,
             make_parts(model, workload, budget),
@@ -220,13 +232,25 @@ def _require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:
             )
 
 
+def _require_moving_gates(args: argparse.Namespace, budget: Budget) -> None:
+    """Raise ValueError for gates that cannot train."""
+    for (i, kind), gate in budget.gates.items():
+        if not gate.log_alpha.requires_grad:
+            raise ValueError(
+                f"freeze_param is {args.freeze_param}, which holds the gates of "
+                f"{budget.sites[i].name}; expected units without {kind}, or other "
+                "parameters to freeze"
+            )
+
+
 def _split_conf(args: argparse.Namespace) -> tuple[type, dict, dict]:
     """The schedule's class, its options, and those of the budget."""
     scheduler = sparsity_scheduler_choices.get_class(args.sparsity_scheduler)
     ours = [field.name for field in dataclasses.fields(Workload) if field.name != "fs"]
-    conf = args.sparsity_scheduler_conf
-    check_options(scheduler, conf, "sparsity_scheduler_conf", ours)
+    conf, where = args.sparsity_scheduler_conf, "sparsity_scheduler_conf"
+    check_options(scheduler, conf, where, ours)
     budget = {name: value for name, value in conf.items() if name in ours}
+    check_options(Workload, budget, where)
     schedule = {name: value for name, value in conf.items() if name not in ours}
     return scheduler, schedule, budget
 

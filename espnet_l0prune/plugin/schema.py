@@ -11,12 +11,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.gates import GATES
-from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.optim import ORDERS, L0AdamW
 from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
+from espnet_l0prune.plugin.sites import UNITS, WORDS
 from espnet_l0prune.plugin.workload import Workload
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -26,34 +28,44 @@ def schema() -> dict:
     """Of all options that this package adds; ESPnet's own are let through."""
     network, model = options(L0Network), options(L0Distilled)
     network["gate"]["enum"] = [*GATES]
+    kinds = {"type": "array", "items": {"enum": [*UNITS]}}
+    network["units"]["anyOf"] = [{"enum": [*WORDS]}, kinds]
     network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
     decoder = network | {"random_features": False}
     for name, choices in CHOICES.items():
         model[name]["enum"] = [*choices]
     schedule = options(Workload) | shared(SCHEDULERS.values())
     del schedule["fs"]  # the front end's
+    share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    schedule["target"]["anyOf"] = [share, closed(dict.fromkeys(COSTS, share))]
     schedule["scope"]["enum"] = ["encoder", "decoder", "model"]
     schedule["per"]["enum"] = ["block", "kind", None]
-    constraint = shared(CONSTRAINTS.values())
+    constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)
+    optim["order"]["enum"] = [*ORDERS]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ESPnet's training configuration with espnet_l0prune",
         "type": "object",
         "properties": {
-            "encoder": {"examples": [*ENCODERS]},
+            "encoder": ours_or_stock(ENCODERS),
             "encoder_conf": {"type": "object", "properties": network},
-            "decoder": {"examples": [*DECODERS]},
+            "decoder": ours_or_stock(DECODERS),
             "decoder_conf": {"type": "object", "properties": decoder},
-            "model": {"examples": ["l0_distill"]},
+            "model": ours_or_stock(["l0_distill"]),
             "model_conf": {"type": "object", "properties": model},
-            "optim": {"examples": ["l0_adamw"]},
-            "optim_conf": {"type": "object", "properties": options(L0AdamW)},
+            "optim": ours_or_stock(["l0_adamw"]),
+            "optim_conf": {"type": "object", "properties": optim},
             "sparsity_scheduler": {"enum": [*SCHEDULERS, None]},
             "sparsity_scheduler_conf": closed(schedule),
             "sparsity_constraint": {"enum": [*CONSTRAINTS, None]},
             "sparsity_constraint_conf": closed(constraint),
         },
     }
+
+
+def ours_or_stock(names: Iterable[str]) -> dict:
+    """A name of ours, or one that does not look like one: ESPnet's."""
+    return {"anyOf": [{"enum": [*names]}, {"not": {"pattern": "^l0_"}}]}
 
 
 def shared(classes: Iterable[type]) -> dict[str, dict]:

@@ -2,8 +2,12 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+import re
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from typeguard import TypeCheckError, check_type
 
 
 def show_stock_options(cls: Any, ours: Any, stock: Any) -> None:
@@ -24,22 +28,38 @@ def show_stock_options(cls: Any, ours: Any, stock: Any) -> None:
 
 
 def check_options(
-    cls: type, given: Iterable[str], where: str, more: Iterable[str] = ()
+    cls: Any, given: Mapping[str, object], where: str, more: Iterable[str] = ()
 ) -> None:
-    """Refuse an option that `cls` does not have, and name the nearest that it has.
+    """Refuse an option that `cls` does not have, and name the nearest that it has; or a
+    value of another type than it takes.
 
     Args:
         cls: whose options they are
-        given: names
+        given: the options by name
         where: their place in the configuration, for the message
         more: names that are known beside those of `cls`
 
     Raises:
-        ValueError: an unknown option
+        ValueError: an unknown option, or a value of a wrong type
     """
     known = [*inspect.signature(cls).parameters, *more]
-    for name in given:
+    hints = typing.get_type_hints(cls.__init__)
+    for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ValueError(f"{where}: unknown option {name!r}; {hint}")
+        if name in hints:
+            _check_type(value, hints[name], f"{where}: {name}")
+
+
+def _check_type(value: object, hint: Any, name: str) -> None:
+    try:
+        check_type(value, hint)
+    except TypeCheckError as e:
+        kind = hint.__name__ if isinstance(hint, type) else str(hint)
+        kind = re.sub(r"(collections\.abc|typing)\.", "", kind)
+        number = isinstance(value, str) and re.fullmatch(r"[-+.\de]+", value)
+        remedy = " YAML reads 2e-2 as a text, and 2.0e-2 as a number." if number else ""
+        message = f"{name} is {value!r}; expected a value of type {kind}.{remedy}"
+        raise ValueError(message) from e

@@ -143,6 +143,10 @@ class Teacher:
             ("a decoder:", lambda m: m.decoder is not None),
             ("a transducer:", is_transducer),
             ("a CTC head:", lambda m: m.ctc is not None),
+            (
+                "interctc_use_conditioning:",
+                lambda m: getattr(m.encoder, "interctc_use_conditioning", False),
+            ),
         ]
         if student.layer_weight:
             checks.append(

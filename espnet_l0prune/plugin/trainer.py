@@ -30,9 +30,10 @@ class L0Trainer(Trainer):
         if controller is not None:
             try:
                 updates = len(iterator) // options.accum_grad
-            except TypeError:  # of multiple_iterator, whose length nobody knows
+            except TypeError:  # a generator, whose length nobody knows
                 updates = None
-            controller.begin_epoch(updates, options.max_epoch)
+            done = kwargs["reporter"].get_epoch() - 1
+            controller.begin_epoch(updates, options.max_epoch, done)
         first = not distributed_option.distributed or distributed_option.dist_rank == 0
         if first:
             keep_checkpoint(Path(options.output_dir))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget, split, terms_of
 from espnet_l0prune.core.sites import Call, Shapes, Site
+from espnet_l0prune.plugin.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.sites import find_sites
 
 FRAMES_A_SECOND = 100  # of a model that is fed with features
@@ -113,19 +114,33 @@ def run(model: nn.Module, workload: Workload) -> None:
         model.decoder(encoder_out, lengths, tokens, count)
 
 
+def input_size_of(model: nn.Module) -> int:
+    """The size of the features that a model without a front end is fed with."""
+    return getattr(model, "input_size", None) or model.encoder.input_size
+
+
 def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor]:
-    """The encoder's output (1, time, size) and its length (1,)."""
+    """The encoder's output (1, time, size) and its length (1,).
+
+    Raises:
+        ValueError: audio that is too short for the subsampling
+    """
     parameter = next(model.parameters())
     if model.frontend is None:
         frames = int(workload.seconds * FRAMES_A_SECOND)
-        size = model.encoder.input_size
+        size = input_size_of(model)
         speech = torch.zeros(1, frames, size, device=parameter.device)
     else:
         samples = int(workload.seconds * workload.fs)
         speech = torch.zeros(1, samples, device=parameter.device)
     speech = speech.to(parameter.dtype)
     lengths = torch.tensor([speech.size(1)], device=parameter.device)
-    encoder_out, lengths = model.encode(speech, lengths)
+    try:
+        encoder_out, lengths = model.encode(speech, lengths)
+    except TooShortUttError as e:
+        raise ValueError(
+            f"sparsity_scheduler_conf: seconds is {workload.seconds}: {e}; expected more"
+        ) from e
     if isinstance(encoder_out, tuple):  # with intermediate CTC
         encoder_out = encoder_out[0]
     return encoder_out, lengths

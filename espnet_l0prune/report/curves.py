@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from espnet_l0prune.report.results import Result
 from espnet_l0prune.report.run import Run
 
-# Okabe and Ito's, which colour-blind readers can tell apart; and marks for print
+# Okabe and Ito's, which colour-blind readers can tell apart; and marks for print, one
+# more than colours, so that 42 models look different
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKS = ("o", "s", "^", "D", "v", "P")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = {"target": ":", "expected": "--", "actual": "-"}
 LOSSES = {
     "loss_layer": "layers",
@@ -27,6 +30,10 @@ def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 
 
+def mark(i: int) -> str:
+    return MARKS[i % len(MARKS)]
+
+
 def updates(run: Run) -> list[int]:
     return [epoch.update for epoch in run.history]
 
@@ -37,7 +44,9 @@ def draw_sparsity(axes: Axes, runs: Sequence[Run], cost: str) -> None:
         for what, line in LINES.items():
             name = f"sparsity_{what}_{cost}"
             values = [epoch.valid.get(name, math.nan) for epoch in run.history]
-            axes.plot(updates(run), values, line, color=colour(i))
+            shown = mark(i) if what == "actual" and len(runs) > 1 else None
+            look: dict[str, Any] = {"color": colour(i), "marker": shown, "markersize": 4}
+            axes.plot(updates(run), values, line, **look)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("updates")
     axes.set_ylabel(f"sparsity in {cost}")
@@ -64,7 +73,7 @@ def names_of(runs: Sequence[Run]) -> list[Line2D]:
     if len(runs) == 1:
         return []
     return [
-        Line2D([], [], color=colour(i), label=run.name, linewidth=3)
+        Line2D([], [], color=colour(i), marker=mark(i), label=run.name)
         for i, run in enumerate(runs)
     ]
 
@@ -92,11 +101,10 @@ def draw_losses(axes: Axes, run: Run) -> None:
         values = [epoch.train.get(name, math.nan) for epoch in run.history]
         if any(value > 0 for value in values):
             positive = [value if value > 0 else math.nan for value in values]
-            mark = MARKS[i]
             axes.plot(
                 updates(run),
                 positive,
-                f"{mark}-",
+                f"{mark(i)}-",
                 color=colour(i),
                 markersize=3,
                 label=label,
@@ -105,6 +113,9 @@ def draw_losses(axes: Axes, run: Run) -> None:
     black = axes.xaxis.label.get_color()
     axes.plot(updates(run), values, "--", color=black, label="task, validation")
     axes.set_yscale("log")
+    # plain numbers: the page shows mathematical text as it is written
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     axes.set_xlabel("updates")
     axes.set_ylabel("loss")
     _legend(axes)
@@ -125,7 +136,7 @@ def draw_costs(axes: Axes, results: Sequence[Result], cost: str) -> None:
         axes.plot(
             [getattr(result, cost) * scale],
             [100 * result.mean_wer],
-            "*" if dense else MARKS[i % len(MARKS)],
+            "*" if dense else mark(i),
             markersize=14 if dense else 8,
             color=colour(i),
             linestyle="none",

@@ -9,7 +9,7 @@ import io
 import itertools
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -50,18 +50,22 @@ CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem;
   max-width: 76rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
-h1, h2, td, th, figcaption, li { overflow-wrap: anywhere; }
+h1, h2, th, figcaption, li { overflow-wrap: anywhere; }
 .cards { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .5rem;
   break-inside: avoid; max-width: 34rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: .9rem; opacity: .8; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td + td, th + th { white-space: nowrap; }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .4rem; text-align: left;
   vertical-align: top; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-@media print { body { max-width: none; } details[open] > summary { display: none; } }
+@media print { body { max-width: none; } .wide { overflow: visible; }
+  details::details-content { display: block; content-visibility: visible; }
+  td + td, th + th { white-space: normal; } }
 """
 
 
@@ -74,12 +78,15 @@ class Picture:
     caption: str
 
 
-def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+def write_report(
+    folders: Sequence[Path], out: Path, track: Callable[[Sequence], Iterable] = iter
+) -> list[Path]:
     """Write a page on experiments, and its pictures.
 
     Args:
         folders: of experiments, or folders of them
         out: folder for index.html and the pictures
+        track: goes through the experiments, and can tell how far it has come
 
     Returns:
         the files, the page first
@@ -89,8 +96,10 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         OSError: `out` is not writable
     """
     check_replaceable(out)
-    runs = [read_run(folder, name) for name, folder in find_runs([*folders]).items()]
+    found = [*find_runs([*folders]).items()]
+    runs = [read_run(folder, name) for name, folder in track(found)]
     results = find_results([run.folder for run in runs])
+    earlier = pictures_of(out)
     with rc_context(STYLE):
         sections = [
             ("What is left", "", list(structures(runs))),
@@ -99,21 +108,32 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
             ("Errors against costs", compared(results), list(costs(results))),
         ]
         out.mkdir(parents=True, exist_ok=True)
-        files, body = [], []
+        files: list[Path] = []
+        body = []
         for title, text, pictures in sections:
             if not text and not pictures:
                 continue
             cards = []
             for picture in pictures:
-                svg, paths = save(picture, out)
+                shown, paths = save(picture, out, taken=files)
                 files += paths
-                cards.append(card(svg, picture.caption))
+                cards.append(shown)
             inside = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
             body.append(f"<h2>{title}</h2>{inside}{text}")
     page = out / "index.html"
     text = whole_page(runs, "".join(body))
     replace(page, lambda part: part.write_text(text, "utf-8"))
+    for file in earlier - {*files}:
+        file.unlink(missing_ok=True)
     return [page, *files]
+
+
+def pictures_of(out: Path) -> set[Path]:
+    """The pictures of the page that is there already, if one is."""
+    page = out / "index.html"
+    text = page.read_text("utf-8") if page.exists() else ""
+    names = re.findall(r'<figure id="([\w.-]+)">', text)
+    return {out / f"{name}.{kind}" for name in names for kind in ("svg", "png")}
 
 
 def check_replaceable(out: Path) -> None:
@@ -234,7 +254,8 @@ def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
         return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
 
     body = "".join(f"<tr>{line([k, *row], 'td')}</tr>" for k, row in rows.items())
-    return f"<table><thead><tr>{line(head, 'th')}</tr></thead>{body}</table>"
+    table = f"<table><thead><tr>{line(head, 'th')}</tr></thead>{body}</table>"
+    return f'<div class="wide">{table}</div>'
 
 
 def file_name(text: str) -> str:
@@ -242,30 +263,33 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text)
 
 
-def save(picture: Picture, out: Path) -> tuple[str, list[Path]]:
-    """Write a picture as SVG and PNG; return the SVG for a page, and the files."""
+def save(picture: Picture, out: Path, taken: Sequence[Path]) -> tuple[str, list[Path]]:
+    """Write a picture as SVG and PNG, under a name that is not taken; return its HTML,
+    and the files."""
     buffer, bare = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
     picture.figure.savefig(buffer, format="svg", transparent=True, metadata=bare)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    files = [out / f"{picture.name}.svg", out / f"{picture.name}.png"]
+    names = itertools.chain([picture.name], (f"{picture.name}.{i}" for i in range(2, 99)))
+    name = next(name for name in names if out / f"{name}.svg" not in taken)
+    files = [out / f"{name}.svg", out / f"{name}.png"]
     files[0].write_text(svg.replace(INK, "#000000"), "utf-8")
     picture.figure.savefig(files[1], dpi=150, facecolor="white")
-    return svg.replace(INK, "currentColor"), files
+    return card(svg.replace(INK, "currentColor"), picture.caption, name), files
 
 
-def card(svg: str, caption: str) -> str:
-    """A picture and its caption in HTML."""
+def card(svg: str, caption: str, name: str) -> str:
+    """A picture and its caption in HTML; its files have this name."""
     text = html.escape(caption)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
-    return f"<figure>{svg}<figcaption>{text}</figcaption></figure>"
+    return f'<figure id="{name}">{svg}<figcaption>{text}</figcaption></figure>'
 
 
 def whole_page(runs: Sequence[Run], body: str) -> str:
     """The page, with each run's configuration, and what made it."""
     names = html.escape(", ".join(run.name for run in runs))
     confs = []
-    said = [f"{run.name}: {run.problem}" for run in runs if run.problem]
+    said = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     problems = "".join(f"<p>{html.escape(line)}</p>" for line in said)
     for run in runs:
         conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())

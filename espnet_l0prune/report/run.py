@@ -46,7 +46,7 @@ class Run:
         history: of its training, as far as it has come
         inspection: module by module; None before the first checkpoint
         multipliers: names of the constraint's
-        problem: why something could not be read
+        problems: why something could not be read
     """
 
     name: str
@@ -55,7 +55,7 @@ class Run:
     history: list[Epoch]
     inspection: Inspection | None
     multipliers: list[str]
-    problem: str = ""
+    problems: list[str]
 
     @property
     def costs(self) -> list[str]:
@@ -72,23 +72,26 @@ def read_run(folder: Path, name: str) -> Run:
         ValueError: a configuration that is missing or damaged
     """
     args = read_config(folder / "config.yaml")
-    options = {k: getattr(args, k) for k in OPTIONS if getattr(args, k, None)}
-    checkpoint, inspection, history, problem = folder / last_of(folder), None, [], ""
+    options = {k: getattr(args, k, None) for k in OPTIONS}
+    checkpoint, inspection, history, problems = folder / last_of(folder), None, [], []
     try:
-        history = read_history(folder, args.accum_grad)
+        history = read_history(folder, getattr(args, "accum_grad", 1))
+    except ValueError as e:
+        problems.append(str(e))
+    try:
         if checkpoint.exists():
             inspection = inspect_experiment(folder, checkpoint.name)
-    except ValueError as e:
-        problem = str(e)
+    except (ValueError, ImportError) as e:
+        problems.append(str(e))
     constraint = CONSTRAINTS.get(getattr(args, "sparsity_constraint", None) or "")
     return Run(
         name=name,
         folder=folder,
-        config=options,
+        config={k: v for k, v in options.items() if v not in (None, {}, [])},
         history=history,
         inspection=inspection,
         multipliers=[] if constraint is None else list(constraint().start()),
-        problem=problem,
+        problems=problems,
     )
 
 

@@ -1,7 +1,9 @@
 """The command line: what machines and people get, and how mistakes end."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,8 @@ def test_bench_and_card_for_people(dense, tmp_path, capsys):
     assert "0.5 s of audio" in out
     assert main(["bench", str(dense), "--rounds", "0"]) == 1
     assert "expected at least one round" in capsys.readouterr().err
+    assert main(["bench", str(dense), "--seconds", "0.03"]) == 1
+    assert "the audio is too short" in capsys.readouterr().err
     card = tmp_path / "README.md"
     assert main(["card", str(dense), "--out", str(card), "--name", "me/it"]) == 0
     assert "# me/it" in card.read_text()
@@ -111,6 +115,55 @@ def test_the_card_counts_at_the_models_rate(tmp_path):
     assert change.strip() == "+0.0%"
 
 
+def test_what_bench_and_card_refuse(dense, tmp_path, capsys):
+    save_experiment(tmp_path / "slow", **HEARD, frontend_conf={"fs": 8000})
+    assert main(["bench", str(dense), str(tmp_path / "slow")]) == 1
+    assert "expected the same of all: time them apart" in capsys.readouterr().err
+    save_experiment(tmp_path / "gated", encoder="l0_conformer")
+    command = ["card", str(tmp_path / "gated"), "--out", str(tmp_path / "README.md")]
+    assert main(command) == 1
+    assert "has gates; expected a model that was cut" in capsys.readouterr().err
+    assert not (tmp_path / "README.md").exists()
+
+
+def on_a_terminal(*words: object) -> str:
+    """What a command writes to a terminal of 80 columns, in a process of its own."""
+    command = [sys.executable, "-m", "espnet_l0prune", *map(str, words)]
+    terminal = {"COLUMNS": "80", "TERM": "xterm", "NLTK_DATA": "/none"}
+    mine, theirs = os.openpty()
+    with subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env={**os.environ, **terminal}
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(mine, 4096):
+                seen += piece
+    os.close(mine)
+    assert process.returncode == 0, seen
+    return seen.decode()
+
+
+def test_a_terminal_of_80_columns_shows_all_of_a_table(dense, tmp_path):
+    folder = tmp_path / "run[lr0.1]"  # no markup
+    shutil.copytree(dense, folder)
+    seen = on_a_terminal("inspect", folder)
+    assert "run[lr0.1]/model.pth" in seen
+    table = seen[seen.index("run[lr0.1]/model.pth") :]
+    assert "…" not in table
+    rows = [x for x in table.splitlines() if " encoders.1.feed_forward_macaron " in x]
+    assert rows
+    assert "ffn_channels" in rows[0]
+    assert rows[0].count("%") == 2
+
+
+def test_a_terminal_shows_the_time_that_is_left(dense):
+    seen = on_a_terminal("bench", dense, "--seconds", "4", "--rounds", "30")
+    assert "importing ESPnet" in seen
+    left = re.findall(r"30 rounds of 4 s, on one thread .* 0:00:\d\d 0:00:\d\d", seen)
+    assert left
+
+
 def test_an_experiment_with_its_average_alone(dense, tmp_path, capsys):
     """As a zip of the model zoo leaves it."""
     (tmp_path / "config.yaml").write_text((dense / "config.yaml").read_text())
@@ -125,8 +178,9 @@ def test_a_mistake_has_a_message_and_debug_the_stack(tmp_path, capsys):
     message = capsys.readouterr().err
     assert message.startswith("espnet-l0prune inspect: ")
     assert "Traceback" not in message
-    with pytest.raises(ValueError, match="none"):
-        main(["--debug", *words])
+    for debug in (["--debug", *words], [*words, "--debug"]):
+        with pytest.raises(ValueError, match="none"):
+            main(debug)
 
 
 def test_an_interrupted_command(monkeypatch):
@@ -186,6 +240,13 @@ def test_schema_knows_options_and_misspelt_ones(capsys):
         {"decoder_conf": {"random_features": 3}},
         {"sparsity_scheduler_conf": {"scope": "all"}},
         {"sparsity_scheduler_conf": {"fs": 8000}},
+        {"sparsity_scheduler_conf": {"target": 1.5}},
+        {"sparsity_scheduler_conf": {"target": {"parms": 0.5}}},
+        {"encoder_conf": {"units": ["heds"]}},
+        {"encoder_conf": {"units": "papers"}},
+        {"optim_conf": {"order": "jont"}},
+        {"encoder": "l0_confomer"},
+        {"optim": "l0_adam"},
     ):
         assert [*validator.iter_errors(wrong)], wrong
 

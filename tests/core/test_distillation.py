@@ -92,6 +92,13 @@ def test_layer_maps():
     assert list(closest) == list(teacher)
     assert (closest[0], closest[2], closest[5]) == (1, 3, 5)
 
+    # a layer that stochastic depth left out for once keeps its place
+    dropped = {1: student[1], 3: None, 5: student[5]}
+    for name in ("same", "uniform", "last"):
+        assert LAYER_MAPS[name](dropped, teacher, lengths) == found[name]
+    assert {i for i, _ in LAYER_MAPS["dynamic"](dropped, teacher, lengths)} == {1, 5}
+    assert LAYER_MAPS["dynamic"]({1: None}, teacher, lengths) == []
+
     shallow = {0: teacher[3], 1: teacher[5]}
     assert LAYER_MAPS["uniform"](shallow, teacher, lengths) == [(0, 2), (1, 5)]
     assert LAYER_MAPS["last"](shallow, teacher, lengths) == [(0, 4), (1, 5)]

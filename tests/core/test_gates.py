@@ -77,6 +77,18 @@ def test_a_gate_that_would_not_start_dense_is_refused(p):
         HardConcrete(4, open_probability=p)
 
 
+@pytest.mark.parametrize("gate_type", [HardConcrete, AdaptiveDropout])
+def test_gates_that_rest_still_have_a_gradient(gate_type):
+    """Of 0: a distributed training waits for one of every parameter."""
+    gate = gate_type(3)
+    for decided in (False, True):
+        if decided:
+            gate.decide_(torch.tensor([True, False, True]))
+        gate.log_alpha.grad = None
+        gate().sum().backward()
+        assert torch.equal(gate.log_alpha.grad, torch.zeros(3))
+
+
 def test_sampling_only_in_training_and_only_if_told():
     gate, one = HardConcrete(1000), torch.ones(1000)
     assert torch.equal(gate(), one)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import soundfile
@@ -21,6 +22,7 @@ from runs import CONFIG, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.schema import schema
 from espnet_l0prune.plugin.workload import sites_of
 
 STOCK = {
@@ -209,6 +211,9 @@ def test_what_is_written(data, tmp_path, capsys):
     assert prune["encoder_conf"]["linear_units"] == SMALL["linear_units"]
     assert "sparsity_scheduler" not in finetune
     assert finetune["optim"] == "adam"
+    validator = jsonschema.Draft202012Validator(schema())
+    for conf in (prune, finetune):
+        assert not [*validator.iter_errors(conf)]
     capsys.readouterr()
 
     def refused(*command: str) -> str:
@@ -222,6 +227,8 @@ def test_what_is_written(data, tmp_path, capsys):
     assert "reach at most" in refused(folder, "--out", new, "--params", "0.99")
     assert "units has 'head'" in refused(folder, "--out", new, "--units", "head")
     assert "cannot be loaded" in refused(folder, "--out", new, "--checkpoint", "no.pth")
+    epochs = "--finetune_epochs is 0; expected 1 or more"
+    assert epochs in refused(folder, "--out", new, "--finetune_epochs", "0")
     config = yaml.safe_load((dense / "config.yaml").read_text())
     for changes, message in (
         ({"encoder": "rnn"}, "encoder: rnn; only conformer, transformer"),
@@ -231,6 +238,28 @@ def test_what_is_written(data, tmp_path, capsys):
         (dense / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
         assert message in refused(folder, "--out", new)
     assert not (tmp_path / "new").exists()
+
+
+def test_rates_of_other_optimizers(tmp_path, capsys):
+    """The peak of noamlr's rate is lr / sqrt(model_size warmup_steps)."""
+    dense = tmp_path / "a dense one"
+    changes = {"scheduler": "noamlr", "scheduler_conf": {"warmup_steps": 2500}}
+    save_experiment(dense, optim="adam", optim_conf={"lr": 4.0}, ngpu=2, **changes)
+    commands = adopt(dense, tmp_path / "an l0 one", capsys)
+    train = shlex.split(commands[0])
+    assert train[3:7] == ["--ngpu", "2", "--multiprocessing_distributed", "true"]
+    assert train[-1] == str(tmp_path / "an l0 one/pruned")
+    for name in ("prune", "finetune"):
+        conf = yaml.safe_load((tmp_path / f"an l0 one/{name}.yaml").read_text())
+        assert conf["scheduler_conf"]["warmup_steps"] == 250
+        assert conf["optim_conf"]["lr"] / 250**0.5 == pytest.approx(4 / 2500**0.5)
+
+    save_experiment(tmp_path / "sgd", optim="sgd", optim_conf={"lr": 0.1})
+    command = ["adopt", str(tmp_path / "sgd"), "--out", str(tmp_path / "l0")]
+    assert main(command) == 0
+    assert "optim: sgd has another learning rate" in capsys.readouterr().out
+    prune = yaml.safe_load((tmp_path / "l0/prune.yaml").read_text())
+    assert prune["optim_conf"] == {"weight_decay": 0.0}
 
 
 def test_units_go_to_the_networks_that_have_them(tmp_path, capsys):

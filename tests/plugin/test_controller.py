@@ -195,6 +195,20 @@ def test_epochs_of_another_length_are_refused():
         net.controller.begin_epoch(4, 8)
 
 
+def test_a_warm_up_of_part_of_an_epoch_is_dense(caplog):
+    """The phases of a schedule in epochs begin when their length is known."""
+    conf = {"target": 0.3, "in_epochs": True}
+    conf |= {"warmup_steps": 0.5, "ramp_steps": 0.2, "hold_steps": 0.2}
+    net, optimizer = start(sparsity_scheduler_conf=conf)
+    assert all(gate.is_new() for gate in gates(net))
+    net.controller.begin_epoch(10, 2)
+    assert net.controller.phase == "warmup"
+    assert not any(gate.sampling for gate in gates(net))
+    train(net, optimizer, range(5))
+    assert net.controller.phase == "ramp"
+    assert all(gate.sampling for gate in gates(net))
+
+
 def test_multipliers_that_diverge_are_refused():
     conf = {"multiplier_lr": 1e308}
     net, optimizer = start(
@@ -227,8 +241,18 @@ def test_an_iterator_without_a_length():
     net, _ = start()
     net.controller.begin_epoch(None, 2)
     net, _ = start(sparsity_scheduler_conf={**SCHEDULE, "in_epochs": True})
-    with pytest.raises(ValueError, match="multiple_iterator has epochs of unknown"):
+    with pytest.raises(ValueError, match=r"the iterator .* has epochs of unknown length"):
         net.controller.begin_epoch(None, 2)
+
+
+def test_an_iterator_without_a_length_ends_too_early():
+    """Its first epoch tells about how long the others are: 3 updates of 14."""
+    net, optimizer = start()
+    net.controller.begin_epoch(None, 4)
+    train(net, optimizer, range(3))
+    with pytest.raises(ValueError, match=r"freeze after 14 updates .* ends after 12"):
+        net.controller.begin_epoch(None, 4, 1)
+    net.controller.begin_epoch(None, 5, 1)
 
 
 # Warnings
@@ -238,8 +262,8 @@ def test_multipliers_that_swing_are_named(caplog):
     net, optimizer = start(
         sparsity_scheduler_conf={**SCHEDULE, "ramp_steps": 30, "hold_steps": 30},
         optim_conf={"gate_lr": 0.5},
-        sparsity_constraint="inequality",
-        sparsity_constraint_conf={"multiplier_lr": 1e4, "restart": False},
+        sparsity_constraint="nupi",
+        sparsity_constraint_conf={"multiplier_lr": 1e4, "kp": 0.0},
     )
     train(net, optimizer, range(40))
     net.controller.begin_epoch(40, 3)
@@ -247,6 +271,20 @@ def test_multipliers_that_swing_are_named(caplog):
     assert "Lower multiplier_lr in sparsity_constraint_conf" in caplog.text
     caplog.clear()
     net.controller.begin_epoch(40, 3)  # nothing new since
+    assert not caplog.text
+
+
+def test_more_than_an_inequality_asks_for_is_well(caplog):
+    conf = {"warmup_steps": 1, "ramp_steps": 1, "hold_steps": 60, "target": 0.05}
+    net, optimizer = start(
+        sparsity_scheduler_conf=conf,
+        optim_conf={"gate_lr": 0.5},
+        sparsity_constraint="inequality",
+        sparsity_constraint_conf={"multiplier_lr": 1e4},
+    )
+    history = train(net, optimizer, range(30))
+    assert max(x["sparsity_expected_params"] for x in history) > 0.11
+    net.controller.begin_epoch(100, 2)
     assert not caplog.text
 
 

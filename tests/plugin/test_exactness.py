@@ -26,10 +26,11 @@ from networks import (
 )
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.budget import _ranks, count_parameters, select
 from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.deploy.bench import count_macs
+from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.deploy.verify import probe
 from espnet_l0prune.plugin.sites import choose_units
 
@@ -206,6 +207,39 @@ def test_fine_units_land_within_a_tenth_of_a_point():
         select(budget, {"macs": 0.999999})
 
 
+COARSE = {
+    "in blocks": ["att_modules", "ffn_modules", "conv_modules"],
+    "blocks and channels": ["blocks", "ffn_channels"],
+    "a heavy front end": ["conv_modules", "frontend_channels"],
+}
+
+
+@pytest.mark.parametrize("units", COARSE)
+@settings(ENOUGH, max_examples=12)
+@given(seed=st.integers(0, 1000), share=st.floats(0.1, 1.0))
+def test_nothing_is_closed_for_nothing(units, seed, share):
+    """With any group of units that went open again, a target would be missed; and `cut`
+    finds the budget met."""
+    conf = {"output_size": 32, "attention_heads": 2, "linear_units": 200, "num_blocks": 2}
+    network = make("conformer", conf, COARSE[units], seed, round_to=2)
+    generator = torch.Generator().manual_seed(seed)
+    for site in network.sites():
+        for gate in site.gates.values():
+            gate.log_alpha.data.normal_(generator=generator)
+    budget = budget_of(network)
+    targets = {"params": share * budget.reachable()["params"]}
+    order, _ = _ranks(budget)
+    decide_(network.sites(), select(budget, targets))
+    opened = budget.opened()
+    excess = budget.actual()["params"] - targets["params"]
+    assert -1e-12 <= excess <= 1e-3 + largest_step(budget, targets)
+    if excess > 1e-3:
+        closed = (opened == 0) & budget.all_open().bool()
+        for group in order[closed].unique():
+            more = opened + (closed & (order == group))
+            assert float(budget.sparsity(more)["params"]) < targets["params"]
+
+
 @pytest.mark.parametrize("multiple", [8, 16])
 def test_survivors_are_a_multiple(multiple):
     conf = {"output_size": 96, "attention_heads": 4, "linear_units": 100, "num_blocks": 2}
@@ -311,6 +345,9 @@ def test_layers_that_cannot_be_cut_are_refused_by_name():
     with pytest.raises(ValueError, match=r"encoders.0.attn is a FastSelfAttention; only"):
         make("e_branchformer", foreign, ["heads"], 0)
     make("e_branchformer", foreign, ["cgmlp_channels"], 0)  # what is beside it can be
+    make("e_branchformer", foreign, ["block_width"], 0)
+    with pytest.raises(ValueError, match="attn of its blocks, a FastSelfAttention"):
+        make("e_branchformer", foreign, ["width"], 0)
 
     mixing = SMALL["conformer"] | SIZES | ATTENTION["absolute"]
     mixing |= {"pos_enc_layer_type": "conv"}

@@ -406,6 +406,24 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ({"model_conf": {"temperature": 0}}, "temperature is 0; expected > 0"),
         ({"model_conf": {"layer_weight": -1}}, "layer_weight is -1; expected 0 or more"),
         ({"optim_conf": {"order": "both"}}, "order is 'both'; expected one of joint"),
+        ({"optim_conf": {"gate_lrr": 0.1}}, "optim_conf: .* did you mean 'gate_lr'"),
+        ({"optim_conf": {"gate_lr": -0.1}}, "gate_lr is -0.1; expected more than 0"),
+        (
+            {"optim_conf": {"gate_lr": "2e-2"}},  # as YAML reads 2e-2
+            "gate_lr is '2e-2'; expected a value of type float. YAML reads 2e-2 as",
+        ),
+        (
+            {"sparsity_scheduler_conf": {"target": "half"}},
+            r"target is 'half'; expected a value of type float \| Mapping\[str, float\]",
+        ),
+        (
+            {"sparsity_scheduler_conf": {**SCHEDULE, "tokens": "many"}},
+            "tokens is 'many'; expected a value of type int",
+        ),
+        (
+            {"sparsity_constraint_conf": {"multiplier_lr": "5e-1"}},
+            "multiplier_lr is '5e-1'; expected a value of type float. YAML",
+        ),
         ({"encoder_conf": {"gate": "soft"}}, "gate is 'soft'; expected hard_concrete or"),
         ({"encoder_conf": {"units": "most"}}, "units is 'most'; expected default, paper"),
         (
@@ -486,6 +504,21 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         (
             {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 9}}}},
             "asks for 9 heads",
+        ),
+        *(
+            (
+                {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": n}}}},
+                f"structure of 'encoders.0.self_attn' asks for {said} heads",
+            )
+            for n, said in ((-1, "-1"), (True, "True"), ([0, 0], r"\[0, 0\]"))
+        ),
+        (
+            {"encoder_conf": {"structure": {"embed.conv.0": {"frontend_channels": 0}}}},
+            "structure of 'embed.conv.0' asks for 0 frontend_channels",
+        ),
+        (
+            {"freeze_param": ["encoder.embed"]},
+            "holds the gates of embed.conv.0; expected units without frontend_channels",
         ),
     ],
 )

@@ -75,3 +75,14 @@ def test_bad_use_is_said(tmp_path):
     assert "give --l0_stage" in result.stderr
     assert "is set here" in run(ASR1 / "run.sh", "--asr_exp", "x", cwd=ASR1).stderr
     assert "needs a value" in run(ASR1 / "run.sh", "--params", cwd=ASR1).stderr
+    for words, message in (
+        (["--model", "confromer"], "no conf/train_asr_confromer.yaml; --model and"),
+        (["--prune_config", "conf/none.yaml"], "no conf/none.yaml; --model and"),
+        (["--l0_stage", "two"], "l0 stages are 1 to 5, not 'two'"),
+        (["--l0_stage", "3", "--l0_stop_stage", "2"], "--l0_stage 3 comes after"),
+        (["--params", "1.5"], "--params is 1.5; expected a share in (0, 1)"),
+        (["--macs", "0"], "--macs is 0; expected a share in (0, 1)"),
+    ):
+        result = run(ASR1 / "run.sh", *words, cwd=ASR1)
+        assert result.returncode == 2, words
+        assert message in result.stderr

@@ -90,8 +90,8 @@ def test_from_corpus_to_score(work):
     assert f"<td>{shown}</td>" in (work / "report/index.html").read_text()
 
     # nothing is done twice, until an output is gone
-    again = run(work, "--stop_stage", "8")
-    assert again.stdout.count("already done") == 8, again.stdout
+    again = run(work, "--stop_stage", "9")
+    assert again.stdout.count("already done") == 9, again.stdout
     shutil.rmtree(work / "exp/asr_cut")
     repaired = run(work, "--stop_stage", "6")
     assert repaired.stdout.count("already done") == 5, repaired.stdout
@@ -102,8 +102,10 @@ def test_the_pack_is_whole_and_has_no_teacher(work):
     with zipfile.ZipFile(work / "exp/asr_pruned.zip") as archive:
         names = set(archive.namelist())
         config = yaml.safe_load(archive.read("config.yaml"))
+        card = archive.read("README.md").decode()
     files = "meta.yaml", "config.yaml", "model.pth", "feats_stats.npz", "README.md"
-    assert names == set(files)
+    assert names == {*files, "RESULTS.md"}
+    assert (work / "exp/RESULTS.md").read_text().strip() in card
     assert config["normalize_conf"]["stats_file"] == "feats_stats.npz"
     assert "teacher_config" not in config["model_conf"]
     assert config["encoder_conf"]["structure"]["encoders.0.self_attn"]["heads"] <= 4
@@ -192,6 +194,8 @@ def test_a_failed_training_names_its_log(work, tmp_path):
         (["--expdir", "with a space"], "no spaces in paths"),
         (["--train_sets", ""], "needs --train_sets, --valid_sets and --test_sets"),
         (["--nbpe"], "--nbpe needs a value"),
+        (["--dry_run", "True"], "--dry_run is true or false, not 'True'"),
+        (["--ngpu", "all"], "--ngpu is a number, not 'all'"),
     ],
 )
 def test_bad_options(work, options, message):

@@ -16,6 +16,8 @@ l0_tag=          # more for the names of the pruned experiments
 asr_args=        # more options for every training, such as "--num_workers 8"
 # -------------------------------------------------------------------------------------
 
+die() { echo "$0: $*" >&2; exit 2; }
+
 if [ "${1:-}" = --help ]; then
     sed -n '2,4p; /^# --- options/,/^# -----*$/p' "$0"
     exit
@@ -25,13 +27,12 @@ while [ $# -gt 0 ]; do
     case $1 in
     --l0_stage | --l0_stop_stage | --model | --prune_config | --params | --macs | \
         --dense_exp | --l0_tag | --asr_args)
-        [ $# -gt 1 ] || { echo "$0: $1 needs a value" >&2; exit 2; }
+        [ $# -gt 1 ] || die "$1 needs a value"
         printf -v "${1#--}" %s "$2"
         shift 2
         ;;
     --asr_exp | --asr_config | --pretrained_model)
-        echo "$0: $1 is set here; expected --model, --prune_config or --dense_exp" >&2
-        exit 2
+        die "$1 is set here; expected --model, --prune_config or --dense_exp"
         ;;
     *)
         rest+=("$1")
@@ -40,10 +41,14 @@ while [ $# -gt 0 ]; do
     esac
 done
 set -- "${rest[@]}"
+for number in "$l0_stage" "$l0_stop_stage"; do
+    [[ $number =~ ^[1-5]$ ]] || die "l0 stages are 1 to 5, not '$number'"
+done
+[ "$l0_stage" -le "$l0_stop_stage" ] ||
+    die "--l0_stage $l0_stage comes after --l0_stop_stage $l0_stop_stage"
 if [[ " $* " == *" --stage "* ]] && [ "$l0_stage" != "$l0_stop_stage" ]; then
-    echo "$0: --stage is one of asr.sh, for one of ours; give --l0_stage and" \
-        "--l0_stop_stage too, with the same number" >&2
-    exit 2
+    die "--stage is one of asr.sh, for one of ours; give --l0_stage and" \
+        "--l0_stop_stage too, with the same number"
 fi
 
 case $(basename "$(dirname "$PWD")") in
@@ -63,6 +68,11 @@ if [ -n "$train" ]; then # a part of LibriSpeech
         --bpe_train_text "data/$train/text")
 fi
 : "${model:=conformer}"
+for config in "conf/train_asr_$model.yaml" "conf/finetune_asr_$model.yaml" \
+    "${prune_config:=conf/prune_asr_$model.yaml}"; do
+    [ -f "$config" ] || die "no $config; --model and --prune_config choose among" \
+        "$(printf ' %s' conf/*_asr_*.yaml conf/tuning/*.yaml)"
+done
 average=valid.acc.ave.pth
 if grep -q '^decoder: transducer' "conf/train_asr_$model.yaml"; then
     average=valid.loss.ave.pth
@@ -72,6 +82,8 @@ target=()
 if [ -z "$params$macs" ]; then params=0.5; fi
 for cost in params macs; do
     if [ -n "${!cost}" ]; then
+        [[ ${!cost} =~ ^0?\.[0-9]*[1-9][0-9]*$ ]] ||
+            die "--$cost is ${!cost}; expected a share in (0, 1), such as 0.5"
         target+=(--sparsity_scheduler_conf "target.$cost=${!cost}")
         l0_tag+=_$cost${!cost}
     fi
@@ -95,7 +107,7 @@ if wanted 1; then
         --asr_args "$asr_args" "${last[@]}" "$@"
 fi
 if wanted 2; then
-    "${asr[@]}" --asr_config "${prune_config:-conf/prune_asr_$model.yaml}" \
+    "${asr[@]}" --asr_config "$prune_config" \
         --asr_exp "$pruned" --stage 11 --stop_stage 11 \
         --pretrained_model "$dense/$average" \
         --asr_args "${teacher[*]} ${target[*]}$more" "$@"

@@ -26,6 +26,7 @@ class FrontendSite(Site):
 
     kinds = ("frontend_channels",)
     fine = ("frontend_channels",)
+    never_empty = ("frontend_channels",)
 
     def __init__(self, name: str, embed: nn.Module, conv: nn.Module, consumer: nn.Module):
         self.name, self.embed, self.conv, self.consumer = name, embed, conv, consumer

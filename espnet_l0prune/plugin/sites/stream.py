@@ -27,7 +27,7 @@ from espnet_l0prune.plugin.espnet_modules import (
     SUBSAMPLINGS,
     ConvolutionalPositionalEmbedding,
 )
-from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite
+from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite, layout_of
 from espnet_l0prune.plugin.sites.frontend import last_linear
 
 Branch = BranchSite | ConstantSite
@@ -140,6 +140,7 @@ class StreamSite(_WidthSite):
 
     kinds = ("width",)
     fine = ("width",)
+    never_empty = ("width",)
     name = STREAM
 
     def __init__(self, network: nn.Module, blocks: list[tuple[nn.Module, list[Branch]]]):
@@ -152,6 +153,15 @@ class StreamSite(_WidthSite):
     @property
     def sizes(self) -> dict[str, int]:
         return {"width": self.network.after_norm.weight.numel()}
+
+    def why_not(self, kind: str) -> str | None:
+        for block, sites in self.blocks:
+            known = {site.attribute for site in sites}
+            for attribute in layout_of(block):
+                if attribute not in known:
+                    foreign = type(getattr(block, attribute)).__name__
+                    return f"{attribute} of its blocks, a {foreign}, reads all of it"
+        return super().why_not(kind)
 
     def structure(self) -> dict[str, int | list[int]]:
         norm = self.network.after_norm
@@ -205,6 +215,7 @@ class BlockWidthSite(_WidthSite):
 
     kinds = ("block_width",)
     fine = ("block_width",)
+    never_empty = ("block_width",)
 
     def __init__(
         self, name: str, network: nn.Module, block: nn.Module, sites: list[Branch]
