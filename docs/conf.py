@@ -1,6 +1,7 @@
 """Sphinx: pages in Markdown, a reference from docstrings and option schemas."""
 
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -12,25 +13,10 @@ from espnet_l0prune.plugin.schema import schema
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tools"))
-from messages import messages, shell_messages  # noqa: E402 (beside the package, not in it)
+from messages import messages, recipe_messages  # noqa: E402 (beside the package, not in it)
 
 GENERATED = HERE / "_generated"
-MODULES = {
-    "core": (
-        "gates", "hooks", "sites", "budget", "schedules", "constraints", "controller",
-        "distillation", "optim", "replacements", "batch_norm",
-    ),
-    "plugin": (
-        "network", "model", "workload", "sites", "teacher", "trainer", "experiment",
-        "linear_attention", "low_rank", "onnx", "register",
-    ),
-    "deploy": (
-        "cut", "verify", "inspect", "bench", "adopt", "export", "stock", "onnx",
-        "archive", "card",
-    ),
-    "compare": ("importance", "one_shot", "parp", "svd"),
-    "report": ("history", "results", "run", "curves", "page"),
-}  # fmt: skip
+LAYERS = "core", "plugin", "deploy", "compare", "report"
 
 project, release = "espnet_l0prune", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -83,25 +69,23 @@ def write_messages() -> None:
         "| message | raised in |",
         "|---|---|",
     ]
-    found = [
-        (message.text, message.module.removeprefix("espnet_l0prune."))
-        for message in messages()
-    ]
-    found += [(text, "run.sh") for text in shell_messages()]
-    for text, place in found:
-        text = text.replace("|", "\\|")
-        lines.append(f"| `` {text} `` | `{place}` |")
+    for message in messages() + recipe_messages():
+        text = message.text.replace("|", "\\|")
+        lines.append(f"| `` {text} `` | `{message.place}` |")
     (GENERATED / "messages.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def write_modules() -> None:
     """A page for each layer of the package."""
-    for layer, names in MODULES.items():
-        package = f"espnet_l0prune.{layer}"
-        lines = [f"# `{package}`", "", importlib.import_module(package).__doc__ or "", ""]
-        for name in names:
-            lines += [f"## `{name}`", "", "```{eval-rst}"]
-            lines += [f".. automodule:: {package}.{name}", "   :members:", "```", ""]
+    for layer in LAYERS:
+        package = importlib.import_module(f"espnet_l0prune.{layer}")
+        lines = [f"# `{package.__name__}`", "", package.__doc__ or "", ""]
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name == "espnet_modules":  # names of ESPnet's
+                continue
+            whole = f"{package.__name__}.{module.name}"
+            lines += [f"## `{module.name}`", "", "```{eval-rst}"]
+            lines += [f".. automodule:: {whole}", "   :members:", "```", ""]
         (GENERATED / f"{layer}.md").write_text("\n".join(lines), "utf-8")
 
 

@@ -77,6 +77,7 @@ def _import_espnet() -> None:
 
 
 def doctor(args: argparse.Namespace) -> Answer:
+    """Say what is wrong with the installation; `--fix` mends torchaudio."""
     from espnet_l0prune.doctor import examine, mend_torchaudio
 
     moved = mend_torchaudio() if args.fix else []
@@ -100,6 +101,7 @@ def doctor(args: argparse.Namespace) -> Answer:
 
 
 def inspect(args: argparse.Namespace) -> Answer:
+    """Count an experiment, module by module."""
     _import_espnet()
     from rich import box
     from rich.table import Table
@@ -148,6 +150,7 @@ def inspect(args: argparse.Namespace) -> Answer:
 
 
 def adopt(args: argparse.Namespace) -> Answer:
+    """Write what prunes and fine-tunes a dense experiment."""
     _import_espnet()
     from espnet_l0prune.deploy.adopt import Choice
     from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
@@ -177,6 +180,7 @@ def adopt(args: argparse.Namespace) -> Answer:
 
 
 def cut(args: argparse.Namespace) -> Answer:
+    """Cut the closed units out of a pruned experiment, and compare."""
     _import_espnet()
     from espnet_l0prune.deploy.cut import cut_experiment
 
@@ -198,6 +202,7 @@ def cut(args: argparse.Namespace) -> Answer:
 
 
 def verify(args: argparse.Namespace) -> Answer:
+    """Compare a cut experiment with the one that it was cut from."""
     _import_espnet()
     from espnet_l0prune.deploy.verify import (
         compare,
@@ -221,6 +226,7 @@ def verify(args: argparse.Namespace) -> Answer:
 
 
 def bench(args: argparse.Namespace) -> Answer:
+    """Time the encoders of experiments, in turns."""
     _import_espnet()
     from rich.table import Table
 
@@ -273,6 +279,7 @@ def bench(args: argparse.Namespace) -> Answer:
 
 
 def export(args: argparse.Namespace) -> Answer:
+    """Pack a model for the zoo."""
     _import_espnet()
     from espnet_l0prune.deploy.export import export as export_model
     from espnet_l0prune.plugin.experiment import average_of
@@ -305,6 +312,7 @@ def _about(args: argparse.Namespace, name: str):
 
 
 def card(args: argparse.Namespace) -> Answer:
+    """Write a model's card."""
     _import_espnet()
     from espnet_l0prune.deploy.card import card_of
     from espnet_l0prune.plugin.experiment import average_of
@@ -321,6 +329,7 @@ def card(args: argparse.Namespace) -> Answer:
 
 
 def report(args: argparse.Namespace) -> Answer:
+    """Write a page of pictures and tables."""
     _import_espnet()
     from espnet_l0prune.report.page import write_report
 
@@ -333,6 +342,7 @@ def report(args: argparse.Namespace) -> Answer:
 
 
 def schema(args: argparse.Namespace) -> Answer:
+    """Print the JSON schema of our options."""
     _import_espnet()
     import json
 
@@ -343,6 +353,7 @@ def schema(args: argparse.Namespace) -> Answer:
 
 
 def completion(args: argparse.Namespace) -> Answer:
+    """Print what completes these commands in a shell."""
     import shtab
 
     from espnet_l0prune.cli import get_parser
@@ -356,6 +367,7 @@ def _autoload_file() -> Path:
 
 
 def enable(args: argparse.Namespace) -> Answer:
+    """Put the file that registers us at Python's start into this environment."""
     from espnet_l0prune.autoload import PTH_LINE
 
     file = _autoload_file()
@@ -364,6 +376,7 @@ def enable(args: argparse.Namespace) -> Answer:
 
 
 def disable(args: argparse.Namespace) -> Answer:
+    """Remove that file."""
     file = _autoload_file()
     file.unlink(missing_ok=True)
     line = f"disabled: {file} is gone; `import espnet_l0prune` still registers"

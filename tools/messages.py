@@ -1,5 +1,4 @@
-"""Every error message: for a table in the documentation, and to check that tests provoke
-each.
+"""Every error message of the package and the recipe, for a table in the documentation.
 
     python tools/messages.py .coverage
 
@@ -16,28 +15,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "espnet_l0prune"
-RECIPE = ROOT / "egs/librispeech/run.sh"
+RECIPE = ROOT / "egs"
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a `raise` says.
+    """What a `raise` says, or a script before it ends.
 
     Attributes:
         file: that it is in
         lines: of the statement
-        error: class of the exception
         text: of the message, with names in braces for what changes
     """
 
     file: Path
     lines: range
-    error: str
     text: str
 
     @property
-    def module(self) -> str:
-        return ".".join(self.file.relative_to(ROOT).with_suffix("").parts)
+    def place(self) -> str:
+        """The module's name, or the script's path."""
+        path = self.file.relative_to(ROOT)
+        if path.is_relative_to("espnet_l0prune"):
+            return ".".join(path.with_suffix("").parts[1:])
+        return str(path)
 
 
 def messages(package: Path = PACKAGE) -> list[Message]:
@@ -46,26 +47,52 @@ def messages(package: Path = PACKAGE) -> list[Message]:
     return [m for file in sorted(package.rglob("*.py")) for m in _of_file(file)]
 
 
+def recipe_messages(recipe: Path = RECIPE) -> list[Message]:
+    """Of all scripts, in Python and in the shell."""
+    shell = [m for file in sorted(recipe.rglob("*.sh")) for m in _of_shell(file)]
+    return messages(recipe) + shell
+
+
+def _of_shell(file: Path) -> Iterator[Message]:
+    """What its `die` says."""
+    words = re.compile(r"\bdie ((?:\"(?:[^\"$]|\$\([^)]*\)|\$)*\"(?:\s*\\\s*)?)+)")
+    text = file.read_text("utf-8")
+    for found in words.finditer(text):
+        line = text[: found.start()].count("\n") + 1
+        said = " ".join(re.findall(r'"([^"]*)"', re.sub(r"\$\([^)]*\)", "...", found[1])))
+        yield Message(file, range(line, line + 1 + found[1].count("\n")), said)
+
+
 def _of_file(file: Path) -> Iterator[Message]:
     tree = ast.parse(file.read_text("utf-8"))
     helpers = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    raises = [n for n in ast.walk(tree) if isinstance(n, ast.Raise)]
-    for node in sorted(raises, key=lambda n: n.lineno):
-        if not isinstance(node.exc, ast.Call) or not node.exc.args:
+    ends = [n for n in ast.walk(tree) if isinstance(n, ast.Raise | ast.Expr)]
+    for node in sorted(ends, key=lambda n: n.lineno):
+        call = node.exc if isinstance(node, ast.Raise) else node.value
+        if not isinstance(call, ast.Call) or not call.args:
             continue
-        error, text = _error(node.exc, helpers)
-        yield Message(file, range(node.lineno, node.end_lineno + 1), error, text)
+        if isinstance(node, ast.Raise):
+            text = _said(call, helpers)
+        elif ast.unparse(call.func) == "sys.exit" and _is_text(call.args[0]):
+            text = _text(call.args[0])
+        else:
+            continue
+        yield Message(file, range(node.lineno, node.end_lineno + 1), text)
 
 
-def _error(call: ast.Call, helpers: dict[str, ast.FunctionDef]) -> tuple[str, str]:
-    """Class and text of `Error(text)`, or of `helper(text)` that returns such a call."""
+def _is_text(node: ast.expr) -> bool:
+    constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return constant or isinstance(node, ast.JoinedStr)
+
+
+def _said(call: ast.Call, helpers: dict[str, ast.FunctionDef]) -> str:
+    """The text of `Error(text)`, or of `helper(text)` that returns such a call."""
     name = ast.unparse(call.func)
     if name not in helpers:
-        return name, _text(call.args[0])
+        return _text(call.args[0])
     (made,) = (n.value for n in ast.walk(helpers[name]) if isinstance(n, ast.Return))
     first = helpers[name].args.args[0].arg
-    error, text = _error(made, helpers)
-    return error, text.replace(f"{{{first}}}", _text(call.args[0]))
+    return _said(made, helpers).replace(f"{{{first}}}", _text(call.args[0]))
 
 
 def _text(node: ast.expr) -> str:
@@ -80,12 +107,6 @@ def _text(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return f"{{{node.attr}}}"
     return "{...}"
-
-
-def shell_messages(script: Path = RECIPE) -> list[str]:
-    """What its `die` says."""
-    said = re.findall(r"\bdie ((?:\"[^\"]*\"(?:\s*\\\s*)?)+)", script.read_text("utf-8"))
-    return [" ".join(re.findall(r'"([^"]*)"', words)) for words in said]
 
 
 def unprovoked(found: list[Message], reached: Mapping[str, set[int]]) -> list[Message]:

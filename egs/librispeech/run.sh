@@ -226,10 +226,11 @@ small="$finetuned/$finetuned_model $finetuned/config.yaml"
 pack=(espnet-l0prune export plugin "$finetuned" --checkpoint "$finetuned_model"
     --out "$zip" --force)
 step 8 "$expdir/.pack.done" "$small" "$zip" "${pack[@]}"
+# (--zip=FILE is no input: stage 10 packs the same model anew)
 # shellcheck disable=SC2086 # the sets are lists
 step 9 "$expdir/.decode.done" "$small $dense/$dense_model $tests" \
     "$expdir/decode/measures.json" \
-    python3 local/decode.py --dense "$dense" --dense_model "$dense_model" --zip "$zip" \
+    python3 local/decode.py --dense "$dense" --dense_model "$dense_model" --zip="$zip" \
     --config "$decode_config" --datadir "$datadir/test" --out "$expdir/decode" \
     --sets $test_sets
 if [ "$stop_stage" -ge 10 ]; then

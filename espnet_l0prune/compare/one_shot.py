@@ -97,9 +97,11 @@ def prune_at_once(
         the sparsity in each cost
 
     Raises:
-        ValueError: see `gated`; units that this importance cannot rank; a budget that the
-            units cannot reach
+        ValueError: see `gated`; an `out` that exists; units that this importance cannot
+            rank; a budget that the units cannot reach
     """
+    if out.exists():
+        raise ValueError(f"{out} exists; expected a new folder")
     torch.manual_seed(seed)
     model, args = gated(dense, checkpoint, conf)
     args.seed = seed

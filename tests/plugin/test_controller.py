@@ -14,12 +14,28 @@ from espnet_l0prune.deploy.cut import largest_step
 WIDER = {"linear_units": 32, "cnn_module_kernel": 5}
 
 
-def teacher(tmp_path) -> dict[str, str]:
-    save_experiment(tmp_path / "dense")
+def teacher(tmp_path, **changes) -> dict[str, str]:
+    save_experiment(tmp_path / "dense", **changes)
     return {
         "teacher_config": str(tmp_path / "dense/config.yaml"),
         "teacher_model_file": str(tmp_path / "dense/model.pth"),
     }
+
+
+def test_a_teacher_that_cannot_follow(tmp_path):
+    """Its conditioning asks for a CTC that the student's encoder is not given."""
+    inner = {"interctc_layer_idx": [1], "interctc_use_conditioning": True}
+    more = {"encoder_conf": inner, "model_conf": {"interctc_weight": 0.3}}
+    files = teacher(tmp_path, **more)
+    with pytest.raises(ValueError, match="has interctc_use_conditioning: True, the stud"):
+        start(model_conf=files)
+
+
+def test_features_that_a_preencoder_changes():
+    projection = {"input_size": 20, "output_size": 12}
+    net, optimizer = start(preencoder="linear", preencoder_conf=projection)
+    history = train(net, optimizer, range(15))
+    assert history[-1]["sparsity_actual_params"] >= 0.3
 
 
 # Parts

@@ -1,5 +1,6 @@
 """Reading a corpus: layouts, damaged files, tokens."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,25 @@ def test_tokens(tmp_path):
     result = script("tokens.py", "--text", text, *bpe[:2], "--nbpe", 2, *bpe[4:])
     assert result.returncode == 1
     assert "sentencepiece refused --nbpe 2" in result.stderr
+
+
+def test_a_text_that_was_not_decoded(tmp_path):
+    (tmp_path / "decode/dense/set").mkdir(parents=True)
+    (tmp_path / "decode/measures.json").write_text('{"models": {"dense": {}}}')
+    (tmp_path / "decode/dense/set/text").write_text("u1 A\n")
+    (tmp_path / "data/set").mkdir(parents=True)
+    (tmp_path / "data/set/text").write_text("u1 A\nu2 B\n")
+    folders = ["--decode", tmp_path / "decode", "--datadir", tmp_path / "data"]
+    words = [*folders, "--out", tmp_path / "RESULTS.md", "--sets", "set"]
+    result = script("score.py", *words)
+    assert result.returncode == 1
+    assert "score: 1 utterances were not decoded, u2 first" in result.stderr
+
+
+def test_a_voice_that_espeak_has_not():
+    espeak = runpy.run_path(str(LOCAL / "mini_corpus.py"))["Espeak"]()
+    with pytest.raises(RuntimeError, match="eSpeak NG has no voice 'nobody'"):
+        espeak.say("A", "nobody", 150, 50, 50)
 
 
 def test_real_speech_goes_the_same_way(fsdd, tmp_path):

@@ -2,6 +2,8 @@
 # Put this recipe into an ESPnet checkout, beside one of ESPnet's own.
 set -euo pipefail
 
+die() { echo "$0: $*" >&2; exit 1; }
+
 if [ $# -lt 1 ] || [ $# -gt 2 ] || [ "$1" = --help ]; then
     echo "usage: $0 ESPNET_ROOT [RECIPE]"
     echo "Makes ESPNET_ROOT/egs2/RECIPE/asr1_l0prune; RECIPE is librispeech (the default),"
@@ -12,10 +14,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 recipe=$1/egs2/${2:-librispeech}/asr1
 dir=${recipe}_l0prune
 for needed in "$recipe/local" "$1/egs2/TEMPLATE/asr1/asr.sh"; do
-    if [ ! -e "$needed" ]; then
-        echo "$0: there is no $needed; expected an ESPnet checkout with egs2" >&2
-        exit 1
-    fi
+    [ -e "$needed" ] || die "there is no $needed; expected an ESPnet checkout with egs2"
 done
 
 mkdir -p "$dir/conf/tuning"
