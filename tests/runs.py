@@ -60,13 +60,19 @@ def run(data, out, *more: str, **changes) -> None:
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(conf))
     command = ["--config", str(file), "--output_dir", str(out), "--resume", "true"]
+    ASRTask.main(cmd=[*command, *data_options(data), *more])
+
+
+def data_options(data) -> list[str]:
+    """Of ESPnet's command, for what `make_data` made."""
+    options = []
     for part in ("train", "valid"):
-        command += [
+        options += [
             *(f"--{part}_data_path_and_name_and_type", f"{data}/feats,speech,npy"),
             *(f"--{part}_data_path_and_name_and_type", f"{data}/text,text,text"),
             *(f"--{part}_shape_file", f"{data}/shape"),
         ]
-    ASRTask.main(cmd=[*command, *more])
+    return options
 
 
 def final(out) -> dict:

@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
-from runs import make_data, run
+from runs import CONFIG, data_options, make_data, run
 
 from espnet_l0prune.cli import main
 
-DOCS = Path(__file__).parents[2] / "docs"
+README = Path(__file__).parents[2] / "README.md"
+DOCS = README.parent / "docs"
 # of plain ESPnet's, as a reader has it
 DENSE = {
     "encoder": "conformer",
@@ -32,10 +34,15 @@ DENSE = {
 }
 
 
-def commands(page: str) -> list[str]:
-    text = (DOCS / page).read_text("utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines()]
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """Of all its blocks, without remarks and with lines that go on joined."""
+    text = "".join(blocks(page, "sh")).replace("\\\n", "")
+    return [line.partition(" #")[0] for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +73,40 @@ def follow(lines: list[str], capsys) -> str:
     return printed
 
 
+def test_the_readme_by_hand(tmp_path, monkeypatch, capsys):
+    """Its YAML, in the dense one's place where it says `...`, and its commands."""
+    monkeypatch.chdir(tmp_path)
+    Path("exp").mkdir()
+    make_data(tmp_path)
+    run(tmp_path, Path("exp/dense"), **DENSE)
+    dense = {k: v for k, v in (CONFIG | DENSE).items() if "sparsity" not in k}
+    (lines,) = (x for x in blocks(README, "yaml") if "sparsity_scheduler" in x)
+    ours = yaml.safe_load(lines.replace("...,", "").replace("...", ""))
+    conf = {k: v for k, v in dense.items() if k != "optim_conf"} | ours
+    for name in ("encoder_conf", "model_conf"):
+        conf[name] = {**dense[name], **(ours[name] or {})}
+    steps = {"warmup_steps": 2, "ramp_steps": 6, "hold_steps": 4, "target": 0.3}
+    conf["sparsity_scheduler_conf"] |= steps
+    conf["max_epoch"] = 6
+    Path("prune.yaml").write_text(yaml.safe_dump(conf))
+    for name in [name for name in conf if name.startswith("sparsity")]:
+        del conf[name]
+    conf["encoder_conf"]["units"] = []
+    for name in ("optim", "keep_nbest_models", "best_model_criterion"):
+        conf[name] = dense[name]
+    Path("finetune.yaml").write_text(yaml.safe_dump(conf))
+    more = shlex.join(data_options(tmp_path))
+    steps = [line.replace("...", more) for line in commands(README) if " exp/" in line]
+    (by_hand,) = (i for i, line in enumerate(steps) if "prune.yaml" in line)
+    follow(steps[by_hand:], capsys)
+    assert Path("report/index.html").exists()
+    files = ModelDownloader("cache").download_and_unpack("pruned.zip")
+    assert Speech2Text.from_pretrained(**files)
+
+
 def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
     monkeypatch.chdir(reader)
-    lines = commands("tutorial.md")
+    lines = commands(DOCS / "tutorial.md")
     assert len(lines) >= 8
     printed = follow(lines, capsys)
     # the commands that it tells to run are those that `adopt` prints
@@ -78,7 +116,7 @@ def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
     assert Speech2Text.from_pretrained(**files)
     assert Path("exp/asr_l0/report/index.html").exists()
 
-    lines = commands("howto.md")
+    lines = commands(DOCS / "howto.md")
     assert len(lines) >= 10
     follow(lines, capsys)
     assert Path("exp/l0prune.schema.json").read_text().startswith("{")
