@@ -55,7 +55,7 @@ def _busy(text: str) -> Iterator[Track]:
         *columns, console=console, transient=True, disable=hidden
     ) as shown:
         task = shown.add_task(text, total=None)
-        yield lambda items: shown.track(items, len(items), task)
+        yield lambda items: shown.track(items, total=len(items), task_id=task)
 
 
 def _import_espnet() -> None:
