@@ -1,6 +1,5 @@
 """Tables and pictures of the rows of `compare.py`, from the rows alone."""
 
-import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -11,8 +10,10 @@ import matplotlib
 import numpy as np
 from conditions import CLEAN, CONDITIONS, step_of
 from matplotlib import pyplot as plt
+from matplotlib.ticker import StrMethodFormatter
 
 from espnet_l0prune.plugin.structure_plot import draw_structure
+from espnet_l0prune.report.curves import colour, mark
 
 matplotlib.use("Agg")
 CLEAN_ALONE = [CLEAN]
@@ -52,9 +53,14 @@ class Score:
         words = len(conditions) * np.array(rows[0]["words"][::step])
         return cls(np.array(found).sum(1), words)
 
+    @property
+    def rates(self) -> np.ndarray:
+        """The WER (%) of each seed."""
+        return 100 * self.errors.sum(1) / self.words.sum()
+
     def __str__(self) -> str:
         """The WER (%), with its standard deviation over seeds."""
-        rates = 100 * self.errors.sum(1) / self.words.sum()
+        rates = self.rates
         spread = f" ± {rates.std(ddof=1):.2f}" if len(rates) > 1 else ""
         return f"{rates.mean():.2f}{spread}"
 
@@ -138,7 +144,8 @@ def training_cost(rows: list[dict]) -> dict[str, float | None]:
 
 
 def draw(rows: list[dict], file: Path) -> None:
-    """WER, clean and disturbed, against parameters, MACs and time of the encoder."""
+    """WER, clean and disturbed, against parameters, MACs and time of the encoder; a mark
+    for each row."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), sharex="col", sharey="row")
     names = (
         ("encoder_parameters", "encoder's parameters"),
@@ -146,34 +153,28 @@ def draw(rows: list[dict], file: Path) -> None:
         ("long_rtf", "RTF, 10 s at once"),
     )
     kinds = (("clean", CLEAN_ALONE), ("disturbed", ALL_BUT_CLEAN))
-    styles = itertools.product(
-        "osD^v*", plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    )
-    looks = dict(zip(dict.fromkeys(row["method"] for row in rows), styles, strict=False))
+    methods = sorted({row["method"] for row in rows})
     for above, (kind, conditions) in zip(axes, kinds, strict=True):
         dense = Score.of(rows[:1], conditions, "dense ")
         for axis, (name, label) in zip(above, names, strict=True):
-            for (_, method, _), same in by_seeds(rows).items():
-                place = statistics.mean(row[name] / row["dense"][name] for row in same)
-                score, (marker, colour) = Score.of(same, conditions), looks[method]
-                rates = 100 * score.errors.sum(1) / score.words.sum()
-                more = {"marker": marker, "color": colour, "alpha": 0.8, "ls": "none"}
-                shown = axis.errorbar(place, rates.mean(), np.ptp(rates) / 2, **more)
-                shown.set_label(method)
-            rate = 100 * dense.errors.sum() / dense.words.sum()
-            axis.axhline(rate, color="black", linestyle=":")
+            for i, method in enumerate(methods):
+                some = [row for row in rows if row["method"] == method]
+                places = [row[name] / row["dense"][name] for row in some]
+                rates = [Score.of([row], conditions).rates[0] for row in some]
+                look = {"color": colour(i), "ls": "none", "label": method}
+                axis.plot(places, rates, marker=mark(i), **look)
+            axis.axhline(dense.rates[0], color="black", linestyle=":")
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_xlabel(f"{label}, of the dense model's")
         above[0].set_ylabel(f"WER (%), {kind}; dotted: dense")
-    lines, labels = axes[0, -1].get_legend_handles_labels()
-    unique = dict(zip(labels, lines, strict=True))
-    place = {"bbox_to_anchor": (1.02, 1), "loc": "upper left"}
-    axes[0, -1].legend(unique.values(), unique, fontsize="small", **place)
+    axes[0, -1].legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.savefig(file, bbox_inches="tight", dpi=100)
 
 
 def draw_structures(rows: list[dict], file: Path) -> None:
     """What each cut leaves of every module, side by side."""
-    cut = [row for row in rows if row["modules"]]
+    cut = [row for same in by_seeds(rows).values() for row in same if row["modules"]]
     if not cut:
         raise SystemExit("no row is of a cut network; expected some, to draw structures")
     figure, axes = plt.subplots(
