@@ -266,7 +266,7 @@ class Budget:
     @torch.no_grad()
     def reachable(self) -> dict[str, float]:
         """The largest sparsity: that of all gates closed that may be."""
-        rank, _ = _ranks(self)
+        rank, *_ = _ranks(self)
         stays = self.all_open() * rank.isinf()
         return {k: float(v) for k, v in self.sparsity(stays).items()}
 
@@ -386,7 +386,7 @@ def _least(
         price = (takes + 1e-12) / (gives + 1e-12)
         price[opened == 0] = -torch.inf  # these are closed
         scores = [row[:n] for row, n in zip(price, sizes, strict=True)]
-        rank, high = _ranks(budget, scores)
+        rank, high, _ = _ranks(budget, scores)
         low, full = -1, budget.all_open()
         while high - low > 1:
             middle = (low + high) // 2
@@ -423,7 +423,7 @@ def select(
         ValueError: the units cannot reach the targets
     """
     check_reachable(budget, targets)
-    rank, number = _ranks(budget, scores)
+    rank, number, remainders = _ranks(budget, scores)
     full, order = budget.all_open(), rank.clone()
 
     def beyond(closed: Tensor) -> float:
@@ -453,7 +453,9 @@ def select(
         low = high
     closed = best[1]
     if best[0] > tolerance:
-        closed = _without_needless(closed, order, beyond, tolerance)
+        groups = order[closed].unique().flip(0)  # the most probable first
+        groups = groups[groups >= remainders]
+        closed = _without_needless(closed, order, groups, beyond, tolerance)
     kept = {
         key: ~closed[row, : len(gate.log_alpha)]
         for row, (key, gate) in enumerate(budget.gates.items())
@@ -462,17 +464,21 @@ def select(
 
 
 def _without_needless(
-    closed: Tensor, order: Tensor, beyond: Callable[[Tensor], float], tolerance: float
+    closed: Tensor,
+    order: Tensor,
+    groups: Tensor,
+    beyond: Callable[[Tensor], float],
+    tolerance: float,
 ) -> Tensor:
-    """What must be closed of this: the most probable groups are opened first, as many at
-    a time as the targets allow; one that they do not is passed over.
+    """What must be closed of this: groups are opened in turn, as many at a time as the
+    targets allow; one that they do not is passed over.
 
     Args:
         closed, order: of each gate's units, (gates, largest size)
+        groups: by their places in the order
         beyond: how far a plan is beyond its targets
         tolerance: how far it may be
     """
-    groups = order[closed].unique(sorted=True).flip(0)
     begin, count = 0, 1
     while begin < len(groups) and beyond(closed) > tolerance:
         fewer = closed & ~torch.isin(order, groups[begin : begin + count])
@@ -485,8 +491,11 @@ def _without_needless(
     return closed
 
 
-def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tensor, int]:
-    """The order in which units close, (gates, largest size), and its length.
+def _ranks(
+    budget: Budget, scores: Sequence[Tensor] | None = None
+) -> tuple[Tensor, int, int]:
+    """The order in which units close, (gates, largest size), and its length; and how many
+    of its first are remainders, which exceed a multiple of `round_to`.
 
     Units of a rank go together; those at infinity stay.
 
@@ -518,4 +527,5 @@ def _ranks(budget: Budget, scores: Sequence[Tensor] | None = None) -> tuple[Tens
     for place, members in enumerate(ordered):
         for _, row, units in members:
             rank[row, units] = place
-    return rank, len(ordered)
+    remainders = sum(members[0][0] == -torch.inf for members in ordered)
+    return rank, len(ordered), remainders

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter
 
 from espnet_l0prune.report.results import Result
 from espnet_l0prune.report.run import Run
@@ -94,6 +94,13 @@ def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
     _legend(axes)
 
 
+class _PlainFormatter(LogFormatter):
+    """Plain numbers: the page shows mathematical text as it is written."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def draw_losses(axes: Axes, run: Run) -> None:
     """The parts of the training loss, and the validation's task loss."""
     task = "loss_task" if "loss_task" in run.history[-1].train else "loss"
@@ -113,9 +120,8 @@ def draw_losses(axes: Axes, run: Run) -> None:
     black = axes.xaxis.label.get_color()
     axes.plot(updates(run), values, "--", color=black, label="task, validation")
     axes.set_yscale("log")
-    # plain numbers: the page shows mathematical text as it is written
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    axes.yaxis.set_major_formatter(_PlainFormatter())
+    axes.yaxis.set_minor_formatter(_PlainFormatter(minor_thresholds=(2, 0.4)))
     axes.set_xlabel("updates")
     axes.set_ylabel("loss")
     _legend(axes)

@@ -183,6 +183,14 @@ def test_a_mistake_has_a_message_and_debug_the_stack(tmp_path, capsys):
             main(debug)
 
 
+def test_an_espnet_that_cannot_be_imported(dense, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "espnet2.tasks.asr", None)
+    assert main(["inspect", str(dense)]) == 1
+    message = capsys.readouterr().err
+    assert "ESPnet cannot be imported: " in message
+    assert "`espnet-l0prune doctor` says what is wrong" in message
+
+
 def test_an_interrupted_command(monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt

@@ -270,6 +270,8 @@ def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
     targets = conf["sparsity_scheduler_conf"]["target"]
     assert all(found[cost] >= goal for cost, goal in targets.items())
     prune_at_once(dense, "latest.pth", conf, name, tmp_path / "again", batches=2)
+    with pytest.raises(ValueError, match="again exists; expected a new folder"):
+        prune_at_once(dense, "latest.pth", conf, name, tmp_path / "again", batches=2)
     states = [torch.load(tmp_path / n / "latest.pth") for n in ("pruned", "again")]
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
 

@@ -228,7 +228,7 @@ def test_nothing_is_closed_for_nothing(units, seed, share):
             gate.log_alpha.data.normal_(generator=generator)
     budget = budget_of(network)
     targets = {"params": share * budget.reachable()["params"]}
-    order, _ = _ranks(budget)
+    order, _, _ = _ranks(budget)
     decide_(network.sites(), select(budget, targets))
     opened = budget.opened()
     excess = budget.actual()["params"] - targets["params"]

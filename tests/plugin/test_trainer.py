@@ -283,7 +283,7 @@ def test_clipping_leaves_the_multipliers_alone(data, tmp_path):
     found = []
     for clip in (1e-3, 1e3):
         out = tmp_path / f"{clip}"
-        frozen_gates = {"gate_lr": 0.0, "lr": 1e-3, "weight_decay": clip}
+        frozen_gates = {"gate_lr": 1e-12, "lr": 1e-3, "weight_decay": clip}
         run(data, out, grad_clip=clip, optim_conf=frozen_gates)
         found.append(phases(out))
     assert found[0] == found[1]
@@ -320,7 +320,7 @@ def test_averaged_checkpoints_are_cut_only_once_all_are_frozen(data, tmp_path, c
 OPTIONS = {
     "init_param and freeze_param": lambda out: {
         "init_param": [f"{out}/latest.pth:decoder:decoder"],
-        "freeze_param": ["encoder.embed"],
+        "freeze_param": ["decoder.decoders"],
     },
     "tensorboard": lambda out: {"use_tensorboard": True},
     "averaging": lambda out: {"nbest_averaging_interval": 2},
@@ -350,6 +350,12 @@ def test_espnets_options(name, data, tmp_path, monkeypatch):
     if "use_wandb" in conf:
         (log,) = out.rglob("*.wandb")
         assert b"sparsity_expected_params" in log.read_bytes()
+
+
+def test_gates_that_cannot_train_are_refused(data, tmp_path):
+    gates = "holds the gates of embed.conv.0; expected units without frontend_channels"
+    with pytest.raises(ValueError, match=gates):
+        run(data, tmp_path / "exp", freeze_param=["encoder.embed"])
 
 
 def test_two_processes_train_as_one(tmp_path):
