@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from cells import EPOCHS, ERRORS_FILE, METHODS, Cell, Corpus, peak, within
 from common import DECODE, RATE, ROOT, machine, read_test_set, write
@@ -40,9 +41,8 @@ def modules(cut: Path) -> dict | None:
     return {row.module: row.units for row in found if row.units}
 
 
-def costs_of(cell: Cell) -> dict[str, dict[str, float]]:
+def costs_of(cell: Cell, waves: list[np.ndarray]) -> dict[str, dict[str, float]]:
     """Sizes and times of the encoder, dense beside pruned, on the first utterances."""
-    waves, _ = read_test_set(cell.corpus.test_set)
     ends = {"dense": cell.teacher, "pruned": cell.folder / "asr_finetuned"}
     models = {name: load(end).asr_model for name, end in ends.items()}
     some = [torch.from_numpy(wave) for wave in waves[:TIMED]]
@@ -51,8 +51,8 @@ def costs_of(cell: Cell) -> dict[str, dict[str, float]]:
 
 def row_of(cell: Cell) -> dict:
     """What came of a cell, from its files alone."""
-    costs = costs_of(cell)
-    _, texts = read_test_set(cell.corpus.test_set)
+    waves, texts = read_test_set(cell.corpus.test_set)
+    costs = costs_of(cell, waves)
     return {
         "epochs": EPOCHS,
         **costs["pruned"],

@@ -134,8 +134,7 @@ def inspect(args: argparse.Namespace) -> Answer:
             f"{row.params:,} {row.params_share:6.1%}",
             f"{row.macs / 1e6:,.1f} {row.macs_share:6.1%}",
         )
-    lines = [f"{args.experiment}/{checkpoint}"]
-    lines += [
+    lines = [
         f"{part}: {found.params[part]:,} parameters, {found.macs[part] / 1e6:,.1f} M "
         f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
         for part in ("encoder", "decoder", "model")
@@ -146,7 +145,8 @@ def inspect(args: argparse.Namespace) -> Answer:
         f"{found.reachable_sparsity[cost]:.4f}"
         for cost, expected in found.expected_sparsity.items()
     ]
-    return Answer(dataclasses.asdict(found), [lines[0], table, *lines[1:]])
+    title = f"{args.experiment}/{checkpoint}"
+    return Answer(dataclasses.asdict(found), [title, table, *lines])
 
 
 def adopt(args: argparse.Namespace) -> Answer:

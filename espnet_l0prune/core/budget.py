@@ -479,11 +479,12 @@ def _without_needless(
         beyond: how far a plan is beyond its targets
         tolerance: how far it may be
     """
-    begin, count = 0, 1
-    while begin < len(groups) and beyond(closed) > tolerance:
+    begin, count, excess = 0, 1, beyond(closed)
+    while begin < len(groups) and excess > tolerance:
         fewer = closed & ~torch.isin(order, groups[begin : begin + count])
-        if beyond(fewer) >= 0:
-            closed, begin, count = fewer, begin + count, 2 * count
+        left = beyond(fewer)
+        if left >= 0:
+            closed, excess, begin, count = fewer, left, begin + count, 2 * count
         elif count > 1:
             count //= 2
         else:
