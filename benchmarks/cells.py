@@ -50,6 +50,10 @@ SINGLE = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 RANKED = {"encoder_conf": {"units": SINGLE}}
 BLOCKS = {"encoder_conf": {"units": ["blocks"]}}
 SLOW = {"optim_conf": {"lr": 0.0005}}
+SHORT = {
+    "max_epoch": 3,
+    "sparsity_scheduler_conf": {"warmup_steps": 10, "ramp_steps": 180, "hold_steps": 100},
+}
 HIDDEN_ONLY = {
     "task_weight": 0.0,
     "att_kl_weight": 0.0,
@@ -425,6 +429,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 METHODS: dict[str, Method] = {
     "l0": Gates(),
     "l0_long": Gates(finetune={"max_epoch": 14}),
+    "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's
     "l0_ranked_units": Gates(RANKED),  # those of the methods below
     "l0_blockwise": Gates({"model_conf": {"layer_input": "teacher"}}),
