@@ -49,6 +49,7 @@ SCHEDULE = {"warmup_steps": 30, "ramp_steps": 350, "hold_steps": 200}
 SINGLE = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 RANKED = {"encoder_conf": {"units": SINGLE}}
 BLOCKS = {"encoder_conf": {"units": ["blocks"]}}
+WITH_BLOCKS = {"encoder_conf": {"units": [*SINGLE, "blocks"]}}
 SLOW = {"optim_conf": {"lr": 0.0005}}
 SHORT = {
     "max_epoch": 3,
@@ -291,11 +292,11 @@ def not_finetuned(cell: Cell) -> None:
     cell.cut_only()
 
 
-def one_shot(importance: str) -> Method:
+def one_shot(importance: str, conf: Mapping = RANKED) -> Method:
     """Units are chosen once; all epochs are fine-tuning."""
 
     def run(cell: Cell) -> None:
-        cell.choose(importance, cell.teacher, cell.prune_conf(RANKED))
+        cell.choose(importance, cell.teacher, cell.prune_conf(conf))
         cell.cut_and_finetune({"max_epoch": EPOCHS["prune"] + EPOCHS["finetune"]})
 
     return run
@@ -434,6 +435,7 @@ METHODS: dict[str, Method] = {
     "l0_ranked_units": Gates(RANKED),  # those of the methods below
     "l0_blockwise": Gates({"model_conf": {"layer_input": "teacher"}}),
     **{name: one_shot(name) for name in IMPORTANCES if name != "depth"},
+    "mope": one_shot("mope", WITH_BLOCKS),
     "parp": parp,
     "svd": svd,
     "drop_layers": drop_layers,

@@ -6,13 +6,13 @@ be divided by what a unit costs (`per_cost`). Norms estimate nothing: they are d
 their mean over all units of the kind.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.budget import Budget, select
 from espnet_l0prune.core.gates import DECIDED, HardConcrete
 from espnet_l0prune.core.sites import Claim
 
@@ -32,7 +32,7 @@ def magnitude(budget: Budget, p: int = 2) -> Scores:
         ValueError: whole modules, or blocks
     """
     sums = _over_groups(budget, lambda claim, w: w.abs().pow(p), whole=False)
-    norms = [total.pow(1 / p) for total in sums]
+    norms = [total.pow(1 / p) for total in _owned(budget, sums)]
     of_kind: dict[str, list[Tensor]] = {}
     for (_, kind), norm in zip(budget.gates, norms, strict=True):
         of_kind.setdefault(kind, []).append(norm)
@@ -72,7 +72,7 @@ def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
         return w * w.grad if claim.folds and w.grad is not None else torch.zeros_like(w)
 
     squares = [
-        [slope.square() for slope in _over_groups(budget, slopes)]
+        [slope.square() for slope in _owned(budget, _over_groups(budget, slopes))]
         for _ in _gradients(model, batches)
     ]
     return [torch.stack(same).mean(0) for same in zip(*squares, strict=True)]
@@ -93,27 +93,35 @@ def fisher(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
         for w, total in h.items():
             if w.grad is not None:
                 total += w.grad.square() / len(batches)
-    return _over_groups(budget, lambda claim, w: h[w] * w.square() / 2, whole=False)
+    gains = _over_groups(budget, lambda claim, w: h[w] * w.square() / 2, whole=False)
+    return _owned(budget, gains)
 
 
-def removal(budget: Budget, harm: Callable[[], float], groups: int = 8) -> Scores:
+def removal(
+    budget: Budget,
+    harm: Callable[[], float],
+    kinds: Collection[str] | None = None,
+    groups: int = 8,
+) -> Scores:
     """What it harms to close a group of units alone; a unit's share of that.
 
     The units of a gate are grouped by their norm, so that a module gives up to `groups`
-    groups: weak, strong, and what is between.
+    groups: weak, strong, and what is between. Units that own no weights are whole
+    modules or blocks, one of a gate.
 
     Args:
         harm: measures the model as it is now
-
-    Raises:
-        ValueError: whole modules, or blocks: they have no norm to group them by
+        kinds: of the units to close, all by default; the others' scores are infinite
     """
     before, scores = harm(), []
-    for gate, norms in zip(budget.gates.values(), magnitude(budget), strict=True):
-        score = torch.empty_like(norms)
-        for units in norms.argsort().tensor_split(min(groups, len(norms))):
-            with closed(gate, units):
-                score[units] = (harm() - before) / len(units)
+    squares = _over_groups(budget, lambda claim, w: w.square(), whole=False)
+    for (key, gate), total in zip(budget.gates.items(), squares, strict=True):
+        score = torch.full_like(gate.log_alpha.detach(), torch.inf)
+        if kinds is None or key[1] in kinds:
+            order = score.argsort() if total is None else total.argsort()
+            for units in order.tensor_split(min(groups, len(order))):
+                with closed(gate, units):
+                    score[units] = (harm() - before) / len(units)
         scores.append(score)
     return scores
 
@@ -129,19 +137,46 @@ def closed(gate: HardConcrete, units: Tensor) -> Iterator[None]:
         gate.log_alpha.data.copy_(was)
 
 
-def pruning_error(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
-    """The task loss that comes with the removal of a group of units alone: module-wise
-    pruning error, MoPE (arXiv 2403.07839), with the loss as the metric.
-
-    Raises:
-        ValueError: see `removal`
-    """
+def task_loss(model: nn.Module, batches: Batches) -> Callable[[], float]:
+    """A harm, for `removal`: the mean of the task loss. With it, the scores are those of
+    module-wise pruning error, MoPE (arXiv 2403.07839), with the loss as the metric."""
 
     @torch.no_grad()
     def harm() -> float:
         return sum(float(loss_of(model, batch)) for batch in batches) / len(batches)
 
-    return removal(budget, harm)
+    return harm
+
+
+def width_then_depth(
+    budget: Budget, goal: Mapping[str, float], harm: Callable[[], float], blocks: int = 1
+) -> Scores:
+    """Width first, then depth, as MoPE does (arXiv 2403.07839, section 3.3).
+
+    First as many units go as the goal asks for, blocks aside. In the narrow network that
+    this leaves, blocks are ranked. The least of them are to go before any unit, so that
+    more units of the others stay.
+
+    Args:
+        goal: sparsity by cost
+        harm: see `removal`
+        blocks: how many go, of those that have gates
+    """
+    width = {kind for _, kind in budget.gates} - {"blocks"}
+    scores = per_cost(budget, removal(budget, harm, width), goal)
+    rows = [row for row, (_, kind) in enumerate(budget.gates) if kind == "blocks"]
+    if not rows:
+        return scores
+    plan = select(budget, goal, scores=scores)
+    with ExitStack() as narrow:
+        for (i, kind), gate in budget.gates.items():
+            gone = torch.ones_like(gate.log_alpha, dtype=torch.bool)
+            gone[plan[budget.sites[i].name][kind]] = False
+            narrow.enter_context(closed(gate, gone))
+        depth = per_cost(budget, removal(budget, harm, {"blocks"}), goal)
+    for row in sorted(rows, key=lambda row: float(depth[row]))[:blocks]:
+        scores[row] = torch.full_like(scores[row], -torch.inf)
+    return scores
 
 
 def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
@@ -149,9 +184,6 @@ def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
     removal of a group of units, without labels (LD-Pruner, arXiv 2404.11936, equation 1).
 
     Over the frames of all batches, for each feature; the Euclidean norms of both shifts.
-
-    Raises:
-        ValueError: see `removal`
     """
 
     @torch.no_grad()
@@ -194,14 +226,12 @@ def _over_groups(
     budget: Budget,
     value: Callable[[Claim, nn.Parameter], Tensor],
     whole: bool = True,
-) -> Scores:
-    """The sum of a value of weights over each unit's own.
+) -> list[Tensor | None]:
+    """The sum of a value of weights over each unit's own; None of a gate whose units own
+    none.
 
     Args:
         whole: whether a module may be a unit, of which only the last layer is counted
-
-    Raises:
-        ValueError: units that own no weights
     """
     rows = {key: row for row, key in enumerate(budget.gates)}
     sums: list[Tensor | None] = [None] * len(rows)
@@ -217,16 +247,25 @@ def _over_groups(
             features = found.sum(others) if others else found
             units = features.view(claim.outer, -1, claim.inner).sum((0, 2))
             sums[row] = units if sums[row] is None else sums[row] + units
-    for (i, kind), total in zip(rows, sums, strict=True):
+    return sums
+
+
+def _owned(budget: Budget, sums: Sequence[Tensor | None]) -> Scores:
+    """Sums of all gates, none of them missing.
+
+    Raises:
+        ValueError: units that own no weights
+    """
+    for (i, kind), total in zip(budget.gates, sums, strict=True):
         if total is None:
             raise ValueError(
                 f"{budget.sites[i].name}: {kind} own no weights by which they could be "
                 "ranked; expected units without them"
             )
-    return sums
+    return [total for total in sums if total is not None]
 
 
-def per_cost(budget: Budget, scores: Scores, costs: Sequence[str]) -> Scores:
+def per_cost(budget: Budget, scores: Scores, costs: Collection[str]) -> Scores:
     """What the loss gains for a share of the costs: scores over what a unit takes along.
 
     Args:

@@ -20,23 +20,31 @@ from espnet_l0prune.plugin.experiment import build_model, load_experiment, task_
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
 
-Importance = Callable[[Budget, nn.Module, Batches], Scores]
-# What the loss gains, by name; and what knows nothing of the loss.
-LOSSES: dict[str, Importance] = {
-    "taylor": importance.taylor,
-    "fisher": importance.fisher,
-    "mope": importance.pruning_error,
-    "latent_shift": importance.latent_shift,
-}
+# From the budget, the model, batches, and the sparsity to reach in each cost.
+Importance = Callable[[Budget, nn.Module, Batches, Mapping[str, float]], Scores]
+
+
+def for_its_cost(gain: Callable[[Budget, nn.Module, Batches], Scores]) -> Importance:
+    """What the loss gains for a share of the costs that have a target."""
+    return lambda budget, model, batches, goal: importance.per_cost(
+        budget, gain(budget, model, batches), goal
+    )
+
+
 IMPORTANCES: dict[str, Importance] = {
-    "random": lambda budget, model, batches: importance.random(budget),
-    "magnitude_l1": lambda budget, model, batches: importance.magnitude(budget, 1),
-    "magnitude_l2": lambda budget, model, batches: importance.magnitude(budget, 2),
-    "magnitude_l2_even": lambda budget, model, batches: importance.evenly(
+    "random": lambda budget, *_: importance.random(budget),
+    "magnitude_l1": lambda budget, *_: importance.magnitude(budget, 1),
+    "magnitude_l2": lambda budget, *_: importance.magnitude(budget, 2),
+    "magnitude_l2_even": lambda budget, *_: importance.evenly(
         importance.magnitude(budget, 2)
     ),
-    "depth": lambda budget, model, batches: importance.depth(budget),
-    **LOSSES,
+    "depth": lambda budget, *_: importance.depth(budget),
+    "taylor": for_its_cost(importance.taylor),
+    "fisher": for_its_cost(importance.fisher),
+    "latent_shift": for_its_cost(importance.latent_shift),
+    "mope": lambda budget, model, batches, goal: importance.width_then_depth(
+        budget, goal, importance.task_loss(model, batches)
+    ),
 }
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
 
@@ -107,9 +115,7 @@ def prune_at_once(
     args.seed = seed
     budget, goal = make_budget(model, make_workload(args)), make_scheduler(args).goal
     with evaluation(model):
-        scores = IMPORTANCES[name](budget, model, read_batches(args, batches))
-    if name in LOSSES:
-        scores = importance.per_cost(budget, scores, [*goal])
+        scores = IMPORTANCES[name](budget, model, read_batches(args, batches), goal)
     decide_(sites_of(model), select(budget, goal, scores=scores))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as part:

@@ -124,7 +124,7 @@ def test_taylor_is_the_slope_of_the_gate(net):
 
 def test_removal_harms_as_a_real_cut_does(net):
     data = [batch(0), batch(1)]
-    loss = importance.pruning_error(budget(net), net, data)
+    loss = importance.removal(budget(net), importance.task_loss(net, data))
     shift = importance.latent_shift(budget(net), net, data)
     norms = importance.magnitude(budget(net))
 
@@ -153,6 +153,44 @@ def test_removal_harms_as_a_real_cut_does(net):
         moved = latents(small)
         far = float((moved[0] - mean).norm() + (moved[1] - std).norm()) / len(group)
         assert float(shift[row][unit]) == pytest.approx(far, rel=1e-3, abs=1e-6)
+
+
+def test_the_block_that_goes_is_the_one_that_is_missed_least_in_a_narrow_network():
+    """By real cuts."""
+    torch.manual_seed(0)
+    net = model(encoder_conf={"units": [*UNITS, "blocks"], "num_blocks": 4}).eval()
+    disturb_(net)
+    data, goal = [batch(0), batch(1)], TARGETS
+    harm, counted = importance.task_loss(net, data), budget(net)
+    scores = importance.width_then_depth(counted, goal, harm)
+    width = importance.per_cost(counted, importance.removal(counted, harm, UNITS), goal)
+    narrow = select(counted, goal, scores=width)
+
+    def cut(plan) -> tuple[float, float]:
+        """The loss, and what is left, in shares of the whole."""
+        small = copy.deepcopy(net)
+        sites = sites_of(small)
+        decide_(sites, plan)
+        left = sum(1 - gone for gone in budget(small).actual().values())
+        cut_(small, sites, plan)
+        return importance.task_loss(small, data)(), left
+
+    def without_block(plan, i: int):
+        return plan | {f"encoders.{i}": {"blocks": []}}
+
+    loss, left = cut(narrow)
+    harms = []
+    for i in range(4):
+        fewer = cut(without_block(narrow, i))
+        harms.append((fewer[0] - loss) / (left - fewer[1]))
+    least = harms.index(min(harms))
+    plan = select(counted, goal, scores=scores)
+    gone = [i for i in range(4) if not plan[f"encoders.{i}"]["blocks"]]
+    assert gone == [least]
+    for (_, kind), found, expected in zip(counted.gates, scores, width, strict=True):
+        assert kind == "blocks" or torch.equal(found, expected)
+    decide_(sites_of(net), plan)
+    assert all(counted.actual()[cost] >= target for cost, target in goal.items())
 
 
 def test_the_lowest_scores_go_first(net):
@@ -264,6 +302,8 @@ def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
     conf = conf_of(dense)
     if name == "depth":
         conf = conf_of(dense, ["blocks"], {"params": 0.3})
+    if name == "mope":
+        conf = conf_of(dense, [*UNITS, "blocks"])
     found = prune_at_once(dense, "latest.pth", conf, name, tmp_path / "pruned", batches=2)
     report = cut_experiment(tmp_path / "pruned", tmp_path / "cut")
     assert report.sparsity == pytest.approx(found)
