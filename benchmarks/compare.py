@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
     options.add_argument("--plot", type=Path, help="draw the rows")
     options.add_argument(
-        "--structures", type=Path, help="draw what is left in the rows of --methods"
+        "--structures", type=Path, help="draw what is left, of --methods and --seeds"
     )
     options.add_argument(
         "--conditions", action="store_true", help="the table of speech that is not clean"
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         draw(rows, args.plot)
     if args.structures:
-        shown = [row for row in rows if row["method"] in args.methods]
-        draw_structures(shown, args.structures)
+        mine = [row for row in rows if row["seed"] in args.seeds]
+        draw_structures([r for r in mine if r["method"] in args.methods], args.structures)
 
 
 def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:

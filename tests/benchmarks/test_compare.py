@@ -134,7 +134,7 @@ def test_a_table_from_rows_alone(compare, three_rows, tmp_path, capsys):
     file.write_text("".join(json.dumps(row) + "\n" for row in three_rows))
     plot = tmp_path / "rows.png"
     pictures = ["--plot", str(plot), "--structures", str(tmp_path / "left.png")]
-    compare.main(["--rows", str(file), *pictures])
+    compare.main(["--rows", str(file), "--seeds", "1", *pictures])
     line, _ = compare.summary(three_rows)
     assert line["seeds"] == 2
     assert line["WER (%)"] == "18.75 ± 8.84"  # 4 and 2 of 16 words
@@ -194,6 +194,9 @@ def test_committed_rows_are_whole(compare):
 def test_bad_use_is_said(compare, tmp_path):
     with pytest.raises(SystemExit, match="has no rows; expected --corpus"):
         compare.main(["--rows", str(tmp_path / "none.jsonl")])
+    none = ["--rows", str(FOLDER / "compare.jsonl"), "--seeds", "99"]
+    with pytest.raises(SystemExit, match="no row is of a cut network"):
+        compare.main([*none, "--structures", str(tmp_path / "left.png")])
     with pytest.raises(SystemExit, match="--work is missing"):
         compare.main(["--corpus", str(tmp_path)])
 
