@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from conditions import CLEAN, CONDITIONS, step_of
 from matplotlib import pyplot as plt
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from espnet_l0prune.plugin.structure_plot import draw_structure
 from espnet_l0prune.report.curves import colour, mark
@@ -18,6 +18,7 @@ from espnet_l0prune.report.curves import colour, mark
 matplotlib.use("Agg")
 CLEAN_ALONE = [CLEAN]
 ALL_BUT_CLEAN = [condition for condition in CONDITIONS if condition != CLEAN]
+WORST = 30  # WER (%) that is drawn: what has more is no recognizer
 
 
 def read_rows(file: Path) -> list[dict]:
@@ -145,7 +146,7 @@ def training_cost(rows: list[dict]) -> dict[str, float | None]:
 
 def draw(rows: list[dict], file: Path) -> None:
     """WER, clean and disturbed, against parameters, MACs and time of the encoder; a mark
-    for each row."""
+    for each row; what has a WER above `WORST` is beyond the picture."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), sharex="col", sharey="row")
     names = (
         ("encoder_parameters", "encoder's parameters"),
@@ -165,7 +166,9 @@ def draw(rows: list[dict], file: Path) -> None:
                 axis.plot(places, rates, marker=mark(i), **look)
             axis.axhline(dense.rates[0], color="black", linestyle=":")
             axis.set_yscale("log")
+            axis.set_ylim(top=min(axis.get_ylim()[1], WORST))
             axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(LogFormatter())
             axis.set_xlabel(f"{label}, of the dense model's")
         above[0].set_ylabel(f"WER (%), {kind}; dotted: dense")
     axes[0, -1].legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
