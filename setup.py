@@ -35,7 +35,7 @@ setup(
     entry_points={"console_scripts": ["espnet-l0prune = espnet_l0prune.cli:main"]},
     install_requires=[
         "espnet>=202511",
-        "torch>=2.5",
+        "torch>=2.6",
         "torchaudio",
         "sentencepiece",
         "matplotlib",

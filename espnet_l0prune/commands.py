@@ -85,7 +85,7 @@ def doctor(args: argparse.Namespace) -> Answer:
         f"moved aside, since it cannot load beside this torch: {path}" for path in moved
     ]
     if args.fix and not moved:
-        lines.append("torchaudio needs no mending")
+        lines.append("no library was moved: torchaudio loads, or would not without them")
     with _busy("looking"):
         checks = examine()
     for check in checks:

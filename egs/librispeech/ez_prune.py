@@ -32,15 +32,22 @@ def train(config: Path, out: Path, folders: tuple[Path, Path], speech: str) -> N
         data_info={"speech": [file, kind], "text": ["text", "text"]},
         ngpu=0,
     )
-    if not (out.parent / "stats/train/speech_shape").exists():
+    if not (out.parent / "stats/valid/stats_keys").exists():  # the last file
         trainer.collect_stats()
     trainer.train()
 
 
-def prune(dense: Path, out: Path, folders: tuple, speech: str, choice: Choice) -> Path:
+def prune(
+    dense: Path,
+    checkpoint: str | None,
+    out: Path,
+    folders: tuple,
+    speech: str,
+    choice: Choice,
+) -> Path:
     """From a dense experiment to the fine-tuned small one, whose folder it returns."""
     if not (out / "prune.yaml").exists():
-        adopt(dense, out, None, choice)
+        adopt(dense, out, checkpoint, choice)
     train(out / "prune.yaml", out / "pruned", folders, speech)
     if not (out / "cut").exists():
         report = cut_experiment(out / "pruned", out / "cut")
@@ -52,6 +59,7 @@ def prune(dense: Path, out: Path, folders: tuple, speech: str, choice: Choice) -
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dense", type=Path, help="the dense experiment's folder")
+    parser.add_argument("--checkpoint", help="of the dense one; default: its average")
     parser.add_argument("out", type=Path, help="a new folder, or one to go on with")
     parser.add_argument("--train", type=Path, required=True, help="with wav.scp and text")
     parser.add_argument("--valid", type=Path, required=True, help="with wav.scp and text")
@@ -62,7 +70,14 @@ def main(argv: list[str] | None = None) -> None:
     del sys.argv[1:]  # ESPnet-EZ would read them as ESPnet's
     epochs = tuple(args.epochs) if args.epochs else (None, None)
     choice = Choice(target={"params": args.params}, epochs=epochs, data=False)
-    found = prune(args.dense, args.out, (args.train, args.valid), args.speech, choice)
+    found = prune(
+        args.dense,
+        args.checkpoint,
+        args.out,
+        (args.train, args.valid),
+        args.speech,
+        choice,
+    )
     model, _ = load_experiment(found, average_of(found))
     print(f"{found}: {sum(p.numel() for p in model.parameters()):,} parameters")
 

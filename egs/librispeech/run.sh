@@ -238,6 +238,7 @@ if [ "$stop_stage" -ge 10 ]; then
     # shellcheck disable=SC2086 # the sets are lists
     $dry_run || python3 local/score.py --decode "$expdir/decode" \
         --datadir "$datadir/test" --out "$expdir/RESULTS.md" --sets $test_sets
+    $dry_run || cp "$expdir/RESULTS.md" "$finetuned/"
     $dry_run || "${pack[@]}" # again: the model card has the results now
     for made in "$dense" "$pruned" "$cut" "$finetuned" "$zip" "$expdir/decode"; do
         echo "  $(realpath -m "$made")"

@@ -194,11 +194,11 @@ class SparsityController:
                 logging.warning(f"The expected sparsity in {name} {remedy}")
             self._paths[name] = _Path(self.constraint.equality)
 
-    def _resume(self) -> None:
-        state = self.optimizer.pruning
+    def check_settings(self, before: Mapping[str, object]) -> None:
+        """Raise ValueError for settings that are not those that a run was begun with."""
         changed = [
             f"{name} was {old}, is {self.settings.get(name)}"
-            for name, old in state["settings"].items()
+            for name, old in before.items()
             if old != self.settings.get(name)
         ]
         if changed:
@@ -207,6 +207,10 @@ class SparsityController:
                 "phases, targets and multipliers would jump. Resume with the old "
                 "settings, or begin with the dense model in a new --output_dir."
             )
+
+    def _resume(self) -> None:
+        state = self.optimizer.pruning
+        self.check_settings(state["settings"])
         self.scheduler.scale, self._announced = state["scale"], None
         self._enter_phase()
 

@@ -128,6 +128,8 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
     try:
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
+            if choice.data:
+                _check_data(config_file)
         else:
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
@@ -135,6 +137,20 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _check_data(config_file: Path) -> None:
+    """Raise ValueError for data of a zip by which whoever made it could run commands."""
+    config = vars(read_config(config_file))
+    for key in DATA:
+        for entry in config.get(key) or []:
+            words = entry if isinstance(entry, list) else [entry]
+            if "kaldi_ark" in words or any("|" in str(word) for word in words):
+                raise ValueError(
+                    f"{config_file} has {key}: {entry}; expected no pipe and no "
+                    "kaldi_ark, whose lists can run commands. Give --no_data, and name "
+                    "your own data to the trainings."
+                )
 
 
 def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
@@ -179,11 +195,16 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
         paths[kind].write_text(head + text, "utf-8")
     return Adopted(
         **paths,
-        commands=_commands(name, dense.get("ngpu") or 0, out, **paths),
+        commands=_commands(name, _gpus(dense), out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
         notes=_notes(dense),
     )
+
+
+def _gpus(dense: dict) -> int:
+    """Of the training; a distributed one's processes write ngpu: 1."""
+    return max(dense.get("dist_world_size") or 0, dense.get("ngpu") or 0)
 
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:

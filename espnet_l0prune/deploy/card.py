@@ -91,11 +91,9 @@ def load_finished(
 
 
 def results_of(experiment: Path) -> Path | None:
-    """Its RESULTS.md: in its own folder, as asr.sh writes it, or in the one above, as the
-    recipe does."""
-    folder = experiment.resolve()
-    files = (folder / "RESULTS.md", folder.parent / "RESULTS.md")
-    return next((file for file in files if file.exists()), None)
+    """The RESULTS.md in its folder, as asr.sh and the recipe write it."""
+    file = experiment / "RESULTS.md"
+    return file if file.exists() else None
 
 
 def write_card(

@@ -214,6 +214,7 @@ def _take_place(part: Path, out: Path) -> None:
 
 def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> None:
     """Fill a temporary folder beside `out`, and only then take its place."""
+    out = out.resolve()  # the folder itself, where it is a link to one
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

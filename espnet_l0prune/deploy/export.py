@@ -214,7 +214,9 @@ def _write_config(folder: Path, config: dict) -> list[str]:
         (config, "bpemodel", "bpe.model"),
         (config, "src_bpemodel", "src_bpe.model"),
     ):
-        if place.get(key):
+        tokenizer = config.get(key.replace("bpemodel", "token_type"))
+        named = tokenizer in ("hugging_face", "whisper_en", "whisper_multilingual")
+        if place.get(key) and not named:  # a tokenizer of the hub is no file
             shutil.copyfile(place[key], folder / name)
             place[key] = name
             extras.append(name)

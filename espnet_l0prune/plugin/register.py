@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import importlib
+from pathlib import Path
 from typing import Any
 
 import humanfriendly
@@ -24,7 +25,7 @@ from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.signature import check_options
-from espnet_l0prune.plugin.trainer import L0Trainer
+from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable
 from espnet_l0prune.plugin.workload import (
     Workload,
     make_budget,
@@ -167,8 +168,8 @@ def prepare_training(
     """After ESPnet's build_optimizers: training begins, so bring in what it needs.
 
     Raises:
-        ValueError: a combination of options that cannot prune; see `SparsityController`
-            and `Teacher`
+        ValueError: a combination of options that cannot prune; see `SparsityController`,
+            `Teacher` and `check_resumable`
     """
     name = getattr(args, "sparsity_scheduler", None)
     networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
@@ -213,6 +214,8 @@ def prepare_training(
         model.load_teacher_(optimizers[0])
         if task.trainer is Trainer:
             task.trainer = L0Trainer
+    if args.resume:
+        check_resumable(Path(args.output_dir, "checkpoint.pth"), model)
 
 
 def _require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:

@@ -65,14 +65,13 @@ class L0Trainer(Trainer):
         """Go on from the newest whole checkpoint; write again what a kill left out.
 
         Raises:
-            ValueError: a checkpoint of another architecture, or of other settings
+            ValueError: see `SparsityController.check_settings`
             RuntimeError: see `choose_checkpoint`
         """
         checkpoint = Path(checkpoint)
         chosen = choose_checkpoint(checkpoint)
         if chosen is None:
             return
-        check_fits(chosen, model)
         Trainer.resume(chosen, model, reporter, *args, **kwargs)
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
         first = not torch.distributed.is_initialized() or not torch.distributed.get_rank()
@@ -84,8 +83,17 @@ class L0Trainer(Trainer):
             latest.symlink_to(epoch.name)
 
 
-def check_fits(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Raise ValueError, with the first difference, for another architecture's weights."""
+def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Before ESPnet writes config.yaml anew, refuse to go on with another run.
+
+    A checkpoint that is missing or damaged is left to `L0Trainer.resume`.
+
+    Raises:
+        ValueError: a checkpoint of another architecture, with the first difference, or
+            of other settings
+    """
+    if not is_whole(checkpoint):
+        return
     states = torch.load(checkpoint, map_location="meta", weights_only=False)
     ours, theirs = (
         {name: tuple(value.shape) for name, value in state.items()}
@@ -99,6 +107,10 @@ def check_fits(checkpoint: Path, model: torch.nn.Module) -> None:
                 "model. Resume with the configuration that it was trained with, or "
                 "train into another --output_dir."
             )
+    controller = getattr(model, "controller", None)
+    for group in states["optimizers"][0]["param_groups"]:
+        if controller is not None and "settings" in group:
+            controller.check_settings(group["settings"])
 
 
 def keep_checkpoint(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jsonschema
@@ -178,6 +179,21 @@ def test_a_zip_of_the_model_zoo(data, tmp_path, capsys, monkeypatch):
     follow(adopt("packed.zip", "l0", capsys, "--params", "0.4"), "asr")
     assert 0.4 <= cut_sparsity(out) < 0.5
 
+    data_of = "train_data_path_and_name_and_type"
+    for entry in (["feats", "speech", "kaldi_ark"], ["cat feats |", "speech", "npy"]):
+        with zipfile.ZipFile("packed.zip") as packed, zipfile.ZipFile("z.zip", "w") as z:
+            for name in packed.namelist():
+                content = packed.read(name)
+                if name == "config.yaml":
+                    config = yaml.safe_load(content) | {data_of: [entry]}
+                    content = yaml.safe_dump(config)
+                z.writestr(name, content)
+        assert main(["adopt", "z.zip", "--out", "new"]) == 1
+        assert "whose lists can run commands" in capsys.readouterr().err
+        assert not Path("new").exists()
+    adopt("z.zip", "new", capsys, "--no_data")
+    assert data_of not in yaml.safe_load(Path("new/prune.yaml").read_text())
+
 
 def test_the_example_in_python(data, tmp_path):
     """egs/librispeech/ez_prune.py, in a process of its own."""
@@ -244,7 +260,8 @@ def test_rates_of_other_optimizers(tmp_path, capsys):
     """The peak of noamlr's rate is lr / sqrt(model_size warmup_steps)."""
     dense = tmp_path / "a dense one"
     changes = {"scheduler": "noamlr", "scheduler_conf": {"warmup_steps": 2500}}
-    save_experiment(dense, optim="adam", optim_conf={"lr": 4.0}, ngpu=2, **changes)
+    changes |= {"ngpu": 1, "dist_world_size": 2}  # as a process of two writes it
+    save_experiment(dense, optim="adam", optim_conf={"lr": 4.0}, **changes)
     commands = adopt(dense, tmp_path / "an l0 one", capsys)
     train = shlex.split(commands[0])
     assert train[3:7] == ["--ngpu", "2", "--multiprocessing_distributed", "true"]

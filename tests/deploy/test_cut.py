@@ -157,6 +157,11 @@ def test_an_earlier_result_survives(tmp_path, capsys, monkeypatch):
     assert {p.name: p.read_bytes() for p in (tmp_path / "cut").iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "exp"]
     assert main([*command, "--force"]) == 0
+    (tmp_path / "link").symlink_to("cut")
+    command[-1] = str(tmp_path / "link")
+    assert main([*command, "--force"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "exp", "link"]
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_force_replaces_nothing_but_a_cut(tmp_path, capsys):

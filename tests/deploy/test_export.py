@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -83,6 +84,16 @@ def read(path) -> tuple[set[str], dict, str]:
     with zipfile.ZipFile(path) as archive:
         config = yaml.safe_load(archive.read("config.yaml"))
         return set(archive.namelist()), config, archive.read("README.md").decode()
+
+
+def test_a_tokenizer_of_the_hub_is_no_file(experiment, tmp_path):
+    copy = tmp_path / "exp"
+    shutil.copytree(experiment, copy)
+    tokens = {"token_type": "hugging_face", "bpemodel": "bert-base-uncased"}
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | tokens
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["export", "plugin", str(copy), "--out", str(tmp_path / "m.zip")]) == 0
+    assert read(tmp_path / "m.zip")[1]["bpemodel"] == "bert-base-uncased"
 
 
 @pytest.mark.parametrize("form", ["plugin", "stock", "onnx"])

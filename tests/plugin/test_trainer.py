@@ -155,9 +155,11 @@ def test_damage_anywhere_is_no_error(tmp_path):
 def test_a_resume_with_other_settings(changes, message, data, tmp_path):
     out = tmp_path / "exp"
     run(data, out)
+    config = (out / "config.yaml").read_text()
     conf = {"sparsity_constraint_conf": {}, **changes}
     with pytest.raises(ValueError, match=message):
         run(data, out, max_epoch=7, **conf)
+    assert (out / "config.yaml").read_text() == config
 
 
 def test_a_resume_with_another_architecture(data, tmp_path):

@@ -88,6 +88,9 @@ for cost in params macs; do
         l0_tag+=_$cost${!cost}
     fi
 done
+name=$(basename "$prune_config" .yaml)
+if [ "$name" != "prune_asr_$model" ]; then l0_tag+=_${name#prune_asr_}; fi
+if [ -n "$dense_exp" ]; then l0_tag+=_of_$(basename "$dense_exp"); fi
 exp=exp/asr_$model
 dense=${dense_exp:-${exp}_dense}
 pruned=${exp}_pruned$l0_tag cut=${exp}_cut$l0_tag finetuned=${exp}_finetuned$l0_tag

@@ -35,7 +35,8 @@ cp "$here/run.sh" "$here/README.md" "$dir/"
 for path in "$here"/conf/*.yaml "$here"/conf/tuning/*.yaml; do
     copy=$dir/conf${path#"$here/conf"}
     if [ -e "$copy" ] && ! cmp -s "$path" "$copy"; then
-        echo "$copy was changed: kept"
+        cp "$path" "$copy.new"
+        echo "$copy differs from ours: kept; ours is $copy.new"
     else
         cp "$path" "$copy"
     fi
