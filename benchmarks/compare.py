@@ -79,7 +79,14 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--test_set", default="test-digits")
     options.add_argument("--work", type=Path, help="folder for all that is trained")
     options.add_argument("--rows", type=Path, default=ROOT / "benchmarks/compare.jsonl")
-    options.add_argument("--methods", nargs="+", choices=METHODS, default=["l0"])
+    options.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=["l0"],
+        metavar="METHOD",
+        help=f"some of {', '.join(METHODS)}",
+    )
     options.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.8])
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
     options.add_argument("--plot", type=Path, help="draw the rows")
@@ -90,7 +97,10 @@ def main(argv: list[str] | None = None) -> None:
         "--conditions", action="store_true", help="the table of speech that is not clean"
     )
     options.add_argument(
-        "--against", choices=METHODS, help="a method to compare with, instead of dense"
+        "--against",
+        choices=METHODS,
+        metavar="METHOD",
+        help="one to compare with, instead of dense",
     )
     options.add_argument("--json", type=Path, help="write the table here too")
     args = options.parse_args(argv)
