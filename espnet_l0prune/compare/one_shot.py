@@ -16,8 +16,17 @@ from espnet_l0prune.compare.importance import Batches, Scores
 from espnet_l0prune.core.budget import Budget, select
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.sites import decide_
-from espnet_l0prune.plugin.experiment import build_model, load_experiment, task_of
-from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.experiment import (
+    build_model,
+    load_experiment,
+    load_state,
+    task_of,
+)
+from espnet_l0prune.plugin.register import (
+    make_scheduler,
+    make_workload,
+    require_gates_in_scope,
+)
 from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
 
 # From the budget, the model, batches, and the sparsity to reach in each cost.
@@ -64,15 +73,29 @@ def gated(
         conf: what a pruning configuration says of networks and budget
 
     Raises:
-        ValueError: files that are missing or damaged, or networks that do not fit
+        ValueError: files that are missing or damaged, networks that do not fit, gates
+            that no budget would hold, a budget `per` part, or none
     """
+    if conf.get("sparsity_scheduler") is None:
+        raise ValueError(
+            "the pruning configuration has no sparsity_scheduler; expected one, whose "
+            "_conf says the target"
+        )
     trained, args = load_experiment(dense, checkpoint)
     vars(args).update(
         (name, value) for name, value in conf.items() if name.startswith(PRUNING)
     )
     model = build_model(args)
+    workload = make_workload(args)
+    require_gates_in_scope(model, workload)
+    if workload.per is not None:
+        raise ValueError(
+            f"sparsity_scheduler_conf: per is {workload.per}; expected null: units are "
+            "chosen at once over the whole scope"
+        )
     own, gates = model.state_dict(), gate_names(model)
-    model.load_state_dict({name: own[name] for name in gates} | trained.state_dict())
+    state = {name: own[name] for name in gates} | trained.state_dict()
+    load_state(model, state, dense / checkpoint)
     return model.eval(), args
 
 

@@ -89,9 +89,15 @@ def factorize(
         `ranks` of `encoder_conf`
 
     Raises:
-        ValueError: files that are missing or damaged; a target beyond rank 1 everywhere
+        ValueError: files that are missing or damaged; another encoder than a Conformer; a
+            target beyond rank 1 everywhere
     """
     model, args = load_experiment(dense, checkpoint)
+    if args.encoder != "conformer":
+        raise ValueError(
+            f"{dense} has encoder: {args.encoder}; expected conformer, the one that can "
+            "be factored"
+        )
     rate = make_workload(args).fs
     limits = {c: (1 - share) * COUNTS[c](model, rate) for c, share in target.items()}
     worth, trial = energies(model.encoder), copy.deepcopy(args)
@@ -126,6 +132,7 @@ def factorize(
         for name, value in model.state_dict().items()
         if not name.startswith(tuple(own))
     }
+    small.load_state_dict(state)  # strict: all of it, and nothing else
     out.parent.mkdir(parents=True, exist_ok=True)
     replace(out, lambda part: torch.save(state, part))
     return ranks

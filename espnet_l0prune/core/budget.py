@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_l0prune.core.gates import HardConcrete, LogAlpha
+from espnet_l0prune.core.gates import HardConcrete, LogAlpha, ScoreOf, log_alpha_of
 from espnet_l0prune.core.sites import Claim, Plan, Shapes, Site, make_plan
 
 COSTS = ("params", "macs")
@@ -504,12 +504,15 @@ def _ranks(
         scores: of each gate's units: the lowest go first; by default the least probable
     """
     rank = torch.full_like(budget.all_open(), torch.inf)
+    score_of: ScoreOf = log_alpha_of
+    if scores is not None:
+        score_of = dict(zip(budget.gates.values(), scores, strict=True)).__getitem__
     groups: dict[tuple, list[tuple[float, int, Tensor]]] = {}  # score, row, units
     for row, ((i, kind), gate) in enumerate(budget.gates.items()):
-        score, stays = gate.log_alpha.detach(), budget.sites[i].protected(kind)
-        score = (score if scores is None else scores[row]).clone()
+        score = score_of(gate).clone()
+        stays = budget.sites[i].protected(kind, score_of)
         if stays is not None:
-            score[stays if scores is None else score.argmax()] = torch.inf
+            score[stays] = torch.inf
         score, order = score.sort()
         size, step = len(order), gate.round_to
         ends = list(range(size % step or step, size + 1, step))

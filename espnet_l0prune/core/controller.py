@@ -176,14 +176,17 @@ class SparsityController:
                 )
             scheduler.scale = state["scale"] = updates
             self._enter_phase()
-        needed, last = scheduler.frozen_begins, updates * epochs
+        needed = scheduler.frozen_begins
+        last = self.update + updates * (epochs - epoch)  # some may have been skipped
         if needed >= last:
+            enough = epoch + (needed - self.update) // updates + 1
+            most = max(last - updates, 1) / scheduler.scale
             raise ValueError(
                 f"the gates freeze after {needed} updates (warmup, ramp and hold), and "
                 "the frozen network must be trained too, but this run ends after "
                 f"{last}: {epochs} epochs of {updates}. Raise max_epoch to "
-                f"{needed // updates + 1}, or shorten warmup_steps, ramp_steps and "
-                f"hold_steps to {max(last - updates, 1)} in all."
+                f"{enough}, or shorten warmup_steps, ramp_steps and hold_steps to "
+                f"{most:g} {'epochs' if scheduler.in_epochs else 'updates'} in all."
             )
 
     def _tell_paths(self) -> None:

@@ -13,6 +13,7 @@ P(z = 1) = sigmoid(log_alpha); its gradient is that of the relaxed variable.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -169,3 +170,11 @@ def draw_all(network: nn.Module, *_) -> None:
     for module in network.modules():
         if isinstance(module, HardConcrete):
             module.draw_()
+
+
+ScoreOf = Callable[[HardConcrete], Tensor]
+
+
+def log_alpha_of(gate: HardConcrete) -> Tensor:
+    """The score of units by which they go when gates have been trained, (n,)."""
+    return gate.log_alpha.detach()

@@ -193,6 +193,10 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
             )
         self.stairs = stairs
 
+    @property
+    def settings(self) -> dict[str, object]:
+        return {**super().settings, "stairs": self.stairs}
+
     def ramp(self, done: float) -> float:
         return (math.floor(done * self.stairs) + 1) / self.stairs
 

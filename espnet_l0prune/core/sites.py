@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.gates import HardConcrete, ScoreOf, log_alpha_of
 from espnet_l0prune.core.hooks import (
     GateHook,
     ScaleInput,
@@ -155,8 +155,12 @@ class Site(ABC):
         """
         return None
 
-    def protected(self, kind: str) -> int | None:
-        """A unit that stays in any case, where not all of a kind can go."""
+    def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
+        """A unit that stays in any case, where not all of a kind can go: the best one.
+
+        Args:
+            score_of: of a gate's units, the higher the better
+        """
         return None
 
     def survivors(self, kind: str) -> Tensor:

@@ -69,6 +69,15 @@ def load_weights(model: nn.Module, model_file: str | Path) -> None:
             "complete checkpoint of plain tensors, as ESPnet's training saves it; "
             "if it is truncated, take an earlier epoch or train on with --resume"
         ) from e
+    load_state(model, state, model_file)
+
+
+def load_state(model: nn.Module, state: dict, model_file: str | Path) -> None:
+    """Load tensors of a file, every key of it and no other.
+
+    Raises:
+        ValueError: keys or shapes that do not fit
+    """
     try:
         model.load_state_dict(state)
     except RuntimeError as e:

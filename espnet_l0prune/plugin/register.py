@@ -191,7 +191,7 @@ def prepare_training(
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
         workload = make_workload(args)
-        _require_gates_in_scope(model, workload)
+        require_gates_in_scope(model, workload)
         budget = make_budget(model, workload)
         _require_moving_gates(args, budget)
         model.controller = SparsityController(
@@ -218,7 +218,7 @@ def prepare_training(
         check_resumable(Path(args.output_dir, "checkpoint.pth"), model)
 
 
-def _require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:
+def require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:
     """Raise ValueError for gates that no budget would hold, or none that one could."""
     for name in ("encoder", "decoder"):
         network, scope = getattr(model, name), workload.scope

@@ -27,16 +27,16 @@ class L0Trainer(Trainer):
         """Keep the last checkpoint, then train; see `SparsityController.begin_epoch`."""
         # in a notebook, another model may come after the pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
+        done = kwargs["reporter"].get_epoch() - 1
         if controller is not None:
             try:
                 updates = len(iterator) // options.accum_grad
             except TypeError:  # a generator, whose length nobody knows
                 updates = None
-            done = kwargs["reporter"].get_epoch() - 1
             controller.begin_epoch(updates, options.max_epoch, done)
         first = not distributed_option.distributed or distributed_option.dist_rank == 0
         if first:
-            keep_checkpoint(Path(options.output_dir))
+            keep_checkpoint(Path(options.output_dir), done)
         # what accum_grad left of the last epoch would be gone in a resumed run
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -113,10 +113,16 @@ def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
             controller.check_settings(group["settings"])
 
 
-def keep_checkpoint(folder: Path) -> None:
-    """Copy the last epoch's checkpoint, if it is whole, before the next is written."""
+def keep_checkpoint(folder: Path, epochs: int) -> None:
+    """Copy the last epoch's checkpoint, if it is whole, before the next is written.
+
+    Args:
+        epochs: that this run has finished; before the first, what is there is of another
+    """
     checkpoint = folder / "checkpoint.pth"
-    if is_whole(checkpoint):
+    if not epochs:
+        (folder / PREVIOUS).unlink(missing_ok=True)
+    elif is_whole(checkpoint):
         replace(folder / PREVIOUS, lambda path: shutil.copyfile(checkpoint, path))
 
 

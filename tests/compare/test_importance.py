@@ -14,7 +14,7 @@ from espnet_l0prune.compare.parp import prune_softly, zero_
 from espnet_l0prune.core.budget import count_parameters, select
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.deploy.cut import cut_experiment
-from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.workload import evaluation, sites_of
 
 UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
@@ -261,6 +261,26 @@ def test_one_that_must_stay_is_the_best(net):
             assert site.sizes[kind] - 1 in plan[site.name][kind]
 
 
+def test_scores_leave_a_block_a_feature_that_the_stream_keeps():
+    """Where the best of the block is none of the stream's best."""
+    kinds = ["width", "block_width", "ffn_channels", "conv_channels"]
+    for seed in range(8):
+        made = model(encoder_conf={"units": kinds}).eval()
+        counted = budget(made)
+        generator = torch.Generator().manual_seed(seed)
+        scores = [
+            torch.rand(len(gate.log_alpha), generator=generator)
+            for gate in counted.gates.values()
+        ]
+        plan = select(counted, {"params": 0.6}, scores=scores)
+        decide_(sites_of(made), plan)
+        expected, remaining = outputs(made), counted.remaining()
+        small = copy.deepcopy(made)
+        cut_(small, sites_of(small), plan_of(sites_of(small)))
+        assert count_parameters(small.encoder) == round(remaining)
+        require_equal(compare(expected, outputs(small)), TOLERANCE)
+
+
 def test_parp_closes_what_the_gates_would_and_lets_it_grow(net):
     gated_net, soft = copy.deepcopy(net), copy.deepcopy(net)
     plan = select(budget(net), TARGETS, scores=importance.magnitude(budget(net)))
@@ -314,6 +334,20 @@ def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
         prune_at_once(dense, "latest.pth", conf, name, tmp_path / "again", batches=2)
     states = [torch.load(tmp_path / n / "latest.pth") for n in ("pruned", "again")]
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+
+
+def test_pruning_configurations_that_cannot_be_used(dense):
+    conf, wider = conf_of(dense), conf_of(dense)
+    wider["encoder_conf"]["linear_units"] += 8
+    other = {"target": TARGETS, "per": "block"}
+    for changes, message in (
+        ({"sparsity_scheduler": None}, "has no sparsity_scheduler"),
+        ({"sparsity_scheduler_conf": other}, "per is block; expected null"),
+        (conf_of(dense, []), "but the encoder has no gates"),
+        (wider, "latest.pth does not fit its configuration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gated(dense, "latest.pth", {**conf, **changes})
 
 
 def test_parp_writes_a_dense_checkpoint(dense, tmp_path):

@@ -104,6 +104,12 @@ def test_more_than_all_factors_can_give_is_refused(tmp_path):
         svd.factorize(tmp_path / "dense", "model.pth", {"params": 0.99}, tmp_path / "b")
 
 
+def test_another_encoder_is_refused(tmp_path):
+    save_experiment(tmp_path / "dense", encoder="l0_conformer")
+    with pytest.raises(ValueError, match="encoder: l0_conformer; expected conformer"):
+        svd.factorize(tmp_path / "dense", "model.pth", {"params": 0.5}, tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     "ranks", [{"encoders.0.nothing": 2}, {"after_norm": 2}, {"embed.out.0": 0}]
 )

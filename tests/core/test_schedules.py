@@ -80,3 +80,5 @@ def test_the_ramps_shape(shape):
 def test_stairs():
     with pytest.raises(ValueError, match="stairs is 0; expected a whole number"):
         StaircaseSparsityScheduler(stairs=0)
+    two, five = (StaircaseSparsityScheduler(stairs=n) for n in (2, 5))
+    assert two.settings != five.settings

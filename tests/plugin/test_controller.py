@@ -209,6 +209,19 @@ def test_epochs_of_another_length_are_refused():
     net.controller.begin_epoch(3, 8)
     with pytest.raises(ValueError, match="an epoch has 4 updates, but had 3"):
         net.controller.begin_epoch(4, 8)
+    net, _ = start(sparsity_scheduler_conf=conf)
+    with pytest.raises(ValueError, match=r"max_epoch to 5, or .* to 3 epochs in all"):
+        net.controller.begin_epoch(3, 4)
+
+
+def test_updates_that_were_skipped_are_missing_at_the_end():
+    """14 of 5 epochs of 3, of which the first had 1."""
+    net, optimizer = start()
+    net.controller.begin_epoch(3, 5)
+    train(net, optimizer, range(1))
+    message = r"freeze after 14 updates .* ends after 13: .* Raise max_epoch to 6"
+    with pytest.raises(ValueError, match=message):
+        net.controller.begin_epoch(3, 5, 1)
 
 
 def test_a_warm_up_of_part_of_an_epoch_is_dense(caplog):

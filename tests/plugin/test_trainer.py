@@ -16,7 +16,7 @@ from runs import CONFIG, UTTERANCES, final, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.files import is_whole
-from espnet_l0prune.plugin.trainer import PREVIOUS
+from espnet_l0prune.plugin.trainer import PREVIOUS, keep_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,16 @@ def test_no_whole_checkpoint_is_left(data, tmp_path):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RuntimeError, match=r"is damaged and there is no whole"):
         run(data, out)
+
+
+def test_a_new_run_does_not_keep_the_checkpoint_of_another(data, tmp_path):
+    """Or a kill in its first epoch would have the other's be resumed."""
+    out = tmp_path / "exp"
+    run(data, out, max_epoch=5)
+    keep_checkpoint(out, epochs=0)
+    assert not (out / PREVIOUS).exists()
+    keep_checkpoint(out, epochs=5)
+    assert is_whole(out / PREVIOUS)
 
 
 def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, caplog):
@@ -192,7 +202,7 @@ def test_a_schedule_longer_than_the_run(data, tmp_path):
     conf = {**CONFIG["sparsity_scheduler_conf"], "ramp_steps": 20}
     message = (
         r"freeze after 26 updates .* ends after 18: 6 epochs of 3. Raise max_epoch to "
-        r"9, or shorten .* to 15 in all"
+        r"9, or shorten .* to 15 updates in all"
     )
     with pytest.raises(ValueError, match=message):
         run(data, tmp_path / "exp", sparsity_scheduler_conf=conf)

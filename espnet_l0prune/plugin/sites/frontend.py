@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from espnet_l0prune.core.gates import ScoreOf, log_alpha_of
 from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
 from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
 from espnet_l0prune.plugin.low_rank import LowRank
@@ -62,5 +63,5 @@ class FrontendSite(Site):
         inner = self.consumer.weight.size(1) // self.conv.out_channels
         yield from inputs(self.consumer, kind, inner=inner, folds=True)
 
-    def protected(self, kind: str) -> int | None:
-        return int(self.gates[kind].log_alpha.argmax())
+    def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
+        return int(score_of(self.gates[kind]).argmax())

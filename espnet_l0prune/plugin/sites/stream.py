@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.gates import HardConcrete, ScoreOf, log_alpha_of
 from espnet_l0prune.core.hooks import (
     GateHook,
     SurvivorNorm,
@@ -180,8 +180,8 @@ class StreamSite(_WidthSite):
                 yield from outputs(block.norm_final, "width", folds=True)
         yield from outputs(self.network.after_norm, "width", folds=True)
 
-    def protected(self, kind: str) -> int | None:
-        return int(self.gates[kind].log_alpha.argmax())
+    def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
+        return int(score_of(self.gates[kind]).argmax())
 
     def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
         mask = kept[self.name]["width"]
@@ -254,9 +254,9 @@ class BlockWidthSite(_WidthSite):
         if not self.cut_before:
             yield from _block_claims(self.block, self.sites, "block_width", folds=True)
 
-    def protected(self, kind: str) -> int | None:
+    def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
         gate = getattr(self.network, "width_gate", None) or self.gates[kind]
-        return int(gate.log_alpha.argmax())
+        return int(score_of(gate).argmax())
 
     def survivors(self, kind: str) -> Tensor:
         """As ever, but one of them at least is left by the gates of the whole width."""
