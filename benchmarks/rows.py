@@ -18,6 +18,7 @@ from espnet_l0prune.report.curves import colour, mark
 matplotlib.use("Agg")
 CLEAN_ALONE = [CLEAN]
 ALL_BUT_CLEAN = [condition for condition in CONDITIONS if condition != CLEAN]
+OURS = "l0"  # in black, which is no other's
 WORST = 30  # WER (%) that is drawn: what has more is no recognizer
 
 
@@ -162,7 +163,8 @@ def draw(rows: list[dict], file: Path) -> None:
                 some = [row for row in rows if row["method"] == method]
                 places = [row[name] / row["dense"][name] for row in some]
                 rates = [Score.of([row], conditions).rates[0] for row in some]
-                look = {"color": colour(i), "ls": "none", "label": method}
+                look = {"color": "black" if method == OURS else colour(i)}
+                look |= {"ls": "none", "label": method}
                 axis.plot(places, rates, marker=mark(i), **look)
             axis.axhline(dense.rates[0], color="black", linestyle=":")
             axis.set_yscale("log")
