@@ -23,5 +23,5 @@ docs: env
 	.venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
 
 clean:
-	rm -rf .venv build *.egg-info egs/librispeech/data/mini \
-	    egs/librispeech/exp/mini egs/librispeech/downloads docs/_build docs/_generated docs/jupyter_execute
+	rm -rf .venv build *.egg-info egs/librispeech/data/mini egs/librispeech/exp/mini \
+	    egs/librispeech/downloads docs/_build docs/_generated docs/jupyter_execute

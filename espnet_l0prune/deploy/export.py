@@ -31,6 +31,8 @@ from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_eq
 from espnet_l0prune.plugin.experiment import load_model, task_name
 
 TEACHER = ("teacher_config", "teacher_model_file")
+# token types whose `bpemodel` is a name: of the hub, or of Whisper's own
+NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
 # ESPnet's packing, also of slu, which its command does not know
 PACK = """
@@ -209,14 +211,12 @@ def _write_config(folder: Path, config: dict) -> list[str]:
     """Write a configuration and the files that it names; return their names."""
     extras, config = [], dict(config)
     conf = dict(config.get("normalize_conf") or {})
-    for place, key, name in (
-        (conf, "stats_file", "feats_stats.npz"),
-        (config, "bpemodel", "bpe.model"),
-        (config, "src_bpemodel", "src_bpe.model"),
+    for place, key, name, kind in (
+        (conf, "stats_file", "feats_stats.npz", None),
+        (config, "bpemodel", "bpe.model", config.get("token_type")),
+        (config, "src_bpemodel", "src_bpe.model", config.get("src_token_type")),
     ):
-        tokenizer = config.get(key.replace("bpemodel", "token_type"))
-        named = tokenizer in ("hugging_face", "whisper_en", "whisper_multilingual")
-        if place.get(key) and not named:  # a tokenizer of the hub is no file
+        if place.get(key) and kind not in NO_FILES:
             shutil.copyfile(place[key], folder / name)
             place[key] = name
             extras.append(name)

@@ -86,15 +86,17 @@ class L0Trainer(Trainer):
 def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
     """Before ESPnet writes config.yaml anew, refuse to go on with another run.
 
-    A checkpoint that is missing or damaged is left to `L0Trainer.resume`.
+    None that is whole is left to `L0Trainer.resume`.
 
     Raises:
         ValueError: a checkpoint of another architecture, with the first difference, or
             of other settings
     """
-    if not is_whole(checkpoint):
+    found = filter(is_whole, (checkpoint, checkpoint.with_name(PREVIOUS)))
+    chosen = next(found, None) if checkpoint.exists() else None
+    if chosen is None:
         return
-    states = torch.load(checkpoint, map_location="meta", weights_only=False)
+    states = torch.load(chosen, map_location="meta", weights_only=False)
     ours, theirs = (
         {name: tuple(value.shape) for name, value in state.items()}
         for state in (model.state_dict(), states["model"])
@@ -102,7 +104,7 @@ def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
     for name in {**theirs, **ours}:
         if ours.get(name) != theirs.get(name):
             raise ValueError(
-                f"{checkpoint} is of another architecture: {name} has shape "
+                f"{chosen} is of another architecture: {name} has shape "
                 f"{theirs.get(name, 'none')} there, {ours.get(name, 'none')} in this "
                 "model. Resume with the configuration that it was trained with, or "
                 "train into another --output_dir."

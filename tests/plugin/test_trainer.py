@@ -185,6 +185,11 @@ def test_a_resume_with_another_architecture(data, tmp_path):
     deeper = {**CONFIG["encoder_conf"], "num_blocks": 3}
     with pytest.raises(ValueError, match=r"encoders.2.\S+ has shape none there"):
         run(data, out, encoder_conf=deeper)
+    whole = (out / "checkpoint.pth").read_bytes()
+    (out / "checkpoint.pth").write_bytes(whole[:1000])
+    with pytest.raises(ValueError, match=r"previous\.pth is of another arch"):
+        run(data, out, encoder_conf=deeper)
+    (out / "checkpoint.pth").write_bytes(whole)
     run(data, out)
     assert final(out)["reporter"]["epoch"] == 6
 
