@@ -4,14 +4,14 @@ Its pictures are also written beside it, as SVG and PNG.
 """
 
 import dataclasses
-import html
 import io
 import itertools
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import espnet
@@ -21,7 +21,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
-from espnet_l0prune.core.files import replace
+from espnet_l0prune.core.files import replace_all
+from espnet_l0prune.core.text import file_name, in_html, plain
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.report import curves
@@ -107,22 +108,21 @@ def write_report(
             ("Losses", "", list(losses(runs))),
             ("Errors against costs", compared(results), list(costs(results))),
         ]
-        out.mkdir(parents=True, exist_ok=True)
-        files: list[Path] = []
+        files: dict[Path, bytes] = {}
         body = []
         for title, text, pictures in sections:
             if not text and not pictures:
                 continue
             cards = []
             for picture in pictures:
-                shown, paths = save(picture, out, taken=files)
-                files += paths
+                shown, drawn = draw(picture, out, taken=files)
+                files |= drawn
                 cards.append(shown)
             inside = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
             body.append(f"<h2>{title}</h2>{inside}{text}")
     page = out / "index.html"
-    text = whole_page(runs, "".join(body))
-    replace(page, lambda part: part.write_text(text, "utf-8"))
+    contents = {**files, page: whole_page(runs, "".join(body)).encode()}
+    replace_all({p: partial(Path.write_bytes, data=c) for p, c in contents.items()})
     for file in earlier - {*files}:
         file.unlink(missing_ok=True)
     return [page, *files]
@@ -156,7 +156,7 @@ def find_results(folders: Iterable[Path]) -> list[Result]:
         return read_results(files[0])
     names = distinct_names([file.parent for file in files])
     return [
-        dataclasses.replace(result, name=f"{name}/{result.name}")
+        dataclasses.replace(result, name=plain(f"{name}/{result.name}"))
         for name, file in zip(names, files, strict=True)
         for result in read_results(file)
     ]
@@ -187,7 +187,7 @@ def structures(runs: Sequence[Run]) -> Iterator[Picture]:
                 f"{', '.join(names)}: {network}, {found.params[network]:,} parameters. "
                 "Units left of those before; dark is all, light is nothing."
             )
-            yield Picture(figure, f"structure_{file_name(names[0])}_{network}", caption)
+            yield Picture(figure, f"structure_{names[0]}_{network}", caption)
 
 
 def sparsities(runs: Sequence[Run]) -> Iterator[Picture]:
@@ -214,7 +214,7 @@ def losses(runs: Sequence[Run]) -> Iterator[Picture]:
             curves.draw_losses(figure.subplots(), run)
             minutes = sum(epoch.seconds for epoch in run.history) / 60
             caption = f"{run.name}: {len(run.history)} epochs in {minutes:,.0f} minutes."
-            yield Picture(figure, f"losses_{file_name(run.name)}", caption)
+            yield Picture(figure, f"losses_{run.name}", caption)
 
 
 def costs(results: Sequence[Result]) -> Iterator[Picture]:
@@ -251,51 +251,51 @@ def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """An HTML table of plain text; rows by their first cell."""
 
     def line(cells: Iterable[str], tag: str) -> str:
-        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        return "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells)
 
     body = "".join(f"<tr>{line([k, *row], 'td')}</tr>" for k, row in rows.items())
     table = f"<table><thead><tr>{line(head, 'th')}</tr></thead>{body}</table>"
     return f'<div class="wide">{table}</div>'
 
 
-def file_name(text: str) -> str:
-    """A text with underscores in place of what a file's name should not have."""
-    return re.sub(r"[^\w.-]+", "_", text)
-
-
-def save(picture: Picture, out: Path, taken: Sequence[Path]) -> tuple[str, list[Path]]:
-    """Write a picture as SVG and PNG, under a name that is not taken; return its HTML,
-    and the files."""
-    buffer, bare = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    picture.figure.savefig(buffer, format="svg", transparent=True, metadata=bare)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    names = itertools.chain([picture.name], (f"{picture.name}.{i}" for i in range(2, 99)))
-    name = next(name for name in names if out / f"{name}.svg" not in taken)
-    files = [out / f"{name}.svg", out / f"{name}.png"]
-    files[0].write_text(svg.replace(INK, "#000000"), "utf-8")
-    picture.figure.savefig(files[1], dpi=150, facecolor="white")
-    return card(svg.replace(INK, "currentColor"), picture.caption, name), files
+def draw(
+    picture: Picture, out: Path, taken: Collection[Path]
+) -> tuple[str, dict[Path, bytes]]:
+    """A picture's HTML; and its SVG and PNG by their paths, of a name that is not taken,
+    whatever a system thinks of capital letters."""
+    svg, png = io.StringIO(), io.BytesIO()
+    bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    picture.figure.savefig(svg, format="svg", transparent=True, metadata=bare)
+    picture.figure.savefig(png, format="png", dpi=150, facecolor="white")
+    shown = svg.getvalue()
+    shown = shown[shown.index("<svg") :]
+    used, first = {path.stem.casefold() for path in taken}, file_name(picture.name)
+    names = itertools.chain([first], (f"{first}.{i}" for i in itertools.count(2)))
+    name = next(name for name in names if name.casefold() not in used)
+    files = {
+        out / f"{name}.svg": shown.replace(INK, "#000000").encode(),
+        out / f"{name}.png": png.getvalue(),
+    }
+    return card(shown.replace(INK, "currentColor"), picture.caption, name), files
 
 
 def card(svg: str, caption: str, name: str) -> str:
     """A picture and its caption in HTML; its files have this name."""
-    text = html.escape(caption)
+    text = in_html(caption)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
     return f'<figure id="{name}">{svg}<figcaption>{text}</figcaption></figure>'
 
 
 def whole_page(runs: Sequence[Run], body: str) -> str:
     """The page, with each run's configuration, and what made it."""
-    names = html.escape(", ".join(run.name for run in runs))
+    names = in_html(", ".join(run.name for run in runs))
     confs = []
     said = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-    problems = "".join(f"<p>{html.escape(line)}</p>" for line in said)
+    problems = "".join(f"<p>{in_html(line)}</p>" for line in said)
     for run in runs:
-        conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())
+        conf = in_html(yaml.safe_dump(run.config, sort_keys=False).strip())
         confs.append(
-            f"<details><summary>{html.escape(run.name)}</summary><pre>{conf}</pre>"
-            "</details>"
+            f"<details><summary>{in_html(run.name)}</summary><pre>{conf}</pre></details>"
         )
     made = (
         f"espnet_l0prune {__version__}, ESPnet {espnet.__version__}, torch "
@@ -308,5 +308,5 @@ def whole_page(runs: Sequence[Run], body: str) -> str:
         f"{GENERATOR}"
         f'<link rel="icon" href="data:,"><title>{names}</title><style>{CSS}</style>'
         f"</head><body><h1>{names}</h1>{problems}{body}<h2>Configurations</h2>"
-        f"{''.join(confs)}<p>{html.escape(made)}</p></body></html>\n"
+        f"{''.join(confs)}<p>{in_html(made)}</p></body></html>\n"
     )

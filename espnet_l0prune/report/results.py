@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_l0prune.core.text import plain
+
 FILE = "RESULTS.json"
 
 
@@ -46,8 +48,9 @@ def read_results(file: Path) -> list[Result]:
     try:
         found = json.loads(file.read_text("utf-8"))
         names = [name for name in Result.__dataclass_fields__ if name != "name"]
+        seconds = {"seconds": found["seconds"]}
         return [
-            Result(name, **{k: (model | {"seconds": found["seconds"]})[k] for k in names})
+            Result(plain(name), **{k: (model | seconds)[k] for k in names})
             for name, model in found["models"].items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as e:

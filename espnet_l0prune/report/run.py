@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.constraints import CONSTRAINTS
+from espnet_l0prune.core.text import plain
 from espnet_l0prune.deploy.inspect import Inspection, inspect_experiment
 from espnet_l0prune.plugin.experiment import last_of, read_config
 from espnet_l0prune.report.history import Epoch, read_history
@@ -60,8 +62,8 @@ class Run:
     @property
     def costs(self) -> list[str]:
         """Those with a target."""
-        prefix, last = "sparsity_target_", self.history[-1].train if self.history else {}
-        return [name.removeprefix(prefix) for name in last if name.startswith(prefix)]
+        last = self.history[-1].train if self.history else {}
+        return [cost for cost in COSTS if f"sparsity_target_{cost}" in last]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -85,7 +87,7 @@ def read_run(folder: Path, name: str) -> Run:
         problems.append(str(e))
     constraint = CONSTRAINTS.get(getattr(args, "sparsity_constraint", None) or "")
     return Run(
-        name=name,
+        name=plain(name),
         folder=folder,
         config={k: v for k, v in options.items() if v not in (None, {}, [])},
         history=history,
