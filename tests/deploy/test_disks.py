@@ -40,7 +40,8 @@ def words_of(command, exp, folder) -> list[str]:
 
 
 def prepare(exp, folder) -> None:
-    for command in ("cut", "adopt", "export", "card"):
+    shutil.copy(exp / "packed.zip", folder / "m.zip")
+    for command in ("cut", "adopt", "card"):
         assert main(words_of(command, exp, folder)) == 0
     (folder / "l0/new").rename(folder / "l0/good")
     assert main(["report", str(exp / "gated"), "--out", str(folder / "page")]) == 0
