@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_l0prune import __version__
+from espnet_l0prune import __version__, commands
+from espnet_l0prune.commands import say
 
 DEBUG = "show the whole stack trace"
 FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
@@ -208,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         return 141
     except OSError as e:
-        _say(f"espnet-l0prune: the answer cannot be written: {e}")
+        say(f"espnet-l0prune: the answer cannot be written: {e}")
         return 1
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -253,12 +254,6 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _say(text: str) -> None:
-    """Tell people something, if they listen."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr)
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse a command line; print help here, since argparse passes over what fails."""
     text = io.StringIO()
@@ -271,8 +266,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(argv: list[str] | None) -> int:
     args = _parse(argv)
-    from espnet_l0prune import commands
-
     # whatever libraries print is not part of the answer
     aside = contextlib.redirect_stdout(sys.stderr) if args.json else None
     try:
@@ -281,7 +274,7 @@ def _run(argv: list[str] | None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if args.debug:
             raise
-        _say(f"espnet-l0prune {args.command}: {e}")
+        say(f"espnet-l0prune {args.command}: {e}")
         return 1
     if args.json:
         print(json.dumps(answer.data, indent=1, default=str))

@@ -14,6 +14,7 @@ from torch import nn
 
 from espnet_l0prune.core.budget import check_compatible, check_reachable
 from espnet_l0prune.core.files import claimed
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.plugin.experiment import (
@@ -64,6 +65,7 @@ RUN = (
     "write_collected_feats",
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
+RATE = 15e6  # bytes of weights a second, on a thread
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
 
@@ -105,7 +107,13 @@ class Adopted:
     notes: list[str]
 
 
-def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Adopted:
+def adopt(
+    source: Path,
+    out: Path,
+    checkpoint: str | None,
+    choice: Choice,
+    step: Step = quiet,
+) -> Adopted:
     """Write prune.yaml and finetune.yaml for a dense experiment, or for a zoo's zip.
 
     The gated model is built and its budget counted before anything is written.
@@ -114,6 +122,7 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         source: the experiment's folder, or the zip, which goes to `out`/dense
         out: a new folder
         checkpoint: of the folder; by default its average
+        step: is told what begins
 
     Raises:
         ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
@@ -125,13 +134,14 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
             raise ValueError(f"--{option} is {epochs}; expected 1 or more")
     with claimed(out):
         if source.is_file():
+            step(f"unpacking {source}")
             config_file, model_file = unpack_model(source, out / "dense")
             if choice.data:
                 _check_data(config_file)
         else:
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
-        return _adopt(config_file, model_file, out, choice)
+        return _adopt(config_file, model_file, out, choice, step)
 
 
 def _check_data(config_file: Path) -> None:
@@ -148,7 +158,9 @@ def _check_data(config_file: Path) -> None:
                 )
 
 
-def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
+def _adopt(
+    config_file: Path, model_file: Path, out: Path, choice: Choice, step: Step
+) -> Adopted:
     dense = vars(read_config(config_file))
     name = task_name(argparse.Namespace(**dense))
     if name not in MODELS:
@@ -165,7 +177,9 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
     base = _without_run(dense, choice)
     finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
+    step(f"building the model of {config_file}: {how_long(model_file, RATE)}")
     trained = build_model(argparse.Namespace(**copy.deepcopy(dense)))
+    step(f"reading {model_file}")
     load_weights(trained, model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
@@ -176,8 +190,10 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
     prune["init_param"] = [str(model_file)]
 
     args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
-    goal = make_scheduler(args).goal
-    budget = make_budget(build_model(args), make_workload(args))
+    step("building it with gates")
+    goal, gated = make_scheduler(args).goal, build_model(args)
+    step("counting what it can lose")
+    budget = make_budget(gated, make_workload(args))
     check_reachable(budget, goal)
     check_compatible(budget, goal)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.files import beside, check_file, replace, save
 from espnet_l0prune.core.python import last_line, run_python
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import (
@@ -28,6 +29,8 @@ from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
 
+# bytes of weights a second, on a thread
+RATES = {"plugin": 15e6, "stock": 15e6, "onnx": 5e6}
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
@@ -129,6 +132,7 @@ def export(
     about: About,
     force: bool = False,
     int8: bool = False,
+    step: Step = quiet,
 ) -> str:
     """Write a zip that `from_pretrained` takes, with a model card; or nothing.
 
@@ -141,6 +145,7 @@ def export(
         out: the zip
         form: `plugin`, `stock` or `onnx`
         int8: quantize the encoder and the decoder of `onnx`
+        step: is told what begins
 
     Returns:
         a line on what was written
@@ -162,10 +167,12 @@ def export(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
+    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATES[form])}")
     model, args = load_finished(experiment, checkpoint)
     with beside(out) as part:
         folder = part / "packed"
         folder.mkdir()
+        step(f"making the {form} form of it")
         if form == "onnx":
             packed = onnx_form(model, args, folder, int8)
         else:
@@ -174,6 +181,7 @@ def export(
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
         extras += _copy_results(experiment, folder)
         task = task_name(args)
+        step("counting it, dense and pruned, for the card")
         card = write_card(
             about,
             task,
@@ -184,7 +192,9 @@ def export(
             packed.files,
         )
         (folder / "README.md").write_text(card, "utf-8")
+        step("packing")
         _pack(folder, task, ["README.md", *extras])
+        step("unpacking, loading and comparing what was packed")
         files = unpack_model(folder / "packed.zip", part / "unpacked")
         line = packed.verify(load_model(*files)[0].eval())
         replace(out, (folder / "packed.zip").rename, force)
