@@ -314,17 +314,17 @@ def _about(args: argparse.Namespace, name: str):
 def card(args: argparse.Namespace) -> Answer:
     """Write a model's card."""
     _import_espnet()
+    from espnet_l0prune.core.files import check_file, replace
     from espnet_l0prune.deploy.card import card_of
     from espnet_l0prune.plugin.experiment import average_of
 
-    if args.out.exists() and not args.force:
-        raise ValueError(f"{args.out} exists; choose another --out, or give --force")
+    check_file(args.out, args.force)
     checkpoint = args.checkpoint or average_of(args.experiment)
     with _busy(f"counting {args.experiment}"):
         text = card_of(
             args.experiment, checkpoint, _about(args, args.experiment.resolve().name)
         )
-    args.out.write_text(text, "utf-8")
+    replace(args.out, lambda part: part.write_text(text, "utf-8"), args.force)
     return Answer({"out": args.out}, [f"{args.out}: {len(text.splitlines())} lines"])
 
 
@@ -368,9 +368,10 @@ def _autoload_file() -> Path:
 def enable(args: argparse.Namespace) -> Answer:
     """Put the file that registers us at Python's start into this environment."""
     from espnet_l0prune.autoload import PTH_LINE
+    from espnet_l0prune.core.files import replace
 
     file = _autoload_file()
-    file.write_text(PTH_LINE)
+    replace(file, lambda part: part.write_text(PTH_LINE))
     return Answer({"enabled": file}, [f"enabled: {file}"])
 
 

@@ -9,10 +9,12 @@ them into a folder beside their own, only where they cannot load.
 import importlib.metadata
 import importlib.util
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
+
+from espnet_l0prune.core.python import last_line, run_python
 
 REGISTRATION = """
 import sys, espnet2.tasks.asr as asr
@@ -36,16 +38,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run(code: str, register: bool = False) -> subprocess.CompletedProcess:
+def _run(code: str, register: bool = False) -> CompletedProcess:
     environment = dict(os.environ)
     if not register:  # or a broken registration would look like a broken ESPnet
         environment["ESPNET_L0PRUNE_AUTOLOAD"] = "0"
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def _last_line(result: subprocess.CompletedProcess) -> str:
-    return (result.stderr.strip().splitlines() or ["no message"])[-1]
+    return run_python(code, env=environment)
 
 
 def native_libraries() -> list[Path]:
@@ -100,14 +97,14 @@ def examine() -> list[Check]:
             checks.append(Check(package, version))
             continue
         remedy = f"reinstall {package}: its import fails"
-        linked = "OSError" in _last_line(result)
+        linked = "OSError" in last_line(result)
         if package == "torchaudio" and linked and native_libraries():
             remedy = (
                 "its native libraries need a CUDA build of torch. On a machine without a "
                 "GPU run `espnet-l0prune doctor --fix`, which moves them aside; with a "
                 "GPU, install a torch with CUDA"
             )
-        checks.append(Check(package, f"{version}: {_last_line(result)}", remedy))
+        checks.append(Check(package, f"{version}: {last_line(result)}", remedy))
         return checks
     checks.append(_registration())
     return checks
@@ -124,4 +121,4 @@ def _registration() -> Check:
         remedy = "run `espnet-l0prune enable` (an editable install needs it once)"
         return Check("registration", "ESPnet does not know l0_conformer", remedy)
     remedy = "remove the other extension, or set ESPNET_L0PRUNE_AUTOLOAD=0"
-    return Check("registration", _last_line(result), remedy)
+    return Check("registration", last_line(result), remedy)

@@ -4,7 +4,6 @@ import argparse
 import copy
 import math
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import check_compatible, check_reachable
+from espnet_l0prune.core.files import claimed
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.plugin.experiment import (
@@ -120,12 +120,10 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
             below 1, an `out` that exists, files that are missing, damaged or not safe
         OSError: `out` is not writable
     """
-    if out.exists():
-        raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
     for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
         if epochs is not None and epochs < 1:
             raise ValueError(f"--{option} is {epochs}; expected 1 or more")
-    try:
+    with claimed(out):
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
             if choice.data:
@@ -134,9 +132,6 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
         return _adopt(config_file, model_file, out, choice)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def _check_data(config_file: Path) -> None:
@@ -186,7 +181,6 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
     check_reachable(budget, goal)
     check_compatible(budget, goal)
 
-    out.mkdir(parents=True, exist_ok=True)
     paths = {}
     for kind, config in (("prune", prune), ("finetune", finetune)):
         paths[kind] = out / f"{kind}.yaml"

@@ -1,6 +1,7 @@
 """The model card of a packed model: README.md, as the model zoo shows it."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.reading import read_text
+from espnet_l0prune.core.text import in_markdown, plain
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
 from espnet_l0prune.plugin.experiment import load_experiment, task_name
 from espnet_l0prune.plugin.register import make_workload
@@ -124,14 +126,15 @@ def write_card(
     if about.datasets:
         head["datasets"] = list(about.datasets)
     module, name, call = USE[task]
+    quoted = json.dumps(plain(about.name), ensure_ascii=False)
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {about.name}",
+        f"# {in_markdown(about.name)}",
         "An ESPnet model, pruned with L0 gates by espnet_l0prune.",
         f"## Use\n\n```sh\npip install espnet espnet_model_zoo{packages}\n```\n\n"
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
-        f'speech2text = {name}.from_pretrained("{about.name}")\n{call}\n```',
+        f"speech2text = {name}.from_pretrained({quoted})\n{call}\n```",
         f"## Dense beside pruned\n\n{_costs(args, found)}",
         f"## What is left\n\n{_structure(found)}",
     ]
@@ -143,7 +146,7 @@ def write_card(
         )
     if results is not None:
         sections.append(_text_of(results))
-    sections.append(f"## Licence and citation\n\n{about.licence}\n\n{PAPER}")
+    sections.append(f"## Licence and citation\n\n{in_markdown(about.licence)}\n\n{PAPER}")
     return "\n\n".join(sections)
 
 

@@ -4,17 +4,15 @@ import argparse
 import copy
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import Budget, count_parameters
+from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.sites import Plan, cut_, plan_of
 from espnet_l0prune.deploy.verify import (
@@ -40,6 +38,8 @@ PRUNING_OPTIONS = (
     "config",
 )
 STRUCTURE_FILES = {"encoder": "structure.yaml", "decoder": "decoder_structure.yaml"}
+CONFIG, MODEL, PLAN, REPORT = "config.yaml", "model.pth", "plan.json", "cut.json"
+FILES = (CONFIG, MODEL, PLAN, REPORT, *STRUCTURE_FILES.values())
 
 
 @dataclass
@@ -177,7 +177,7 @@ def cut_experiment(
         model_parameters=(before[1], after[1]),
         difference=difference,
     )
-    _write(out, small, config, plan, result)
+    _write(out, small, config, plan, result, force)
     return result
 
 
@@ -190,36 +190,24 @@ def _check_free(out: Path, force: bool) -> None:
             f"{out} exists; expected a new folder. Choose another, or give --force to "
             "replace it."
         )
-    if not (out / "cut.json").exists():
+    if not (out / REPORT).exists():
         raise ValueError(
-            f"{out} is no earlier cut (it has no cut.json), so --force does not replace "
+            f"{out} is no earlier cut (it has no {REPORT}), so --force does not replace "
             "it; choose another --out."
+        )
+    if more := {file.name for file in out.iterdir()} - {*FILES}:
+        raise ValueError(
+            f"{out} has {', '.join(sorted(more))} beside an earlier cut, which --force "
+            "would take away; choose another --out."
         )
 
 
-def _take_place(part: Path, out: Path) -> None:
-    """Rename `part` to `out`; an earlier `out` goes only once that is done."""
-    if not out.exists():
-        part.rename(out)
-        return
-    old = part.with_name(part.name + ".old")
-    out.rename(old)
-    try:
-        part.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
-
-
-def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> None:
-    """Fill a temporary folder beside `out`, and only then take its place."""
+def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force) -> None:
+    """Fill a folder beside `out`, which takes its place."""
     out = out.resolve()  # the folder itself, where it is a link to one
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        torch.save(model.state_dict(), part / "model.pth")
-        texts = {"config.yaml": config}
+    with new_folder(out, lambda: _check_free(out, force)) as part:
+        save(model.state_dict(), part / MODEL)
+        texts = {CONFIG: config}
         for name, file in STRUCTURE_FILES.items():
             structure = config.get(f"{name}_conf", {}).get("structure")
             if structure:
@@ -227,11 +215,6 @@ def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> Non
         for name, data in texts.items():
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
             (part / name).write_text(text, "utf-8")
-        (part / "plan.json").write_text(json.dumps(plan), "utf-8")
-        (part / "cut.json").write_text(json.dumps(asdict(report), indent=1), "utf-8")
-        part.chmod(0o755)
-        _take_place(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        (part / PLAN).write_text(json.dumps(plan), "utf-8")
+        (part / REPORT).write_text(json.dumps(asdict(report), indent=1), "utf-8")
     logging.info(f"Cut model: {out}")

@@ -3,17 +3,15 @@
 import argparse
 import math
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
 from torch import Tensor, nn
 
+from espnet_l0prune.core.files import beside, check_file, replace, save
+from espnet_l0prune.core.python import last_line, run_python
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import (
@@ -156,9 +154,8 @@ def export(
         OSError: `out` is not writable
         RuntimeError: ESPnet's packing failed
     """
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; choose another --out, or give --force")
-    if out.suffix != ".zip" or out.is_dir():
+    check_file(out, force)
+    if out.suffix != ".zip":
         raise ValueError(f"--out is {out}; expected the name of a .zip")
     if int8 and form != "onnx":
         raise ValueError(
@@ -166,15 +163,14 @@ def export(
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
     model, args = load_finished(experiment, checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as part:
-        folder = Path(part) / "packed"
+    with beside(out) as part:
+        folder = part / "packed"
         folder.mkdir()
         if form == "onnx":
             packed = onnx_form(model, args, folder, int8)
         else:
             packed = {"plugin": plugin_form, "stock": stock_form}[form](model, args)
-        torch.save(packed.state, folder / "model.pth")
+        save(packed.state, folder / "model.pth")
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
         extras += _copy_results(experiment, folder)
         task = task_name(args)
@@ -189,9 +185,9 @@ def export(
         )
         (folder / "README.md").write_text(card, "utf-8")
         _pack(folder, task, ["README.md", *extras])
-        files = unpack_model(folder / "packed.zip", Path(part) / "unpacked")
+        files = unpack_model(folder / "packed.zip", part / "unpacked")
         line = packed.verify(load_model(*files)[0].eval())
-        (folder / "packed.zip").replace(out)
+        replace(out, (folder / "packed.zip").rename, force)
     return line
 
 
@@ -240,7 +236,6 @@ def _pack(folder: Path, task: str, extras: list[str]) -> None:
     In the folder, with plain files: it keeps absolute paths and follows links, which no
     other machine has.
     """
-    command = [sys.executable, "-c", PACK, task, *extras]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = run_python(PACK, task, *extras, cwd=folder)
     if done.returncode:
-        raise RuntimeError(f"ESPnet's packing failed: {done.stderr[-1000:]}")
+        raise RuntimeError(f"ESPnet's packing failed: {last_line(done)}")

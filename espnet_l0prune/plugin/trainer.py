@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from espnet2.train.trainer import Trainer
 
-from espnet_l0prune.core.files import is_whole, replace
+from espnet_l0prune.core.files import is_whole, replace, save
 
 PREVIOUS = "checkpoint.previous.pth"
 
@@ -77,10 +77,9 @@ class L0Trainer(Trainer):
         first = not torch.distributed.is_initialized() or not torch.distributed.get_rank()
         if first and not is_whole(epoch):  # killed between the checkpoint and this
             logging.warning(f"{epoch} is damaged or missing: written again")
-            replace(epoch, lambda path: torch.save(model.state_dict(), path))
+            replace(epoch, lambda path: save(model.state_dict(), path))
             latest = checkpoint.with_name("latest.pth")
-            latest.unlink(missing_ok=True)
-            latest.symlink_to(epoch.name)
+            replace(latest, lambda path: path.symlink_to(epoch.name))
 
 
 def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
