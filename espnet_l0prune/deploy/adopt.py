@@ -19,7 +19,7 @@ from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
-    load_weights,
+    load_trained,
     read_config,
     task_name,
 )
@@ -170,8 +170,7 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
     base = _without_run(dense, choice)
     finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
-    trained = build_model(argparse.Namespace(**copy.deepcopy(dense)))
-    load_weights(trained, model_file)
+    trained = load_trained(argparse.Namespace(**copy.deepcopy(dense)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
