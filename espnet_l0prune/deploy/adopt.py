@@ -16,6 +16,7 @@ from torch import nn
 from espnet_l0prune.core.budget import check_compatible, check_reachable
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
+from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
@@ -128,33 +129,22 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
     try:
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
-            if choice.data:
-                _check_data(config_file)
+            dense = vars(read_config(config_file))
+            dense = {k: v for k, v in dense.items() if k not in TELLS}
+            check_foreign(_without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
-        return _adopt(config_file, model_file, out, choice)
+            dense = vars(read_config(config_file))
+        return _adopt(dense, config_file, model_file, out, choice)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _check_data(config_file: Path) -> None:
-    """Raise ValueError for data of a zip by which whoever made it could run commands."""
-    config = vars(read_config(config_file))
-    for key in DATA:
-        for entry in config.get(key) or []:
-            words = entry if isinstance(entry, list) else [entry]
-            if "kaldi_ark" in words or any("|" in str(word) for word in words):
-                raise ValueError(
-                    f"{config_file} has {key}: {entry}; expected no pipe and no "
-                    "kaldi_ark, whose lists can run commands. Give --no_data, and name "
-                    "your own data to the trainings."
-                )
-
-
-def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
-    dense = vars(read_config(config_file))
+def _adopt(
+    dense: dict, config_file: Path, model_file: Path, out: Path, choice: Choice
+) -> Adopted:
     name = task_name(argparse.Namespace(**dense))
     if name not in MODELS:
         raise ValueError(
