@@ -334,11 +334,10 @@ def report(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.report.page import write_report
 
     with _busy("reading and drawing") as track:
-        page, *pictures = write_report(args.experiments, args.out, track)
-    return Answer(
-        {"page": page, "pictures": pictures},
-        [f"{page}, and {len(pictures)} pictures beside it"],
-    )
+        found = write_report(args.experiments, args.out, track)
+    missing = [f"missing: {what}" for what in found.missing]
+    written = f"{found.page}, and {len(found.pictures)} pictures beside it"
+    return Answer(dataclasses.asdict(found), [*found.headline, *missing, written])
 
 
 def schema(args: argparse.Namespace) -> Answer:

@@ -52,6 +52,13 @@ def read_config(config_file: str | Path) -> argparse.Namespace:
             f"configuration {config_file} is none of an ESPnet ASR experiment: it has no "
             f"token_list; expected {expected}"
         )
+    config = {str(name): value for name, value in config.items()}
+    for name, value in config.items():
+        if name.endswith("_conf") and not isinstance(value, dict | None):
+            raise ValueError(
+                f"configuration {config_file} has no mapping in {name}; expected "
+                f"{expected}"
+            )
     return argparse.Namespace(**config)
 
 

@@ -248,9 +248,10 @@ def _require_moving_gates(args: argparse.Namespace, budget: Budget) -> None:
 
 def _split_conf(args: argparse.Namespace) -> tuple[type, dict, dict]:
     """The schedule's class, its options, and those of the budget."""
-    scheduler = sparsity_scheduler_choices.get_class(args.sparsity_scheduler)
+    scheduler = sparsity_scheduler_choices.get_class(str(args.sparsity_scheduler))
     ours = [field.name for field in dataclasses.fields(Workload) if field.name != "fs"]
-    conf, where = args.sparsity_scheduler_conf, "sparsity_scheduler_conf"
+    where = "sparsity_scheduler_conf"
+    conf = getattr(args, where, None) or {}
     check_options(scheduler, conf, where, ours)
     budget = {name: value for name, value in conf.items() if name in ours}
     check_options(Workload, budget, where)
