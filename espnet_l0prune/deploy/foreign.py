@@ -9,9 +9,10 @@ the user's own, and is not asked.
 
 import re
 import reprlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from espnet_l0prune.core.reading import leaves
 
 # Lists of what the model writes, which may look like anything.
 TOKENS = (
@@ -53,7 +54,7 @@ def check_foreign(config: dict[str, Any], folder: Path, where: Path) -> None:
             _check_data(key, value, where)
         if key in TOKENS and isinstance(value, list):
             continue
-        for leaf in _leaves(value):
+        for leaf in leaves(value):
             if not _is_plain(leaf, folder):
                 raise ValueError(
                     f"{where} has {key}: {reprlib.repr(leaf)}; expected a number, a "
@@ -72,15 +73,6 @@ def _check_data(key: str, value: Any, where: Path) -> None:
                 "kaldi_ark, have lists that can run commands. Give --no_data, and name "
                 "your own data to the trainings."
             )
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """What lists and mappings hold, however deep."""
-    if isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(part)
-    else:
-        yield value
 
 
 def _is_plain(leaf: Any, folder: Path) -> bool:

@@ -13,11 +13,24 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from espnet_l0prune.core.reading import read_tensors, read_yaml
+from espnet_l0prune.core.reading import leaves, read_tensors, read_yaml
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
 WHOLE = 32  # times that a network may be larger than what was left of it by a cut
 SMALL_NETWORK = (10_000, 2**26)  # tensors and values that any may have
+LARGEST_OPTION = 2**17  # of a network: positions, sampling rates and widths are below
+PARTS = (
+    "frontend",
+    "specaug",
+    "normalize",
+    "preencoder",
+    "encoder",
+    "postencoder",
+    "decoder",
+    "ctc",
+    "joint_net",
+    "model",
+)
 
 
 def read_mapping(path: str | Path, what: str, expected: str) -> dict[str, Any]:
@@ -52,7 +65,6 @@ def read_config(config_file: str | Path) -> argparse.Namespace:
             f"configuration {config_file} is none of an ESPnet ASR experiment: it has no "
             f"token_list; expected {expected}"
         )
-    config = {str(name): value for name, value in config.items()}
     for name, value in config.items():
         if name.endswith("_conf") and not isinstance(value, dict | None):
             raise ValueError(
@@ -238,12 +250,24 @@ def no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
         handle.remove()
 
 
+def check_sizes(args: argparse.Namespace) -> None:
+    """Raise ValueError for options of a network that are larger than any network's."""
+    for name in (f"{part}_conf" for part in PARTS):
+        for value in leaves(getattr(args, name, None)):
+            if isinstance(value, int) and abs(value) > LARGEST_OPTION:
+                raise ValueError(
+                    f"the configuration has {name} with {value}; expected at most "
+                    f"{LARGEST_OPTION}, since nothing of a network is that large"
+                )
+
+
 def load_trained(args: argparse.Namespace, model_file: str | Path) -> Any:
     """Build the model that options describe, and load its weights strictly.
 
     Raises:
-        ValueError: see `no_larger_than`, `build_model` and `load_weights`
+        ValueError: see `check_sizes`, `no_larger_than`, `build_model`, `load_weights`
     """
+    check_sizes(args)
     state = read_weights(model_file)
     with no_larger_than(state):
         model = build_model(args)
