@@ -55,8 +55,9 @@ class Pair(Range):
     """Two numbers, each in the range."""
 
     def __contains__(self, value: object) -> bool:
-        pair = isinstance(value, (list, tuple)) and len(value) == 2
-        return pair and all(super(Pair, self).__contains__(each) for each in value)
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            return False
+        return all(super(Pair, self).__contains__(each) for each in value)
 
     def __str__(self) -> str:
         return f"two numbers in {self.interval}"

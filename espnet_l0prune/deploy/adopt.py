@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable
+from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import shortage, updates_to_close
@@ -100,8 +100,10 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
     """
     if out.exists():
         raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
-    numbers = {f"--{cost}": target for cost, target in choice.target.items()}
-    numbers |= zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)
+    numbers: dict[str, float | None] = {
+        **{f"--{cost}": choice.target.get(cost) for cost in COSTS},
+        **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
+    }
     check("command line", {k: v for k, v in numbers.items() if v is not None})
     try:
         if source.is_file():

@@ -63,7 +63,7 @@ class L0Network(MixedWith):
         random_features: int | None = None,
         **stock_conf: Any,
     ):
-        own = {"units": units, "gate": gate, "uniform": uniform, "structure": structure}
+        own = {"units": units, "gate": gate, "uniform": uniform}
         check_options(type(self), {**own, **stock_conf}, self.conf_name)
         check(
             self.conf_name, {"open_probability": open_probability, "round_to": round_to}
@@ -98,6 +98,8 @@ class L0Network(MixedWith):
         remedy = f"Use the {self.conf_name} that was written beside the structure."
         sites = {site.name: site for site in self.sites()}
         plan: Plan = {}
+        if not isinstance(structure, Mapping):
+            raise ValueError(f"{where} is {structure!r}; expected a mapping. {remedy}")
         for name, counts in structure.items():
             if name not in sites:
                 raise ValueError(

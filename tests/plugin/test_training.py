@@ -520,11 +520,11 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 3}}}},
-            r"structure lacks frontend_channels of 'embed.conv.0'; expected every site",
+            r"structure lacks frontend_channels of 'embed.conv.0'; expected all that",
         ),
         (
             {"encoder_conf": {"structure": [1]}},
-            r"structure is \[1\]; expected a value of",
+            r"structure is \[1\]; expected a mapping",
         ),
         (
             {"encoder_conf": {"structure": {"embed.conv.0": {"frontend_channels": 0}}}},
