@@ -13,10 +13,16 @@ from typing import Any
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable
+from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
+from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.ranges import check
+from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
+from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
@@ -26,6 +32,7 @@ from espnet_l0prune.plugin.experiment import (
 )
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
+from espnet_l0prune.plugin.resume import RUN
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
@@ -33,36 +40,6 @@ DATA = tuple(
     f"{part}_{what}"
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
-)
-# What belongs to the run that was, and not to those that come.
-RUN = (
-    "config",
-    "collect_stats",
-    "dist_backend",
-    "dist_init_method",
-    "dist_launcher",
-    "dist_master_addr",
-    "dist_master_port",
-    "dist_rank",
-    "dist_world_size",
-    "distributed",
-    "dry_run",
-    "ignore_init_mismatch",
-    "init",
-    "init_param",
-    "local_rank",
-    "log_level",
-    "multiprocessing_distributed",
-    "ngpu",
-    "output_dir",
-    "patience",
-    "pretrain_path",
-    "print_config",
-    "required",
-    "resume",
-    "version",
-    "wandb_id",
-    "write_collected_feats",
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
 LOSS = 20.0  # an utterance's, where it is not normalized by length
@@ -117,15 +94,18 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         checkpoint: of the folder; by default its average
 
     Raises:
-        ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
-            below 1, an `out` that exists, files that are missing, damaged or not safe
+        ValueError: a model that cannot be pruned, a target that it cannot reach, a
+            number out of its range, an `out` that exists, files that are missing,
+            damaged or not safe
         OSError: `out` is not writable
     """
     if out.exists():
         raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
-    for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"--{option} is {epochs}; expected 1 or more")
+    numbers: dict[str, float | None] = {
+        **{f"--{cost}": choice.target.get(cost) for cost in COSTS},
+        **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
+    }
+    check("command line", {k: v for k, v in numbers.items() if v is not None})
     try:
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
@@ -170,10 +150,13 @@ def _adopt(
     prune["init_param"] = [str(model_file)]
 
     args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
-    goal = make_scheduler(args).goal
-    budget = make_budget(build_model(args), make_workload(args))
-    check_reachable(budget, goal)
-    check_compatible(budget, goal)
+    scheduler, model = make_scheduler(args), build_model(args)
+    budget = make_budget(model, make_workload(args))
+    check_reachable(budget, scheduler.goal)
+    check_compatible(budget, scheduler.goal)
+    optimizer = L0AdamW(model.parameters(), **args.optim_conf)
+    gates = [*budget.gates.values()]
+    pace = _pace(updates_of_an_epoch(dense), scheduler, gates, optimizer)
 
     out.mkdir(parents=True, exist_ok=True)
     paths = {}
@@ -187,7 +170,7 @@ def _adopt(
         commands=_commands(name, _gpus(dense), out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=_notes(dense),
+        notes=[*_notes(dense), *pace],
     )
 
 
@@ -218,6 +201,33 @@ def _notes(dense: dict) -> list[str]:
     return [
         f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
         "prune.yaml leaves it at the default: set lr in its optim_conf"
+    ]
+
+
+def _pace(
+    updates: int | None,
+    scheduler: AbsSparsityScheduler,
+    gates: list[HardConcrete],
+    optimizer: L0AdamW,
+) -> list[str]:
+    """What there is to say about the time that the gates have to close.
+
+    Args:
+        updates: in an epoch, where that is known
+        scheduler: in epochs
+
+    Raises:
+        ValueError: epochs too short for the schedule
+    """
+    if updates:
+        scheduler.fit_(updates)
+        short = shortage(scheduler, gates, optimizer)
+        return [f"{short} With more --epochs these are longer."] if short else []
+    needed, epochs = updates_to_close(gates, optimizer), sum(scheduler.lengths[1:])
+    return [
+        f"To close a gate takes some {needed} updates. Ramp and hold have {epochs:g} "
+        f"epochs: where one has fewer than {math.ceil(needed / epochs)} updates, give "
+        "more --epochs."
     ]
 
 

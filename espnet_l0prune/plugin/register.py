@@ -24,8 +24,9 @@ from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
+from espnet_l0prune.plugin.resume import keep_config
 from espnet_l0prune.plugin.signature import check_options
-from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable
+from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
 from espnet_l0prune.plugin.workload import (
     Workload,
     make_budget,
@@ -214,8 +215,12 @@ def prepare_training(
         model.load_teacher_(optimizers[0])
         if task.trainer is Trainer:
             task.trainer = L0Trainer
-    if args.resume:
-        check_resumable(Path(args.output_dir, "checkpoint.pth"), model)
+    if args.output_dir is not None:  # else it is built for other ends than training
+        folder = Path(args.output_dir)
+        if args.resume:
+            check_resumable(folder, args, model)
+        if issubclass(task.trainer, L0Trainer) and is_first():
+            keep_config(folder)
 
 
 def require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:
