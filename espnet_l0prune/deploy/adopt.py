@@ -5,7 +5,7 @@ import copy
 import math
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,26 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import check_compatible, check_reachable
+from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
+from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
     load_weights,
     read_config,
+    refuse_adapters,
     task_name,
 )
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
-from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
+from espnet_l0prune.plugin.register import (
+    MODELS,
+    check_trainable,
+    make_scheduler,
+    make_workload,
+)
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
@@ -37,6 +46,7 @@ DATA = tuple(
 RUN = (
     "config",
     "collect_stats",
+    "deepspeed_config",
     "dist_backend",
     "dist_init_method",
     "dist_launcher",
@@ -59,6 +69,7 @@ RUN = (
     "print_config",
     "required",
     "resume",
+    "use_deepspeed",
     "version",
     "wandb_id",
     "write_collected_feats",
@@ -117,11 +128,17 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
 
     Raises:
         ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
-            below 1, an `out` that exists, files that are missing, damaged or not safe
+            below 1, an `out` that exists or has a colon, files that are missing, damaged
+            or not safe
         OSError: `out` is not writable
     """
     if out.exists():
         raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
+    if ":" in str(out):
+        raise ValueError(
+            f"{out} has a colon, where ESPnet's --init_param ends the path of a model; "
+            "choose another --out"
+        )
     for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
         if epochs is not None and epochs < 1:
             raise ValueError(f"--{option} is {epochs}; expected 1 or more")
@@ -154,52 +171,75 @@ def _check_data(config_file: Path) -> None:
 
 
 def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
-    dense = vars(read_config(config_file))
-    name = task_name(argparse.Namespace(**dense))
+    args = read_config(config_file)
+    name, config = task_name(args), vars(args)
     if name not in MODELS:
         raise ValueError(
             f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
             f"expected one of {', '.join(MODELS)}"
         )
-    if dense.get("model", "espnet") not in ("espnet", "l0_distill"):
+    if config.get("model", "espnet") not in ("espnet", "l0_distill"):
         raise ValueError(
-            f"{config_file} has model: {dense['model']}; expected espnet, of which "
+            f"{config_file} has model: {config['model']}; expected espnet, of which "
             "l0_distill is a kind"
         )
+    refuse_adapters(args)
+    gpus, dense = _gpus(config), modernize(_without_run(config, choice))
     files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
-    base = _without_run(dense, choice)
-    finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
+    finetune = {**dense, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
-    trained = build_model(argparse.Namespace(**copy.deepcopy(dense)))
+    _as_trained(finetune, gpus)
+    trained = build_model(argparse.Namespace(**copy.deepcopy(config)))
     load_weights(trained, model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
             "`espnet-l0prune cut` comes first"
         )
-    prune = {**base, **_pruning(dense, choice, _units(trained, choice), files)}
-    prune["init_param"] = [str(model_file)]
+    prune = {**dense, **_pruning(dense, choice, _units(trained, choice), files)}
+    link = out / "dense.pth" if ":" in str(model_file) else None
+    prune["init_param"] = [str(link or model_file)]
 
-    args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
+    args = _as_trained(prune, gpus)
     goal = make_scheduler(args).goal
-    budget = make_budget(build_model(args), make_workload(args))
+    gated = build_model(args)
+    budget = make_budget(gated, make_workload(args))
     check_reachable(budget, goal)
     check_compatible(budget, goal)
+    outputs(gated)  # which the cut will compare, at the end of the training
+    held = _holding(gated, args.freeze_param)
 
     out.mkdir(parents=True, exist_ok=True)
+    if link is not None:
+        link.symlink_to(model_file.resolve())
     paths = {}
-    for kind, config in (("prune", prune), ("finetune", finetune)):
+    for kind, conf in (("prune", prune), ("finetune", finetune)):
+        conf["freeze_param"] = [path for path in args.freeze_param if path not in held]
         paths[kind] = out / f"{kind}.yaml"
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(conf, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
     return Adopted(
         **paths,
-        commands=_commands(name, _gpus(dense), out, **paths),
+        commands=_commands(name, gpus, out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=_notes(dense),
+        notes=_notes(config, held),
     )
+
+
+def _as_trained(config: dict, gpus: int) -> argparse.Namespace:
+    """The options as the training will see them, which it does not refuse."""
+    args = parse(config)
+    args.ngpu = gpus
+    check_trainable(args)
+    return args
+
+
+def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
+    """Of the parts that `freeze_param` names, those with gates, which would not move."""
+    gates = [n for n, p in model.named_parameters() if isinstance(p, LogAlpha)]
+    return [path for path in frozen if any(n.startswith(f"{path}.") for n in gates)]
 
 
 def _gpus(dense: dict) -> int:
@@ -223,13 +263,20 @@ def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> l
     return [shlex.join(map(str, command)) for command in commands]
 
 
-def _notes(dense: dict) -> list[str]:
-    if _like_adam(dense):
-        return []
-    return [
-        f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
-        "prune.yaml leaves it at the default: set lr in its optim_conf"
-    ]
+def _notes(dense: dict, held: list[str]) -> list[str]:
+    notes = []
+    if not _like_adam(dense):
+        notes.append(
+            f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
+            "prune.yaml leaves it at the default: set lr in its optim_conf"
+        )
+    if dense.get("use_deepspeed"):
+        notes.append("use_deepspeed is left out: pruning needs ESPnet's own trainer")
+    if held:
+        notes.append(
+            f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
+        )
+    return notes
 
 
 def _without_run(dense: dict, choice: Choice) -> dict:
