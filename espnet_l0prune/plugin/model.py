@@ -1,13 +1,10 @@
 """ESPnet's recognizers that learn from a teacher, under a budget."""
 
-import importlib.util
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from espnet2.asr.espnet_model import ESPnetASRModel
-from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
 
@@ -23,10 +20,10 @@ from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites.stream import open_stream
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
+from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
-DURATIONS = "transducer_multi_blank_durations"  # an option of ESPnet's
 CHOICES = {
     "layer_input": ("student", "teacher"),
     "layer_map": tuple(LAYER_MAPS),
@@ -103,18 +100,8 @@ class L0Distilled(MixedWith):
             "teacher_model_file": teacher_model_file,
         }
         check_options(type(self), {**files, **espnet_conf}, "model_conf")
-        fallback = _lacks_transducer_loss(espnet_conf)
-        if fallback:  # durations: ESPnet then asks for no package that is not here
-            if DURATIONS not in inspect.signature(type(self)).parameters:  # slu
-                raise ValueError(
-                    "transducers of this task need the package warprnnt_pytorch, which "
-                    "is not installed; expected it, or another decoder"
-                )
-            espnet_conf[DURATIONS] = [2]
-        super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
-        if fallback:
-            del self.transducer_multi_blank_durations
-            self.criterion_transducer = RNNTLossNumba(blank=self.blank_id)
+        with loss_at_hand():
+            super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(
                 f"model_conf: teacher_config is {teacher_config}, teacher_model_file is "
@@ -301,15 +288,6 @@ def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
     """The projection of a training is nothing to a model that does not train."""
     if model.projection is None:
         state.pop(f"{prefix}projection", None)
-
-
-def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:
-    """Whether ESPnet would import a transducer loss that is not installed."""
-    return (
-        conf.get("joint_network") is not None
-        and not conf.get(DURATIONS)
-        and importlib.util.find_spec("warprnnt_pytorch") is None
-    )
 
 
 class L0DistillModel(L0Distilled, ESPnetASRModel):

@@ -21,6 +21,7 @@ EARLIER = "config.previous.yaml"
 RUN = (
     "config",
     "collect_stats",
+    "deepspeed_config",
     "dist_backend",
     "dist_init_method",
     "dist_launcher",
@@ -43,6 +44,7 @@ RUN = (
     "print_config",
     "required",
     "resume",
+    "use_deepspeed",
     "version",
     "wandb_id",
     "write_collected_feats",
