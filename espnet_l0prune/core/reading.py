@@ -147,6 +147,15 @@ def _check_events(events: Iterator[yaml.Event]) -> None:
             raise ValueError("its values are too many, as its aliases repeat them")
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """What is in lists and mappings of plain data, however deep."""
+    if isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from leaves(part)
+    else:
+        yield value
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON as plain data; NaN and Infinity are floats, as Python writes them, and a
     float that is too large is infinite.
@@ -222,7 +231,7 @@ def _plain_form(
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = [member for member in archive.infolist() if not member.is_dir()]
     size = os.fstat(file.fileno()).st_size
-    _check_members(members, size)
+    check_parts(members, size)
     for member in members:
         if member.filename.endswith("data.pkl"):
             with archive.open(member) as part:
@@ -244,9 +253,9 @@ def _plain_form(
     return stored, False
 
 
-def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise ValueError for members that torch and Python would not read alike, or that
-    are more than the file's size in bytes allows."""
+def check_parts(members: list[zipfile.ZipInfo], size: int) -> None:
+    """Raise ValueError for parts of a checkpoint that torch and Python would not read
+    alike, or that are more than the file's size in bytes allows."""
     if len({member.filename for member in members}) != len(members):
         raise ValueError("it has a part twice")
     if any(member.compress_type not in PACKED for member in members):
