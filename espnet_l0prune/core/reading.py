@@ -147,15 +147,6 @@ def _check_events(events: Iterator[yaml.Event]) -> None:
             raise ValueError("its values are too many, as its aliases repeat them")
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """What is in lists and mappings of plain data, however deep."""
-    if isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from leaves(part)
-    else:
-        yield value
-
-
 def read_json(path: str | Path) -> Any:
     """Read JSON as plain data; NaN and Infinity are floats, as Python writes them, and a
     float that is too large is infinite.

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import math
+import reprlib
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -193,7 +194,7 @@ def _adopt(
 
 def _gpus(dense: dict) -> int:
     """Of the training; a distributed one's processes write ngpu: 1."""
-    return max(dense.get("dist_world_size") or 0, dense.get("ngpu") or 0)
+    return max(int(_number(dense, name) or 0) for name in ("dist_world_size", "ngpu"))
 
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
@@ -318,8 +319,22 @@ def _conf(dense: dict, name: str) -> dict:
     return dict(dense.get(f"{name}_conf") or {})
 
 
+def _number(conf: dict, name: str) -> int | float | None:
+    """A number of a configuration, where it has one.
+
+    Raises:
+        ValueError: something else
+    """
+    value = conf.get(name)
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    raise ValueError(
+        f"the configuration has {name}: {reprlib.repr(value)}; expected a number"
+    )
+
+
 def _epochs(dense: dict) -> int:
-    return dense.get("max_epoch", 40)  # ESPnet's default
+    return int(_number(dense, "max_epoch") or 40)  # ESPnet's default
 
 
 def _like_adam(dense: dict) -> bool:
@@ -330,15 +345,17 @@ def _like_adam(dense: dict) -> bool:
 def _scheduler_conf(dense: dict) -> dict:
     """With a tenth of the updates in which the learning rate warms up."""
     conf = _conf(dense, "scheduler")
-    if "warmup_steps" in conf:
-        conf["warmup_steps"] = max(conf["warmup_steps"] // 10, 1)
+    warmup = _number(conf, "warmup_steps")
+    if warmup is not None:
+        conf["warmup_steps"] = max(warmup // 10, 1)
     return conf
 
 
 def _optim_conf(dense: dict) -> dict:
     """With the same peak of the learning rate, which noamlr makes of the warm-up too."""
     conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
-    if dense.get("scheduler") == "noamlr" and "lr" in conf and "warmup_steps" in before:
-        shorter = _scheduler_conf(dense)["warmup_steps"] / before["warmup_steps"]
-        conf["lr"] *= math.sqrt(shorter)
+    lr, warmup = _number(conf, "lr"), _number(before, "warmup_steps")
+    if dense.get("scheduler") == "noamlr" and lr and warmup:
+        shorter = _scheduler_conf(dense)["warmup_steps"] / warmup
+        conf["lr"] = lr * math.sqrt(shorter)
     return conf
