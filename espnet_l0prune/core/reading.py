@@ -118,7 +118,7 @@ def read_yaml(path: str | Path) -> Any:
 
 def _check_events(events: Iterator[yaml.Event]) -> None:
     """Raise ValueError for YAML that is too deep, or too large once it is expanded."""
-    anchored: dict[str, int | None] = {}  # what each expands to; None within itself
+    anchored: dict[str | None, int | None] = {}  # what each expands to; None within itself
     open_: list[tuple[str | None, int]] = []  # collections: anchor, size before
     size = 0
     for event in events:
@@ -160,7 +160,7 @@ def read_json(path: str | Path) -> Any:
         found = json.loads(text, parse_int=_integer)
     except RecursionError as e:
         raise ValueError("its values are nested too deep") from e
-    parts = [[found]]
+    parts: list[Any] = [[found]]
     for _ in range(DEEPEST + 1):
         lists = [p.values() if isinstance(p, dict) else p for p in parts]
         parts = [v for part in lists for v in part if isinstance(v, (dict, list))]
