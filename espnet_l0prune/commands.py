@@ -231,15 +231,12 @@ def bench(args: argparse.Namespace) -> Answer:
     from rich.table import Table
 
     from espnet_l0prune.core.budget import count_parameters
+    from espnet_l0prune.core.ranges import check
     from espnet_l0prune.deploy.bench import encoder_macs, noise, real_time_factors
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
     from espnet_l0prune.plugin.register import make_workload
 
-    if args.rounds < 1 or args.seconds <= 0:
-        raise ValueError(
-            f"--rounds is {args.rounds}, --seconds is {args.seconds}; expected at least "
-            "one round, and some audio"
-        )
+    check("command line", {"--rounds": args.rounds, "--seconds": args.seconds})
     models, heard = {}, {}
     for folder in args.experiments:
         model, conf = load_experiment(folder, args.checkpoint or last_of(folder))

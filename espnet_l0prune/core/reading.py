@@ -118,7 +118,9 @@ def read_yaml(path: str | Path) -> Any:
 
 def _check_events(events: Iterator[yaml.Event]) -> None:
     """Raise ValueError for YAML that is too deep, or too large once it is expanded."""
-    anchored: dict[str | None, int | None] = {}  # what each expands to; None within itself
+    anchored: dict[
+        str | None, int | None
+    ] = {}  # what each expands to; None within itself
     open_: list[tuple[str | None, int]] = []  # collections: anchor, size before
     size = 0
     for event in events:

@@ -6,7 +6,7 @@ import math
 import reprlib
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,34 @@ from typing import Any
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable
+from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
+from espnet_l0prune.core.gates import HardConcrete, LogAlpha
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.ranges import check
+from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
+from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
     load_trained,
     read_config,
+    refuse_adapters,
     task_name,
 )
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
-from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
+from espnet_l0prune.plugin.register import (
+    MODELS,
+    check_trainable,
+    make_scheduler,
+    make_workload,
+)
+from espnet_l0prune.plugin.resume import RUN
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
@@ -34,36 +49,6 @@ DATA = tuple(
     f"{part}_{what}"
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
-)
-# What belongs to the run that was, and not to those that come.
-RUN = (
-    "config",
-    "collect_stats",
-    "dist_backend",
-    "dist_init_method",
-    "dist_launcher",
-    "dist_master_addr",
-    "dist_master_port",
-    "dist_rank",
-    "dist_world_size",
-    "distributed",
-    "dry_run",
-    "ignore_init_mismatch",
-    "init",
-    "init_param",
-    "local_rank",
-    "log_level",
-    "multiprocessing_distributed",
-    "ngpu",
-    "output_dir",
-    "patience",
-    "pretrain_path",
-    "print_config",
-    "required",
-    "resume",
-    "version",
-    "wandb_id",
-    "write_collected_feats",
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
 LOSS = 20.0  # an utterance's, where it is not normalized by length
@@ -118,20 +103,29 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         checkpoint: of the folder; by default its average
 
     Raises:
-        ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
-            below 1, an `out` that exists, files that are missing, damaged or not safe
+        ValueError: a model that cannot be pruned, a target that it cannot reach, a
+            number out of its range, an `out` that exists or has a colon, files that are
+            missing, damaged or not safe
         OSError: `out` is not writable
     """
     if out.exists():
         raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
-    for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"--{option} is {epochs}; expected 1 or more")
+    if ":" in str(out):
+        raise ValueError(
+            f"{out} has a colon, where ESPnet's --init_param ends the path of a model; "
+            "choose another --out"
+        )
+    numbers: dict[str, float | None] = {
+        **{f"--{cost}": choice.target.get(cost) for cost in COSTS},
+        **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
+    }
+    check("command line", {k: v for k, v in numbers.items() if v is not None})
     try:
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
             dense = vars(read_config(config_file))
-            dense = {k: v for k, v in dense.items() if k not in TELLS}
+            dropped = TELLS if choice.data else (*TELLS, *DATA)
+            dense = {k: v for k, v in dense.items() if k not in dropped}
             check_foreign(_without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"
@@ -144,52 +138,78 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
 
 
 def _adopt(
-    dense: dict, config_file: Path, model_file: Path, out: Path, choice: Choice
+    config: dict, config_file: Path, model_file: Path, out: Path, choice: Choice
 ) -> Adopted:
-    name = task_name(argparse.Namespace(**dense))
+    args = argparse.Namespace(**config)
+    name = task_name(args)
     if name not in MODELS:
         raise ValueError(
             f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
             f"expected one of {', '.join(MODELS)}"
         )
-    if dense.get("model", "espnet") not in ("espnet", "l0_distill"):
+    if config.get("model", "espnet") not in ("espnet", "l0_distill"):
         raise ValueError(
-            f"{config_file} has model: {dense['model']}; expected espnet, of which "
+            f"{config_file} has model: {config['model']}; expected espnet, of which "
             "l0_distill is a kind"
         )
+    refuse_adapters(args)
+    gpus, dense = _gpus(config), modernize(_without_run(config, choice))
     files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
-    base = _without_run(dense, choice)
-    finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
+    finetune = {**dense, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
-    trained = load_trained(argparse.Namespace(**copy.deepcopy(dense)), model_file)
+    _as_trained(finetune, gpus)
+    trained = load_trained(argparse.Namespace(**copy.deepcopy(config)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
             "`espnet-l0prune cut` comes first"
         )
-    prune = {**base, **_pruning(dense, choice, _units(trained, choice), files)}
-    prune["init_param"] = [str(model_file)]
+    prune = {**dense, **_pruning(dense, choice, _units(trained, choice), files)}
+    link = out / "dense.pth" if ":" in str(model_file) else None
+    prune["init_param"] = [str(link or model_file)]
 
-    args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
-    goal = make_scheduler(args).goal
-    budget = make_budget(build_model(args), make_workload(args))
-    check_reachable(budget, goal)
-    check_compatible(budget, goal)
+    args = _as_trained(prune, gpus)
+    scheduler, gated = make_scheduler(args), build_model(args)
+    budget = make_budget(gated, make_workload(args))
+    check_reachable(budget, scheduler.goal)
+    check_compatible(budget, scheduler.goal)
+    outputs(gated)  # which the cut will compare, at the end of the training
+    held = _holding(gated, args.freeze_param)
+    optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
+    gates = [*budget.gates.values()]
+    pace = _pace(updates_of_an_epoch(config), scheduler, gates, optimizer)
 
     out.mkdir(parents=True, exist_ok=True)
+    if link is not None:
+        link.symlink_to(model_file.resolve())
     paths = {}
-    for kind, config in (("prune", prune), ("finetune", finetune)):
+    for kind, conf in (("prune", prune), ("finetune", finetune)):
+        conf["freeze_param"] = [path for path in args.freeze_param if path not in held]
         paths[kind] = out / f"{kind}.yaml"
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(conf, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
     return Adopted(
         **paths,
-        commands=_commands(name, _gpus(dense), out, **paths),
+        commands=_commands(name, gpus, out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=_notes(dense),
+        notes=[*_notes(config, held), *pace],
     )
+
+
+def _as_trained(config: dict, gpus: int) -> argparse.Namespace:
+    """The options as the training will see them, which it does not refuse."""
+    args = parse(config)
+    args.ngpu = gpus
+    check_trainable(args)
+    return args
+
+
+def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
+    """Of the parts that `freeze_param` names, those with gates, which would not move."""
+    gates = [n for n, p in model.named_parameters() if isinstance(p, LogAlpha)]
+    return [path for path in frozen if any(n.startswith(f"{path}.") for n in gates)]
 
 
 def _gpus(dense: dict) -> int:
@@ -213,12 +233,46 @@ def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> l
     return [shlex.join(map(str, command)) for command in commands]
 
 
-def _notes(dense: dict) -> list[str]:
-    if _like_adam(dense):
-        return []
+def _notes(dense: dict, held: list[str]) -> list[str]:
+    notes = []
+    if not _like_adam(dense):
+        notes.append(
+            f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
+            "prune.yaml leaves it at the default: set lr in its optim_conf"
+        )
+    if dense.get("use_deepspeed"):
+        notes.append("use_deepspeed is left out: pruning needs ESPnet's own trainer")
+    if held:
+        notes.append(
+            f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
+        )
+    return notes
+
+
+def _pace(
+    updates: int | None,
+    scheduler: AbsSparsityScheduler,
+    gates: list[HardConcrete],
+    optimizer: L0AdamW,
+) -> list[str]:
+    """What there is to say about the time that the gates have to close.
+
+    Args:
+        updates: in an epoch, where that is known
+        scheduler: in epochs
+
+    Raises:
+        ValueError: epochs too short for the schedule
+    """
+    if updates:
+        scheduler.fit_(updates)
+        short = shortage(scheduler, gates, optimizer)
+        return [f"{short} With more --epochs these are longer."] if short else []
+    needed, epochs = updates_to_close(gates, optimizer), sum(scheduler.lengths[1:])
     return [
-        f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
-        "prune.yaml leaves it at the default: set lr in its optim_conf"
+        f"To close a gate takes some {needed} updates. Ramp and hold have {epochs:g} "
+        f"epochs: where one has fewer than {math.ceil(needed / epochs)} updates, give "
+        "more --epochs."
     ]
 
 

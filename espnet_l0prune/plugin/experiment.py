@@ -10,11 +10,13 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import espnet
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from espnet_l0prune.core.reading import read_tensors, read_yaml
+from espnet_l0prune.plugin.transducer import loss_at_hand
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
 WHOLE = 32  # times that a network may be larger than what was left of it by a cut
@@ -22,6 +24,20 @@ SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any may have
 LARGEST_OPTION = 2**14  # of a network; positions and widths have some thousands
 RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz: nothing is built by their size
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
+# Options that only one task of ESPnet's has, of those that are looked for in this order;
+# ones without a list of tokens are not here.
+MARKS = {
+    "transcript_token_list": "slu",
+    "subtask_series": "enh_s2t",
+    "extra_asr_decoder": "st",
+    "src_token_list": "mt",
+    "joint_network_conf": "asr_transducer",
+    "pred_masked_weight": "hubert",
+    "fairseq_checkpoint": "uasr",
+    "lm": "lm",
+    "tts": "tts",
+    "svs": "svs",
+}
 
 
 def read_mapping(path: str | Path, what: str, expected: str) -> dict[str, Any]:
@@ -133,20 +149,40 @@ def load_state(model: nn.Module, state: dict, model_file: str | Path) -> None:
 
 
 def task_name(args: argparse.Namespace) -> str:
-    """ESPnet's short name of the task that a configuration is of, which it does not say:
-    asr, s2t, slu or st."""
-    if getattr(args, "preprocessor", None) == "s2t":
-        return "s2t"
-    if hasattr(args, "transcript_token_list"):
-        return "slu"
-    return "st" if hasattr(args, "src_token_list") else "asr"
+    """ESPnet's short name of the task that a configuration is of, which it does not
+    say: `asr`, where nothing tells that it is another."""
+    preprocessor = getattr(args, "preprocessor", None)
+    if preprocessor in ("s2t", "s2t_ctc"):
+        return preprocessor
+    return next((task for mark, task in MARKS.items() if hasattr(args, mark)), "asr")
 
 
 def task_of(args: argparse.Namespace) -> type[Any]:
-    """ESPnet's task that a configuration is of."""
+    """ESPnet's task that a configuration is of.
+
+    Raises:
+        ValueError: one that we do not know
+    """
     name = task_name(args)
+    if name not in TASKS:
+        raise ValueError(
+            f"the configuration is of ESPnet's {name} task; expected one of "
+            f"{', '.join(TASKS)}"
+        )
     # not above: the model classes that ESPnet's tasks register import this module
     return getattr(importlib.import_module(f"espnet2.tasks.{name}"), TASKS[name])
+
+
+def refuse_adapters(args: argparse.Namespace) -> None:
+    """Raise ValueError for weights that are spread over adapters, which ESPnet adds to
+    the model that it has built."""
+    for name in ("use_adapter", "use_lora"):  # the latter until 202402
+        if getattr(args, name, False):
+            raise ValueError(
+                f"{name} is true: part of what each layer computes is in adapters, which "
+                f"no cut reaches; expected {name}: false. Train without adapters, or "
+                "merge them into the weights of the layers first."
+            )
 
 
 def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
@@ -187,7 +223,7 @@ def build_model(args: argparse.Namespace) -> Any:
         ImportError: a package is missing
     """
     try:
-        with plain_tensors_only():
+        with plain_tensors_only(), loss_at_hand():
             model = task_of(args).build_model(args)
     except (ValueError, ImportError):  # they say what is wrong
         raise
@@ -205,7 +241,8 @@ def build_model(args: argparse.Namespace) -> Any:
     except Exception as e:  # whatever ESPnet makes of options that nobody checks
         raise ValueError(
             "the configuration does not describe a model that ESPnet can build here "
-            f"({type(e).__name__}: {e}); expected that of a recognizer"
+            f"({type(e).__name__}: {e}); expected that of a recognizer, with options "
+            f"that ESPnet {espnet.__version__} has"
         ) from e
     note_input_size_(model, args)
     return model
@@ -287,9 +324,10 @@ def load_model(
     """Build an experiment's model, load its weights strictly; return its options too.
 
     Raises:
-        ValueError: see `read_config` and `load_trained`
+        ValueError: see `read_config`, `refuse_adapters` and `load_trained`
     """
     args = read_config(config_file)
+    refuse_adapters(args)
     return load_trained(args, model_file), args
 
 
