@@ -3,6 +3,7 @@
 import argparse
 import copy
 import math
+import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,8 @@ def adopt(
             step(f"unpacking {source}")
             config_file, model_file = unpack_model(source, out / "dense")
             dense = vars(read_config(config_file))
-            dense = {k: v for k, v in dense.items() if k not in TELLS}
+            dropped = TELLS if choice.data else (*TELLS, *DATA)
+            dense = {k: v for k, v in dense.items() if k not in dropped}
             check_foreign(_without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"
@@ -224,7 +226,7 @@ def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
 
 def _gpus(dense: dict) -> int:
     """Of the training; a distributed one's processes write ngpu: 1."""
-    return max(dense.get("dist_world_size") or 0, dense.get("ngpu") or 0)
+    return max(int(_number(dense, name) or 0) for name in ("dist_world_size", "ngpu"))
 
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
@@ -383,8 +385,22 @@ def _conf(dense: dict, name: str) -> dict:
     return dict(dense.get(f"{name}_conf") or {})
 
 
+def _number(conf: dict, name: str) -> int | float | None:
+    """A number of a configuration, where it has one.
+
+    Raises:
+        ValueError: something else
+    """
+    value = conf.get(name)
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    raise ValueError(
+        f"the configuration has {name}: {reprlib.repr(value)}; expected a number"
+    )
+
+
 def _epochs(dense: dict) -> int:
-    return dense.get("max_epoch", 40)  # ESPnet's default
+    return int(_number(dense, "max_epoch") or 40)  # ESPnet's default
 
 
 def _like_adam(dense: dict) -> bool:
@@ -395,15 +411,17 @@ def _like_adam(dense: dict) -> bool:
 def _scheduler_conf(dense: dict) -> dict:
     """With a tenth of the updates in which the learning rate warms up."""
     conf = _conf(dense, "scheduler")
-    if "warmup_steps" in conf:
-        conf["warmup_steps"] = max(conf["warmup_steps"] // 10, 1)
+    warmup = _number(conf, "warmup_steps")
+    if warmup is not None:
+        conf["warmup_steps"] = max(warmup // 10, 1)
     return conf
 
 
 def _optim_conf(dense: dict) -> dict:
     """With the same peak of the learning rate, which noamlr makes of the warm-up too."""
     conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
-    if dense.get("scheduler") == "noamlr" and "lr" in conf and "warmup_steps" in before:
-        shorter = _scheduler_conf(dense)["warmup_steps"] / before["warmup_steps"]
-        conf["lr"] *= math.sqrt(shorter)
+    lr, warmup = _number(conf, "lr"), _number(before, "warmup_steps")
+    if dense.get("scheduler") == "noamlr" and lr and warmup:
+        shorter = _scheduler_conf(dense)["warmup_steps"] / warmup
+        conf["lr"] = lr * math.sqrt(shorter)
     return conf
