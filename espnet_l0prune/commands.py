@@ -297,6 +297,7 @@ def bench(args: argparse.Namespace) -> Answer:
 def export(args: argparse.Namespace) -> Answer:
     """Pack a model for the zoo."""
     _import_espnet()
+    from espnet_l0prune.deploy.card import SOURCE, WHEEL
     from espnet_l0prune.deploy.export import export as export_model
     from espnet_l0prune.plugin.experiment import average_of
 
@@ -308,10 +309,8 @@ def export(args: argparse.Namespace) -> Answer:
     size = args.out.stat().st_size
     lines = [f"{args.out}: {size / 1e6:,.1f} MB, {line}"]
     if args.form != "stock":
-        extra = "[onnx]" if args.form == "onnx" else ""
-        lines.append(
-            f"ESPnet needs this package to load it: pip install 'espnet_l0prune{extra}'"
-        )
+        packages = WHEEL if args.form == "plugin" else f"onnxruntime {WHEEL}"
+        lines.append(f"ESPnet needs more to load it: pip install {packages}. {SOURCE}")
     return Answer({"out": args.out, "bytes": size, "verified": line}, lines)
 
 

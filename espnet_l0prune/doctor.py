@@ -9,6 +9,7 @@ them into a folder beside their own, only where they cannot load.
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ REGISTRATION = """
 import sys, espnet2.tasks.asr as asr
 sys.exit(0 if "l0_conformer" in asr.encoder_choices.classes else 3)
 """
+OLDEST = {"torch": "2.6", "espnet": "202511"}
 
 
 @dataclass
@@ -74,6 +76,14 @@ def _is_torchaudio_broken() -> bool:
     return _run("import torchaudio").returncode != 0
 
 
+def remedy_for_age(package: str, version: str) -> str:
+    """What to do about a version that is older than ours has to be; else nothing. pip is
+    not asked, lest it exchanges torch: see setup.py."""
+    oldest = OLDEST.get(package, "0")
+    ours, least = ([int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, oldest))
+    return "" if ours >= least else f"expected {package} {oldest} or newer: upgrade it"
+
+
 def examine() -> list[Check]:
     """Look at Python, torch, torchaudio, ESPnet and the registration, in this order.
 
@@ -94,7 +104,7 @@ def examine() -> list[Check]:
             return checks
         result = _run(f"import {package if package != 'espnet' else 'espnet2.tasks.asr'}")
         if result.returncode == 0:
-            checks.append(Check(package, version))
+            checks.append(Check(package, version, remedy_for_age(package, version)))
             continue
         remedy = f"reinstall {package}: its import fails"
         linked = "OSError" in last_line(result)

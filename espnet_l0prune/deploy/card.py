@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from espnet_l0prune import __version__
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.reading import read_text
 from espnet_l0prune.core.text import in_markdown, one_line, plain
@@ -23,7 +24,13 @@ USE = {
     "s2t": ("s2t_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
     "st": ("st_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
 }
-PLUGIN_PACKAGES = " espnet_l0prune"
+# The package is in no registry: its wheel goes from hand to hand.
+WHEEL = f"espnet_l0prune-{__version__}-py3-none-any.whl"
+SOURCE = (
+    f"{WHEEL} is in no registry: `make dist` in the source tree of espnet_l0prune writes "
+    "it to dist/."
+)
+PLUGIN_PACKAGES = f" {WHEEL}"
 PAPER = """\
 ```bibtex
 @inproceedings{jiang23_interspeech,
@@ -126,12 +133,14 @@ def write_card(
     if about.datasets:
         head["datasets"] = [*map(one_line, about.datasets)]
     module, name, call = USE[task]
+    source = f"{SOURCE} Whoever made this model has it.\n\n" if packages else ""
     quoted = json.dumps(plain(about.name), ensure_ascii=False)
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {in_markdown(about.name)}",
         "An ESPnet model, pruned with L0 gates by espnet_l0prune.",
         f"## Use\n\n```sh\npip install espnet espnet_model_zoo{packages}\n```\n\n"
+        f"{source}"
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
         f"speech2text = {name}.from_pretrained({quoted})\n{call}\n```",

@@ -126,7 +126,7 @@ def onnx_form(
         return f"log-probabilities differ by at most {found:.1e}"
 
     options = argparse.Namespace(**conf)
-    return Form(state, options, verify, " 'espnet_l0prune[onnx]'", files)
+    return Form(state, options, verify, f" onnxruntime{PLUGIN_PACKAGES}", files)
 
 
 def export(

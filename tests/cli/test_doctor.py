@@ -79,6 +79,21 @@ def test_what_is_missing_is_named(monkeypatch):
     assert "make env" in last.remedy
 
 
+def test_versions_that_are_too_old():
+    """pip does not look at them: it may not touch what is there."""
+    too_old = {("torch", "2.5.1+cpu"): "torch 2.6", ("espnet", "202412"): "espnet 202511"}
+    for (package, version), least in too_old.items():
+        remedy = doctor.remedy_for_age(package, version)
+        assert remedy == f"expected {least} or newer: upgrade it"
+    for package, version in (
+        ("torch", "2.6.0"),
+        ("torch", "2.13.0+cpu"),
+        ("espnet", "202511"),
+        ("torchaudio", "2.11.0"),
+    ):
+        assert not doctor.remedy_for_age(package, version)
+
+
 def test_registration_turned_off(monkeypatch):
     monkeypatch.setenv("ESPNET_L0PRUNE_AUTOLOAD", "0")
     assert "turned off" in doctor._registration().found
