@@ -73,7 +73,7 @@ TRAINING = {
 
 
 def find(egs2: Path) -> list[Path]:
-    """The training configurations of recognizers: those with an encoder, without links."""
+    """The configurations of recognizers: those with an encoder, without links."""
     return sorted(
         path
         for recipe in TASKS
