@@ -9,6 +9,7 @@ import espnet2.tasks.asr  # noqa: F401 (registers)
 
 from espnet_l0prune import __version__
 from espnet_l0prune.cli import get_parser
+from espnet_l0prune.core.ranges import RANGES
 from espnet_l0prune.plugin.schema import schema
 
 HERE = Path(__file__).parent
@@ -37,13 +38,19 @@ def write_options() -> None:
     for part, found in schema()["properties"].items():
         if "properties" not in found:
             continue
-        lines += [f"## `{part}`", "", "| option | default | |", "|---|---|---|"]
+        lines += [
+            f"## `{part}`",
+            "",
+            "| option | default | range | |",
+            "|---|---|---|---|",
+        ]
         for name, option in found["properties"].items():
             if option is False:  # refused
                 continue
             default = f"`{option['default']}`" if "default" in option else ""
             text = option.get("description", "").replace("|", "\\|")
-            lines.append(f"| `{name}` | {default} | {text} |")
+            limits = RANGES[part].get(name, "")
+            lines.append(f"| `{name}` | {default} | {limits} | {text} |")
         lines.append("")
     (GENERATED / "options.md").write_text("\n".join(lines), "utf-8")
 

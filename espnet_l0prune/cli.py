@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from espnet_l0prune import __version__
+from espnet_l0prune.core.ranges import RANGES
 
 DEBUG = "show the whole stack trace"
+RANGE = RANGES["command line"]
 FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
@@ -88,17 +90,21 @@ def get_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--params",
         type=float,
-        help="sparsity in parameters; 0.5 if --macs is not given",
+        help=f"sparsity in parameters, {RANGE['--params']}; 0.5 if --macs is not given",
     )
-    sub.add_argument("--macs", type=float, help="sparsity in multiply-accumulates")
+    sub.add_argument(
+        "--macs",
+        type=float,
+        help=f"sparsity in multiply-accumulates, {RANGE['--macs']}",
+    )
     sub.add_argument(
         "--scope", choices=("encoder", "model"), default="encoder", help="what is pruned"
     )
     sub.add_argument(
         "--units", default="default", help="default, paper, all, or kinds with commas"
     )
-    sub.add_argument("--epochs", type=int, help="of the pruning")
-    sub.add_argument("--finetune_epochs", type=int, help="of the fine-tuning")
+    for name, what in (("--epochs", "pruning"), ("--finetune_epochs", "fine-tuning")):
+        sub.add_argument(name, type=int, help=f"of the {what}, {RANGE[name]}")
     sub.add_argument(
         "--no_data",
         action="store_true",
@@ -131,8 +137,18 @@ def get_parser() -> argparse.ArgumentParser:
     )
     _path(sub, "experiments", nargs="+", help="the first one is what others are beside")
     sub.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
-    sub.add_argument("--seconds", type=float, default=10.0, help="of audio, at once")
-    sub.add_argument("--rounds", type=int, default=5, help="the figure is the median")
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help=f"of audio, at once, {RANGE['--seconds']}",
+    )
+    sub.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help=f"the figure is the median, {RANGE['--rounds']}",
+    )
 
     sub = command(
         "export",

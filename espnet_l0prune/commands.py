@@ -231,15 +231,12 @@ def bench(args: argparse.Namespace) -> Answer:
     from rich.table import Table
 
     from espnet_l0prune.core.budget import count_parameters
+    from espnet_l0prune.core.ranges import check
     from espnet_l0prune.deploy.bench import encoder_macs, noise, real_time_factors
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
     from espnet_l0prune.plugin.register import make_workload
 
-    if args.rounds < 1 or args.seconds <= 0:
-        raise ValueError(
-            f"--rounds is {args.rounds}, --seconds is {args.seconds}; expected at least "
-            "one round, and some audio"
-        )
+    check("command line", {"--rounds": args.rounds, "--seconds": args.seconds})
     models, heard = {}, {}
     for folder in args.experiments:
         model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
@@ -334,11 +331,10 @@ def report(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.report.page import write_report
 
     with _busy("reading and drawing") as track:
-        page, *pictures = write_report(args.experiments, args.out, track)
-    return Answer(
-        {"page": page, "pictures": pictures},
-        [f"{page}, and {len(pictures)} pictures beside it"],
-    )
+        found = write_report(args.experiments, args.out, track)
+    missing = [f"missing: {what}" for what in found.missing]
+    written = f"{found.page}, and {len(found.pictures)} pictures beside it"
+    return Answer(dataclasses.asdict(found), [*found.headline, *missing, written])
 
 
 def schema(args: argparse.Namespace) -> Answer:

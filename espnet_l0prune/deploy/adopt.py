@@ -13,16 +13,22 @@ from typing import Any
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable
-from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
+from espnet_l0prune.core.gates import HardConcrete, LogAlpha
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.ranges import check
+from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
+from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
-    load_weights,
+    load_trained,
     read_config,
     refuse_adapters,
     task_name,
@@ -34,6 +40,7 @@ from espnet_l0prune.plugin.register import (
     make_scheduler,
     make_workload,
 )
+from espnet_l0prune.plugin.resume import RUN
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
@@ -41,38 +48,6 @@ DATA = tuple(
     f"{part}_{what}"
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
-)
-# What belongs to the run that was, and not to those that come.
-RUN = (
-    "config",
-    "collect_stats",
-    "deepspeed_config",
-    "dist_backend",
-    "dist_init_method",
-    "dist_launcher",
-    "dist_master_addr",
-    "dist_master_port",
-    "dist_rank",
-    "dist_world_size",
-    "distributed",
-    "dry_run",
-    "ignore_init_mismatch",
-    "init",
-    "init_param",
-    "local_rank",
-    "log_level",
-    "multiprocessing_distributed",
-    "ngpu",
-    "output_dir",
-    "patience",
-    "pretrain_path",
-    "print_config",
-    "required",
-    "resume",
-    "use_deepspeed",
-    "version",
-    "wandb_id",
-    "write_collected_feats",
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
 LOSS = 20.0  # an utterance's, where it is not normalized by length
@@ -127,9 +102,9 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         checkpoint: of the folder; by default its average
 
     Raises:
-        ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
-            below 1, an `out` that exists or has a colon, files that are missing, damaged
-            or not safe
+        ValueError: a model that cannot be pruned, a target that it cannot reach, a
+            number out of its range, an `out` that exists or has a colon, files that are
+            missing, damaged or not safe
         OSError: `out` is not writable
     """
     if out.exists():
@@ -139,40 +114,32 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
             f"{out} has a colon, where ESPnet's --init_param ends the path of a model; "
             "choose another --out"
         )
-    for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"--{option} is {epochs}; expected 1 or more")
+    numbers: dict[str, float | None] = {
+        **{f"--{cost}": choice.target.get(cost) for cost in COSTS},
+        **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
+    }
+    check("command line", {k: v for k, v in numbers.items() if v is not None})
     try:
         if source.is_file():
             config_file, model_file = unpack_model(source, out / "dense")
-            if choice.data:
-                _check_data(config_file)
+            dense = vars(read_config(config_file))
+            dense = {k: v for k, v in dense.items() if k not in TELLS}
+            check_foreign(_without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
-        return _adopt(config_file, model_file, out, choice)
+            dense = vars(read_config(config_file))
+        return _adopt(dense, config_file, model_file, out, choice)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _check_data(config_file: Path) -> None:
-    """Raise ValueError for data of a zip by which whoever made it could run commands."""
-    config = vars(read_config(config_file))
-    for key in DATA:
-        for entry in config.get(key) or []:
-            words = entry if isinstance(entry, list) else [entry]
-            if "kaldi_ark" in words or any("|" in str(word) for word in words):
-                raise ValueError(
-                    f"{config_file} has {key}: {entry}; expected no pipe and no "
-                    "kaldi_ark, whose lists can run commands. Give --no_data, and name "
-                    "your own data to the trainings."
-                )
-
-
-def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
-    args = read_config(config_file)
-    name, config = task_name(args), vars(args)
+def _adopt(
+    config: dict, config_file: Path, model_file: Path, out: Path, choice: Choice
+) -> Adopted:
+    args = argparse.Namespace(**config)
+    name = task_name(args)
     if name not in MODELS:
         raise ValueError(
             f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
@@ -189,8 +156,7 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
     finetune = {**dense, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
     _as_trained(finetune, gpus)
-    trained = build_model(argparse.Namespace(**copy.deepcopy(config)))
-    load_weights(trained, model_file)
+    trained = load_trained(argparse.Namespace(**copy.deepcopy(config)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
@@ -201,13 +167,15 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
     prune["init_param"] = [str(link or model_file)]
 
     args = _as_trained(prune, gpus)
-    goal = make_scheduler(args).goal
-    gated = build_model(args)
+    scheduler, gated = make_scheduler(args), build_model(args)
     budget = make_budget(gated, make_workload(args))
-    check_reachable(budget, goal)
-    check_compatible(budget, goal)
+    check_reachable(budget, scheduler.goal)
+    check_compatible(budget, scheduler.goal)
     outputs(gated)  # which the cut will compare, at the end of the training
     held = _holding(gated, args.freeze_param)
+    optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
+    gates = [*budget.gates.values()]
+    pace = _pace(updates_of_an_epoch(config), scheduler, gates, optimizer)
 
     out.mkdir(parents=True, exist_ok=True)
     if link is not None:
@@ -224,7 +192,7 @@ def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Ad
         commands=_commands(name, gpus, out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=_notes(config, held),
+        notes=[*_notes(config, held), *pace],
     )
 
 
@@ -277,6 +245,33 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
             f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
         )
     return notes
+
+
+def _pace(
+    updates: int | None,
+    scheduler: AbsSparsityScheduler,
+    gates: list[HardConcrete],
+    optimizer: L0AdamW,
+) -> list[str]:
+    """What there is to say about the time that the gates have to close.
+
+    Args:
+        updates: in an epoch, where that is known
+        scheduler: in epochs
+
+    Raises:
+        ValueError: epochs too short for the schedule
+    """
+    if updates:
+        scheduler.fit_(updates)
+        short = shortage(scheduler, gates, optimizer)
+        return [f"{short} With more --epochs these are longer."] if short else []
+    needed, epochs = updates_to_close(gates, optimizer), sum(scheduler.lengths[1:])
+    return [
+        f"To close a gate takes some {needed} updates. Ramp and hold have {epochs:g} "
+        f"epochs: where one has fewer than {math.ceil(needed / epochs)} updates, give "
+        "more --epochs."
+    ]
 
 
 def _without_run(dense: dict, choice: Choice) -> dict:

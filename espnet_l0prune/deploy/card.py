@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import COSTS
+from espnet_l0prune.core.reading import read_text
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
 from espnet_l0prune.plugin.experiment import load_experiment, task_name
 from espnet_l0prune.plugin.register import make_workload
@@ -141,9 +142,19 @@ def write_card(
             "as in `token_list` of config.yaml; `<sos/eos>` begins and ends a text."
         )
     if results is not None:
-        sections.append(results.read_text("utf-8").strip())
+        sections.append(_text_of(results))
     sections.append(f"## Licence and citation\n\n{about.licence}\n\n{PAPER}")
     return "\n\n".join(sections)
+
+
+def _text_of(results: Path) -> str:
+    try:
+        return read_text(results).strip()
+    except ValueError as e:
+        raise ValueError(
+            f"{results} cannot be read ({e}); expected the tables of error rates that "
+            "`asr.sh` or the recipe wrote, or no such file"
+        ) from e
 
 
 def _costs(args: argparse.Namespace, found: Inspection) -> str:

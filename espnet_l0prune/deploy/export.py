@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,12 @@ from espnet_l0prune.deploy.card import (
     load_finished,
     results_of,
     write_card,
+)
+from espnet_l0prune.deploy.extras import (
+    check_statistics,
+    check_tokenizer,
+    copy_checked,
+    copy_results,
 )
 from espnet_l0prune.deploy.inspect import inspect_model
 from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
@@ -176,7 +181,7 @@ def export(
             packed = {"plugin": plugin_form, "stock": stock_form}[form](model, args)
         torch.save(packed.state, folder / "model.pth")
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
-        extras += _copy_results(experiment, folder)
+        extras += copy_results(experiment, folder)
         task = task_name(args)
         card = write_card(
             about,
@@ -195,29 +200,26 @@ def export(
     return line
 
 
-def _copy_results(experiment: Path, folder: Path) -> list[str]:
-    """What an experiment shows of itself; returns the names that are there."""
-    names = []
-    if results := results_of(experiment):
-        shutil.copyfile(results, folder / "RESULTS.md")
-        names.append("RESULTS.md")
-    if (experiment / "images").is_dir():
-        shutil.copytree(experiment / "images", folder / "images")
-        names.append("images")
-    return names
-
-
 def _write_config(folder: Path, config: dict) -> list[str]:
-    """Write a configuration and the files that it names; return their names."""
+    """Write a configuration and the files that it names; return their names.
+
+    Raises:
+        ValueError: see `copy_checked`
+    """
     extras, config = [], dict(config)
     conf = dict(config.get("normalize_conf") or {})
-    for place, key, name, kind in (
-        (conf, "stats_file", "feats_stats.npz", None),
-        (config, "bpemodel", "bpe.model", config.get("token_type")),
-        (config, "src_bpemodel", "src_bpe.model", config.get("src_token_type")),
-    ):
-        if place.get(key) and kind not in NO_FILES:
-            shutil.copyfile(place[key], folder / name)
+    what = "stats_file of normalize_conf, the sums of features"
+    files = [(conf, "stats_file", "feats_stats.npz", what, check_statistics)]
+    for side in ("", "src_"):
+        key, kind = f"{side}bpemodel", config.get(f"{side}token_type")
+        what = f"{key}, a model of sentencepiece's"
+        if kind == "bpe":
+            files.append((config, key, f"{side}bpe.model", what, check_tokenizer))
+        elif key in config and kind not in NO_FILES:
+            config[key] = None  # nothing reads it
+    for place, key, name, what, check in files:
+        if place.get(key):
+            copy_checked(place[key], folder / name, what, check)
             place[key] = name
             extras.append(name)
     config["normalize_conf"] = conf

@@ -5,19 +5,34 @@ import contextlib
 import importlib
 import os
 import pickle
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import espnet
 import torch
-import yaml
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from espnet_l0prune.core.reading import leaves, read_tensors, read_yaml
 from espnet_l0prune.plugin.transducer import loss_at_hand
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
+WHOLE = 32  # times that a network may be larger than what was left of it by a cut
+SMALL_NETWORK = (10_000, 2**26)  # tensors and values that any may have
+LARGEST_OPTION = 2**17  # of a network: positions, sampling rates and widths are below
+PARTS = (
+    "frontend",
+    "specaug",
+    "normalize",
+    "preencoder",
+    "encoder",
+    "postencoder",
+    "decoder",
+    "ctc",
+    "joint_net",
+    "model",
+)
 # Options that only one task of ESPnet's has, of those that are looked for in this order;
 # ones without a list of tokens are not here.
 MARKS = {
@@ -34,17 +49,19 @@ MARKS = {
 }
 
 
-def read_mapping(path: str | Path, what: str, expected: str) -> dict:
+def read_mapping(path: str | Path, what: str, expected: str) -> dict[str, Any]:
     """Read a YAML mapping; the error says what the file is and what was expected.
 
     Raises:
-        ValueError: no such file, no YAML, or no mapping
+        ValueError: no such file, no plain YAML, or no mapping of names
     """
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8"))
+        data = read_yaml(path)
         if not isinstance(data, dict):
             raise TypeError(f"it holds a {type(data).__name__}")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as e:
+        if not all(isinstance(key, str) for key in data):
+            raise TypeError("it has a key that is no name")
+    except (ValueError, TypeError) as e:
         raise ValueError(
             f"{what} {path} cannot be read ({e}); expected {expected}"
         ) from e
@@ -52,7 +69,7 @@ def read_mapping(path: str | Path, what: str, expected: str) -> dict:
 
 
 def read_config(config_file: str | Path) -> argparse.Namespace:
-    """Read an experiment's config.yaml; `yaml.safe_load`, so no code runs.
+    """Read an experiment's config.yaml, as plain data: no code runs.
 
     Raises:
         ValueError: no such file, or not an experiment's configuration
@@ -64,29 +81,65 @@ def read_config(config_file: str | Path) -> argparse.Namespace:
             f"configuration {config_file} is none of an ESPnet ASR experiment: it has no "
             f"token_list; expected {expected}"
         )
+    for name, value in config.items():
+        if name.endswith("_conf") and not isinstance(value, dict | None):
+            raise ValueError(
+                f"configuration {config_file} has no mapping in {name}; expected "
+                f"{expected}"
+            )
     return argparse.Namespace(**config)
 
 
-def load_weights(model: nn.Module, model_file: str | Path) -> None:
-    """Load a checkpoint of plain tensors, every key of it and no other.
+def read_weights(model_file: str | Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint of plain tensors, by name; of one of DeepSpeed's, which holds
+    more, those of its module, as ESPnet does.
 
     Raises:
-        ValueError: a file that is missing, damaged or no plain tensors; keys or shapes
-            that do not fit
+        ValueError: a file that is missing, damaged or no plain tensors
     """
     try:
-        mapped = zipfile.is_zipfile(model_file)  # no second copy of a big model
-        state = torch.load(model_file, map_location="cpu", weights_only=True, mmap=mapped)
-        if not isinstance(state, dict):
-            raise TypeError(f"it holds a {type(state).__name__}")
-    except Exception as e:  # torch.load raises almost anything for a damaged file
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        state = read_tensors(model_file)
+        state = state["module"] if isinstance(state.get("module"), dict) else state
+        for name, tensor in state.items():
+            if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
+                raise TypeError(f"it holds a {type(tensor).__name__} for weights")
+    except (ValueError, TypeError) as e:
         raise ValueError(
-            f"{model_file} cannot be loaded: {reason} Expected a "
-            "complete checkpoint of plain tensors, as ESPnet's training saves it; "
-            "if it is truncated, take an earlier epoch or train on with --resume"
+            f"{model_file} cannot be loaded: {e}. Expected a complete checkpoint of "
+            "plain tensors, as ESPnet's training saves it; if it is damaged or "
+            "truncated, take an earlier epoch or train on with --resume"
         ) from e
+    return state
+
+
+def load_weights(model: nn.Module, model_file: str | Path) -> None:
+    """Load a checkpoint into a model.
+
+    Raises:
+        ValueError: see `read_weights` and `load_finite`
+    """
+    load_finite(model, read_weights(model_file), model_file)
+
+
+def load_finite(
+    model: nn.Module, state: dict[str, torch.Tensor], model_file: str | Path
+) -> None:
+    """Load tensors of a file, every key of it and no other, and of numbers alone: neither
+    NaN nor infinity, be it in weights or in a norm's statistics.
+
+    Raises:
+        ValueError: keys or shapes that do not fit; a value that is no number
+    """
     load_state(model, state, model_file)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.stack(tensor.aminmax())  # NaN if any is; nothing is copied
+            if not ends.isfinite().all():
+                raise ValueError(
+                    f"{model_file} has {name} with values that are NaN or infinite; "
+                    "expected finite weights. Its training diverged: take a checkpoint "
+                    "of an epoch before, or train again with a lower learning rate."
+                )
 
 
 def load_state(model: nn.Module, state: dict, model_file: str | Path) -> None:
@@ -204,20 +257,72 @@ def build_model(args: argparse.Namespace) -> Any:
     return model
 
 
+@contextlib.contextmanager
+def no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """A while in which no network can be built that is far larger than its checkpoint.
+
+    A million blocks are asked for in a few letters; here the building ends with the first
+    few that are too many. A network that was cut is built whole at first.
+
+    Raises:
+        ValueError: more than 32 times the checkpoint's tensors or values
+    """
+    tensors, values = len(state), sum(tensor.numel() for tensor in state.values())
+    most = [WHOLE * tensors + SMALL_NETWORK[0], WHOLE * values + SMALL_NETWORK[1]]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        most[0] -= 1
+        most[1] -= 0 if parameter is None else parameter.numel()
+        if min(most) < 0:
+            raise ValueError(
+                f"the configuration describes a network of more than {WHOLE} times the "
+                f"{values:,} values of its checkpoint; expected that of the same "
+                "experiment"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_sizes(args: argparse.Namespace) -> None:
+    """Raise ValueError for options of a network that are larger than any network's."""
+    for name in (f"{part}_conf" for part in PARTS):
+        for value in leaves(getattr(args, name, None)):
+            if isinstance(value, int) and abs(value) > LARGEST_OPTION:
+                raise ValueError(
+                    f"the configuration has {name} with {value}; expected at most "
+                    f"{LARGEST_OPTION}, since nothing of a network is that large"
+                )
+
+
+def load_trained(args: argparse.Namespace, model_file: str | Path) -> Any:
+    """Build the model that options describe, and load its weights strictly.
+
+    Raises:
+        ValueError: see `check_sizes`, `no_larger_than`, `build_model`, `load_weights`
+    """
+    check_sizes(args)
+    state = read_weights(model_file)
+    with no_larger_than(state):
+        model = build_model(args)
+    load_finite(model, state, model_file)
+    return model
+
+
 def load_model(
     config_file: str | Path, model_file: str | Path
 ) -> tuple[nn.Module, argparse.Namespace]:
     """Build an experiment's model, load its weights strictly; return its options too.
 
     Raises:
-        ValueError: see `read_config`, `refuse_adapters`, `build_model` and
-            `load_weights`
+        ValueError: see `read_config`, `refuse_adapters` and `load_trained`
     """
     args = read_config(config_file)
     refuse_adapters(args)
-    model = build_model(args)
-    load_weights(model, model_file)
-    return model, args
+    return load_trained(args, model_file), args
 
 
 def load_experiment(

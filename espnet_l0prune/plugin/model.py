@@ -15,6 +15,7 @@ from espnet_l0prune.core.distillation import (
     prediction_kl,
     transducer_kl,
 )
+from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites.stream import open_stream
@@ -65,8 +66,8 @@ class L0Distilled(MixedWith):
     or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
 
     Raises:
-        ValueError: an unknown option or choice, a weight below 0, a temperature that is
-            not above 0, one file of the teacher's alone, or choices that contradict
+        ValueError: an unknown option or choice, a number out of its range, one file of
+            the teacher's alone, or choices that contradict
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -94,7 +95,11 @@ class L0Distilled(MixedWith):
         temperature: float = 1.0,
         **espnet_conf: Any,
     ):
-        check_options(type(self), espnet_conf, "model_conf")
+        files = {
+            "teacher_config": teacher_config,
+            "teacher_model_file": teacher_model_file,
+        }
+        check_options(type(self), {**files, **espnet_conf}, "model_conf")
         with loss_at_hand():
             super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         if (teacher_config is None) != (teacher_model_file is None):
@@ -102,18 +107,15 @@ class L0Distilled(MixedWith):
                 f"model_conf: teacher_config is {teacher_config}, teacher_model_file is "
                 f"{teacher_model_file}; expected both or neither"
             )
-        weights = {
+        numbers = {
             "task_weight": task_weight,
             "layer_weight": layer_weight,
             "att_kl_weight": att_kl_weight,
             "ctc_kl_weight": ctc_kl_weight,
             "transducer_kl_weight": transducer_kl_weight,
+            "temperature": temperature,
         }
-        for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"model_conf: {name} is {weight}; expected 0 or more")
-        if temperature <= 0:
-            raise ValueError(f"model_conf: temperature is {temperature}; expected > 0")
+        check("model_conf", numbers)
         chosen = {
             "layer_input": layer_input,
             "layer_map": layer_map,

@@ -29,8 +29,9 @@ from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
+from espnet_l0prune.plugin.resume import keep_config
 from espnet_l0prune.plugin.signature import check_options
-from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable
+from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
 from espnet_l0prune.plugin.workload import (
     Workload,
     make_budget,
@@ -211,8 +212,12 @@ def prepare_training(
         model.load_teacher_(optimizers[0])
         if task.trainer is Trainer:
             task.trainer = L0Trainer
-    if args.resume:
-        check_resumable(Path(args.output_dir, "checkpoint.pth"), model)
+    if args.output_dir is not None:  # else it is built for other ends than training
+        folder = Path(args.output_dir)
+        if args.resume:
+            check_resumable(folder, args, model)
+        if issubclass(task.trainer, L0Trainer) and is_first():
+            keep_config(folder)
 
 
 def check_trainable(args: argparse.Namespace) -> None:
@@ -271,9 +276,10 @@ def _require_moving_gates(args: argparse.Namespace, budget: Budget) -> None:
 
 def _split_conf(args: argparse.Namespace) -> tuple[type, dict, dict]:
     """The schedule's class, its options, and those of the budget."""
-    scheduler = sparsity_scheduler_choices.get_class(args.sparsity_scheduler)
+    scheduler = sparsity_scheduler_choices.get_class(str(args.sparsity_scheduler))
     ours = [field.name for field in dataclasses.fields(Workload) if field.name != "fs"]
-    conf, where = args.sparsity_scheduler_conf, "sparsity_scheduler_conf"
+    where = "sparsity_scheduler_conf"
+    conf = getattr(args, where, None) or {}
     check_options(scheduler, conf, where, ours)
     budget = {name: value for name, value in conf.items() if name in ours}
     check_options(Workload, budget, where)

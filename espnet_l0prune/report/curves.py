@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -59,13 +60,14 @@ def _legend(axes: Axes, handles: Sequence[Artist] = ()) -> None:
     """Above the curves, where it hides none of them; of all that has a label if no
     handles are given."""
     handles = handles or axes.get_legend_handles_labels()[0]
-    axes.figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=min(len(handles), 3),
-        fontsize="small",
-        frameon=False,
-    )
+    if handles:
+        axes.figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=min(len(handles), 3),
+            fontsize="small",
+            frameon=False,
+        )
 
 
 def names_of(runs: Sequence[Run]) -> list[Line2D]:
@@ -83,7 +85,8 @@ def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
     for i, run in enumerate(runs):
         for j, cost in enumerate(run.costs):
             prefix, style = f"{multiplier}_{cost}", ("-", "--", ":")[j % 3]
-            parts = [name for name in run.history[-1].valid if name.startswith(prefix)]
+            names = dict.fromkeys(name for epoch in run.history for name in epoch.valid)
+            parts = [name for name in names if name.startswith(prefix)]
             for k, name in enumerate(parts):
                 values = [epoch.valid.get(name, math.nan) for epoch in run.history]
                 label = f"{run.name}, {cost}" if len(runs) > 1 else cost
@@ -103,7 +106,8 @@ class _PlainFormatter(LogFormatter):
 
 def draw_losses(axes: Axes, run: Run) -> None:
     """The parts of the training loss, and the validation's task loss."""
-    task = "loss_task" if "loss_task" in run.history[-1].train else "loss"
+    ours = any("loss_task" in epoch.train for epoch in run.history)
+    task = "loss_task" if ours else "loss"
     for i, (name, label) in enumerate({task: "task", **LOSSES}.items()):
         values = [epoch.train.get(name, math.nan) for epoch in run.history]
         if any(value > 0 for value in values):
@@ -119,9 +123,10 @@ def draw_losses(axes: Axes, run: Run) -> None:
     values = [epoch.valid.get(task, math.nan) for epoch in run.history]
     black = axes.xaxis.label.get_color()
     axes.plot(updates(run), values, "--", color=black, label="task, validation")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(_PlainFormatter())
-    axes.yaxis.set_minor_formatter(_PlainFormatter(minor_thresholds=(2, 0.4)))
+    if any(np.nanmax(line.get_ydata(), initial=0) > 0 for line in axes.lines):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_PlainFormatter())
+        axes.yaxis.set_minor_formatter(_PlainFormatter(minor_thresholds=(2, 0.4)))
     axes.set_xlabel("updates")
     axes.set_ylabel("loss")
     _legend(axes)
@@ -135,21 +140,27 @@ COSTS = {
 
 
 def draw_costs(axes: Axes, results: Sequence[Result], cost: str) -> None:
-    """Word error rate against a cost, one of `COSTS`; the dense model has the star."""
+    """Word error rate against a cost, one of `COSTS`; the dense model has the star. Of
+    models without one of both, nothing."""
     label, scale = COSTS[cost]
+    costs, rates = [], []
     for i, result in enumerate(results):
-        dense = result.name.rpartition("/")[2] == "dense"
+        value, rate = getattr(result, cost), result.mean_wer
+        if value is None or rate is None:
+            continue
+        costs.append(scale * value)
+        rates.append(100 * rate)
         axes.plot(
-            [getattr(result, cost) * scale],
-            [100 * result.mean_wer],
-            "*" if dense else mark(i),
-            markersize=14 if dense else 8,
+            costs[-1:],
+            rates[-1:],
+            "*" if result.is_dense else mark(i),
+            markersize=14 if result.is_dense else 8,
             color=colour(i),
             linestyle="none",
             label=result.name,
         )
-    axes.set_xlim(0, 1.15 * scale * max(getattr(result, cost) for result in results))
-    axes.set_ylim(0, 130 * max(result.mean_wer for result in results) or 1)
+    axes.set_xlim(0, 1.15 * max(costs, default=0) or 1)
+    axes.set_ylim(0, 1.3 * max(rates, default=0) or 1)
     axes.set_xlabel(label)
     axes.set_ylabel("WER (%)")
     _legend(axes)

@@ -1,16 +1,17 @@
 """What ESPnet's reporter noted of a training, from its checkpoint alone."""
 
 import datetime
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from espnet_l0prune.core.files import is_whole
+from espnet_l0prune.core.reading import read_tensors
 from espnet_l0prune.plugin.trainer import PREVIOUS
+from espnet_l0prune.report.values import amount, count, number
 
 
 @dataclass(frozen=True)
@@ -18,29 +19,29 @@ class Epoch:
     """Means over an epoch of training, and over its validation, by name.
 
     Attributes:
+        number: of the epoch, from 1 on
         update: made when the epoch ends
         seconds: of training and validation
     """
 
+    number: int
     update: int
     seconds: float
     train: dict[str, float]
     valid: dict[str, float]
 
 
-@contextmanager
-def _figures_are_safe() -> Iterator[None]:
-    """Let torch read times and NumPy's numbers, beside tensors: no code runs for them."""
-    number = np.float64(0)
-    scalar = number.__reduce__()[0]
-    types = [datetime.timedelta, scalar, np.dtype, type(number.dtype)]
-    types.append((scalar, "numpy.core.multiarray.scalar"))  # of NumPy 1
-    with torch.serialization.safe_globals(types):
-        yield
+def _types() -> list[Any]:
+    """What ESPnet's reporter saves beside plain data: times, and NumPy's numbers."""
+    value = np.float64(0)
+    scalar = value.__reduce__()[0]
+    types = [datetime.timedelta, scalar, np.dtype, type(value.dtype)]
+    return [*types, (scalar, "numpy.core.multiarray.scalar")]  # the last of NumPy 1
 
 
-def read_history(experiment: Path, accum_grad: int = 1) -> list[Epoch]:
-    """The epochs so far, the first one first; none before the first has ended.
+def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], list[str]]:
+    """The epochs so far, the first one first, and what is missing of them; no epochs
+    before the first has ended.
 
     Args:
         experiment: the folder of a training, which may still run
@@ -53,28 +54,59 @@ def read_history(experiment: Path, accum_grad: int = 1) -> list[Epoch]:
     # one that is being written is not whole: L0Trainer keeps that of the epoch before
     whole = next((file for file in files if is_whole(file)), None)
     if whole is None:
-        return []
+        return [], []
     try:
-        with _figures_are_safe():
-            saved = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)
-        stats = saved["reporter"]["stats"]
-    except Exception as e:  # torch.load raises almost anything for a damaged file
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        stats = dict(read_tensors(whole, _types())["reporter"]["stats"])
+    except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
-            f"{whole} cannot be read: {reason} Expected the checkpoint of an ESPnet "
-            "training"
+            f"{whole} cannot be read: {type(e).__name__}: {e}. Expected the checkpoint "
+            "of an ESPnet training"
         ) from e
-    epochs, batches, updates = [], 0, 0
-    for _, parts in sorted(stats.items()):
-        figures = [
-            {k: float(v) for k, v in part.items() if isinstance(v, (int, float))}
-            for part in (parts["train"], parts.get("valid", {}))
-        ]
-        times = [
-            part["time"].total_seconds() for part in parts.values() if "time" in part
-        ]
-        # what accum_grad leaves of an epoch makes no update
-        updates += (parts["train"]["total_count"] - batches) // accum_grad
-        batches = parts["train"]["total_count"]
-        epochs.append(Epoch(updates, sum(times), *figures))
-    return epochs
+    epochs, missing = _read_epochs(stats, accum_grad)
+    return epochs, [f"{whole.name} has {what}" for what in missing]
+
+
+def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
+    """See `read_history`; an epoch whose batches are not counted is left out."""
+    numbers = sorted(key for key in stats if count(key))
+    missing = [] if len(numbers) == len(stats) else ["epochs without a number"]
+    for before, after in itertools.pairwise([0, *numbers]):
+        if after - before > 1:
+            missing.append(f"no epoch between {before} and {after}")
+    epochs: list[Epoch] = []
+    lost: dict[str, list[int]] = {}
+    batches = updates = 0
+    for n in numbers:
+        figures = _figures(stats[n])
+        total = figures["train"].get("total_count")
+        if total is None or total < batches:
+            figures["train"]["total_count"] = None
+        for part, values in figures.items():
+            for name in [name for name, value in values.items() if value is None]:
+                lost.setdefault(f"{part}.{name}", []).append(n)
+                del values[name]
+        if not figures["valid"]:
+            lost.setdefault("valid", []).append(n)
+        if "total_count" in figures["train"]:
+            # what accum_grad leaves of an epoch makes no update
+            updates += int(figures["train"]["total_count"] - batches) // accum_grad
+            batches = figures["train"]["total_count"]
+            seconds = sum(values.pop("time", 0.0) for values in figures.values())
+            epochs.append(Epoch(n, updates, seconds, figures["train"], figures["valid"]))
+    for name, where in lost.items():
+        missing.append(f"no number for {name} in epoch {', '.join(map(str, where))}")
+    return epochs, missing
+
+
+def _figures(parts: object) -> dict[str, dict[str, Any]]:
+    """Of an epoch, by part and name, times in seconds; None for what is no number."""
+    found: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
+    for part, values in parts.items() if isinstance(parts, dict) else ():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if name == "time":
+                known = isinstance(value, datetime.timedelta)
+                shown = amount(value.total_seconds()) if known else None
+            else:
+                shown = number(value)
+            found.setdefault(str(part), {})[str(name)] = shown
+    return found

@@ -25,8 +25,10 @@ from espnet_l0prune.core.files import replace
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.report import curves
+from espnet_l0prune.report.headline import headlines
 from espnet_l0prune.report.results import Result, read_results, results_file
 from espnet_l0prune.report.run import Run, distinct_names, find_runs, read_run
+from espnet_l0prune.report.values import printable
 
 GENERATOR = '<meta name="generator" content="espnet_l0prune report">'
 # Stands for the text's colour, which follows the reader's light or dark background.
@@ -49,8 +51,9 @@ CSS = """
 :root { color-scheme: light dark; --line: #8886; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem;
   max-width: 76rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
-h1, h2, th, figcaption, li { overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; } .headline { font-size: 1.15rem; font-weight: 600; }
+h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
+h1, h2, p, th, figcaption, li { overflow-wrap: anywhere; }
 .cards { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .5rem;
@@ -78,9 +81,25 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Report:
+    """What was written, and said.
+
+    Attributes:
+        page: the file; `pictures` lie beside it
+        headline: what a reader asks first, a line for each pruning; see `headlines`
+        missing: what could not be read, or was left out, and why
+    """
+
+    page: Path
+    pictures: list[Path]
+    headline: list[str]
+    missing: list[str]
+
+
 def write_report(
     folders: Sequence[Path], out: Path, track: Callable[[Sequence], Iterable] = iter
-) -> list[Path]:
+) -> Report:
     """Write a page on experiments, and its pictures.
 
     Args:
@@ -88,17 +107,19 @@ def write_report(
         out: folder for index.html and the pictures
         track: goes through the experiments, and can tell how far it has come
 
-    Returns:
-        the files, the page first
-
     Raises:
-        ValueError: files that are missing or damaged; a page in `out` that is no report
+        ValueError: a configuration that is missing or damaged, or no experiment at all; a
+            page in `out` that is no report
         OSError: `out` is not writable
     """
     check_replaceable(out)
-    found = [*find_runs([*folders]).items()]
-    runs = [read_run(folder, name) for name, folder in track(found)]
-    results = find_results([run.folder for run in runs])
+    found, missing = find_runs([*folders])
+    runs = [read_run(folder, name) for name, folder in track([*found.items()])]
+    missing += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
+    decoded, problems = find_results([run.folder for run in runs])
+    missing = [printable(what) for what in [*missing, *problems]]
+    results = [*itertools.chain(*decoded.values())]
+    lines = headlines(runs, decoded)
     earlier = pictures_of(out)
     with rc_context(STYLE):
         sections = [
@@ -121,11 +142,11 @@ def write_report(
             inside = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
             body.append(f"<h2>{title}</h2>{inside}{text}")
     page = out / "index.html"
-    text = whole_page(runs, "".join(body))
+    text = printable(whole_page(runs, lines, missing, "".join(body)))
     replace(page, lambda part: part.write_text(text, "utf-8"))
     for file in earlier - {*files}:
         file.unlink(missing_ok=True)
-    return [page, *files]
+    return Report(page, files, lines, missing)
 
 
 def pictures_of(out: Path) -> set[Path]:
@@ -145,21 +166,27 @@ def check_replaceable(out: Path) -> None:
         )
 
 
-def find_results(folders: Iterable[Path]) -> list[Result]:
-    """All that was decoded; of several recipes, under the names of their folders.
-
-    Raises:
-        ValueError: see `read_results`
-    """
-    files = list(dict.fromkeys(filter(None, map(results_file, folders))))
-    if len(files) == 1:
-        return read_results(files[0])
-    names = distinct_names([file.parent for file in files])
-    return [
-        dataclasses.replace(result, name=f"{name}/{result.name}")
-        for name, file in zip(names, files, strict=True)
-        for result in read_results(file)
-    ]
+def find_results(
+    folders: Iterable[Path],
+) -> tuple[dict[Path, list[Result]], list[str]]:
+    """All that was decoded, by file; of several recipes, under the names of their
+    folders. And what is missing of it."""
+    files = [*dict.fromkeys(filter(None, map(results_file, folders)))]
+    found, missing = {}, []
+    for name, file in zip(distinct_names([f.parent for f in files]), files, strict=True):
+        try:
+            models = read_results(file)
+        except ValueError as e:
+            missing.append(str(e))
+            continue
+        missing += [
+            f"{file}: {model.name} has no {', '.join(model.missing)}"
+            for model in models
+            if model.missing
+        ]
+        prefix = f"{name}/" if len(files) > 1 else ""
+        found[file] = [dataclasses.replace(m, name=f"{prefix}{m.name}") for m in models]
+    return found, missing
 
 
 def is_pruned(found: Inspection) -> bool:
@@ -218,12 +245,13 @@ def losses(runs: Sequence[Run]) -> Iterator[Picture]:
 
 
 def costs(results: Sequence[Result]) -> Iterator[Picture]:
-    """Errors against each cost."""
-    if not results:
-        return
+    """Errors against each cost that one of them has."""
+    some = [result for result in results if result.wer]
     for cost, (label, _) in curves.COSTS.items():
+        if all(getattr(result, cost) is None for result in some):
+            continue
         figure = Figure()
-        curves.draw_costs(figure.subplots(), results, cost)
+        curves.draw_costs(figure.subplots(), some, cost)
         yield Picture(figure, f"wer_{cost}", f"WER against {label}; the star is dense.")
 
 
@@ -231,19 +259,25 @@ def compared(results: Sequence[Result]) -> str:
     """The table dense beside pruned."""
     if not results:
         return ""
+
+    def cells(values: Iterable[float | None], form: str) -> list[str]:
+        return ["" if value is None else form.format(value) for value in values]
+
+    length = f", {results[0].seconds:g} s" if results[0].seconds else ""
+    millions = [None if r.macs is None else r.macs / 1e6 for r in results]
     rows = {
-        "parameters of the encoder": [f"{r.encoder_parameters:,}" for r in results],
-        "parameters": [f"{r.parameters:,}" for r in results],
-        f"encoder MACs, {results[0].seconds:g} s": [
-            f"{r.macs / 1e6:,.0f} M" for r in results
-        ],
-        "encoder RTF, one thread": [f"{r.rtf:.4f}" for r in results],
+        "parameters of the encoder": cells(
+            (r.encoder_parameters for r in results), "{:,.0f}"
+        ),
+        "parameters": cells((r.parameters for r in results), "{:,.0f}"),
+        f"encoder MACs{length}": cells(millions, "{:,.0f} M"),
+        "encoder RTF, one thread": cells((r.rtf for r in results), "{:.4f}"),
     }
     for kind in ("wer", "cer"):
         for test in dict.fromkeys(t for r in results for t in getattr(r, kind)):
             rates = [getattr(r, kind).get(test) for r in results]
-            shown = ["" if rate is None else f"{100 * rate:.2f}" for rate in rates]
-            rows[f"{kind.upper()} {test} (%)"] = shown
+            percent = [None if rate is None else 100 * rate for rate in rates]
+            rows[f"{kind.upper()} {test} (%)"] = cells(percent, "{:.2f}")
     return table(["", *(result.name for result in results)], rows)
 
 
@@ -285,12 +319,15 @@ def card(svg: str, caption: str, name: str) -> str:
     return f'<figure id="{name}">{svg}<figcaption>{text}</figcaption></figure>'
 
 
-def whole_page(runs: Sequence[Run], body: str) -> str:
-    """The page, with each run's configuration, and what made it."""
+def whole_page(
+    runs: Sequence[Run], lines: Sequence[str], missing: Sequence[str], body: str
+) -> str:
+    """The page, with its headline, what is missing, each run's configuration, and what
+    made it."""
     names = html.escape(", ".join(run.name for run in runs))
+    headline = "".join(f'<p class="headline">{html.escape(line)}</p>' for line in lines)
+    problems = "".join(f"<p>{html.escape(line)}</p>" for line in missing)
     confs = []
-    said = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-    problems = "".join(f"<p>{html.escape(line)}</p>" for line in said)
     for run in runs:
         conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())
         confs.append(
@@ -307,6 +344,6 @@ def whole_page(runs: Sequence[Run], body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"{GENERATOR}"
         f'<link rel="icon" href="data:,"><title>{names}</title><style>{CSS}</style>'
-        f"</head><body><h1>{names}</h1>{problems}{body}<h2>Configurations</h2>"
-        f"{''.join(confs)}<p>{html.escape(made)}</p></body></html>\n"
+        f"</head><body><h1>{names}</h1>{headline}{problems}{body}"
+        f"<h2>Configurations</h2>{''.join(confs)}<p>{html.escape(made)}</p></body></html>\n"
     )

@@ -1,8 +1,10 @@
 """What decoding and timing found, as the recipe wrote it."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+from espnet_l0prune.core.reading import read_json
+from espnet_l0prune.report.values import amount, amounts, printable
 
 FILE = "RESULTS.json"
 
@@ -10,6 +12,7 @@ FILE = "RESULTS.json"
 @dataclass(frozen=True)
 class Result:
     """A model: error rates as shares by test set (0.1 is 10 %), costs of its encoder.
+    What the file does not have is None, or no test set.
 
     Attributes:
         macs: for `seconds` of audio
@@ -19,16 +22,28 @@ class Result:
     name: str
     wer: dict[str, float]
     cer: dict[str, float]
-    encoder_parameters: int
-    parameters: int
-    macs: int
-    rtf: float
-    seconds: float
+    encoder_parameters: float | None
+    parameters: float | None
+    macs: float | None
+    rtf: float | None
+    seconds: float | None
 
     @property
-    def mean_wer(self) -> float:
+    def mean_wer(self) -> float | None:
         """Over the test sets."""
-        return sum(self.wer.values()) / len(self.wer)
+        return sum(self.wer.values()) / len(self.wer) if self.wer else None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is what the others are beside; the folder of its recipe may be a
+        part of its name."""
+        return self.name.rpartition("/")[2] == "dense"
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of what the file does not have."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [name for name, value in values.items() if value in (None, {})]
 
 
 def results_file(experiment: Path) -> Path | None:
@@ -38,20 +53,30 @@ def results_file(experiment: Path) -> Path | None:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Dense and pruned, as the recipe wrote them.
+    """Dense and pruned, as the recipe wrote them, as far as they are there.
 
     Raises:
         ValueError: a file that is not what the recipe writes
     """
     try:
-        found = json.loads(file.read_text("utf-8"))
-        names = [name for name in Result.__dataclass_fields__ if name != "name"]
-        return [
-            Result(name, **{k: (model | {"seconds": found["seconds"]})[k] for k in names})
-            for name, model in found["models"].items()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        found = read_json(file)
+        models = {**found["models"]}
+    except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"{file} cannot be read ({type(e).__name__}: {e}); expected what stage 10 of "
             "the recipe writes"
         ) from e
+    seconds = amount(found.get("seconds"))
+    return [_read_model(name, model, seconds) for name, model in models.items()]
+
+
+def _read_model(name: str, model: object, seconds: float | None) -> Result:
+    values = model if isinstance(model, dict) else {}
+    costs = ("encoder_parameters", "parameters", "macs", "rtf")
+    return Result(
+        name=printable(name),
+        wer=amounts(values.get("wer")),
+        cer=amounts(values.get("cer")),
+        seconds=seconds,
+        **{cost: amount(values.get(cost)) for cost in costs},
+    )

@@ -93,7 +93,9 @@ def test_bench_and_card_for_people(dense, tmp_path, capsys):
     assert "1.00x" in out
     assert "0.5 s of audio" in out
     assert main(["bench", str(dense), "--rounds", "0"]) == 1
-    assert "expected at least one round" in capsys.readouterr().err
+    assert "--rounds is 0; expected a whole number in [1, " in capsys.readouterr().err
+    assert main(["bench", str(dense), "--seconds", "inf"]) == 1
+    assert "--seconds is inf; expected a number in (0, 3600]" in capsys.readouterr().err
     assert main(["bench", str(dense), "--seconds", "0.03"]) == 1
     assert "the audio is too short" in capsys.readouterr().err
     card = tmp_path / "README.md"
@@ -243,7 +245,13 @@ def test_schema_knows_options_and_misspelt_ones(capsys):
         {"sparsity_scheduler_conf": {"warmup": 1}},
         {"sparsity_constraint": "lagrange"},
         {"encoder_conf": {"open_probability": "high"}},
+        {"encoder_conf": {"open_probability": 0.5}},
+        {"encoder_conf": {"random_features": 0}},
         {"model_conf": {"temperature": [1]}},
+        {"model_conf": {"layer_weight": 1e300}},
+        {"optim_conf": {"betas": [0.9]}},
+        {"optim_conf": {"betas": [0.9, 1.0]}},
+        {"sparsity_constraint_conf": {"nu": 1}},
         {"model_conf": {"layer_input": "both"}},
         {"decoder_conf": {"random_features": 3}},
         {"sparsity_scheduler_conf": {"scope": "all"}},

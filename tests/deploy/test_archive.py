@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -42,6 +43,12 @@ def device(name: str) -> zipfile.ZipInfo:
     return info
 
 
+def packed(name: str, method: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = method
+    return info
+
+
 MALICIOUS = {
     "a path upwards": ([("../evil", b"x")], "leads out of the folder"),
     "a path upwards in the middle": ([("a/../../evil", b"x")], "leads out"),
@@ -52,7 +59,20 @@ MALICIOUS = {
     "a symbolic link": ([(link("exp"), b"/etc"), ("exp/passwd", b"x")], "is a link"),
     "a device": ([(device("zero"), b"")], "is a link or a device"),
     "a file twice": ([("a", b"1"), ("a", b"2")], "is in it twice"),
-    "a bomb": ([("bomb", bytes(2**26))], "expands from"),
+    "one file in another letter case": ([("a", b"1"), ("A", b"2")], "is in it twice"),
+    "a file by another spelling": (
+        [("b", b"1"), ("a/./b", b"2"), ("a/b", b"2")],
+        "twice",
+    ),
+    "an accent in two codes": ([("\u00e9", b"1"), ("e\u0301", b"2")], "is in it twice"),
+    "a file that is a folder": ([("a", b"1"), ("A/b", b"2")], "a file and a folder"),
+    "a long name": ([("a" * 201, b"x")], "is too long"),
+    "a deep name": ([("a/" * 20 + "b", b"x")], "is too long"),
+    "many files": ([(str(i), b"") for i in range(10_001)], "has 10001 files, more than"),
+    "a bomb": ([("bomb", bytes(2**26))], "files expand from"),
+    "many small bombs": ([(str(i), bytes(2**22)) for i in range(5)], "files expand from"),
+    "bzip2": ([(packed("a", zipfile.ZIP_BZIP2), b"x")], "neither stored nor deflated"),
+    "lzma": ([(packed("a", zipfile.ZIP_LZMA), b"x")], "neither stored nor deflated"),
     "nothing": ([], "has no files"),
     "no meta.yaml": ([("a", b"x")], "meta.yaml cannot be read"),
     "code in meta.yaml": (
@@ -127,26 +147,43 @@ def test_flipped_bits(tmp_path):
 
 
 def test_aliases_do_not_multiply(tmp_path):
-    """A billion words in a few lines of YAML take no time and no memory."""
+    """A billion words in a few lines of YAML: in the zip's list, in its configuration."""
     lines = ["token_list: &a0 [x, x]"]
     lines += [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    members = [
-        ("meta.yaml", yaml.safe_dump(META)),
-        ("exp/config.yaml", "\n".join(lines)),
-        ("exp/model.pth", b"x"),
-    ]
-    write(tmp_path / "in.zip", members)
-    config, _ = unpack_model(tmp_path / "in.zip", tmp_path / "new")
-    assert config.stat().st_size < 10_000
+    bomb = "\n".join(lines)
+    for meta, config in ((bomb, "token_list: []"), (yaml.safe_dump(META), bomb)):
+        members = [("meta.yaml", meta), ("exp/config.yaml", config)]
+        write(tmp_path / "in.zip", [*members, ("exp/model.pth", b"x")])
+        with pytest.raises(ValueError, match="too many, as its aliases repeat them"):
+            unpack_model(tmp_path / "in.zip", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_zip_that_expands_further_than_it_says(tmp_path):
+    """A byte is said of a file that is a megabyte: no more of it is written, nor kept."""
+    write(tmp_path / "in.zip", [("a", bytes(2**20))])
+    content = (tmp_path / "in.zip").read_bytes()
+    large, small = (2**20).to_bytes(4, "little"), (1).to_bytes(4, "little")
+    assert content.count(large) == 2  # in both of the headers
+    (tmp_path / "in.zip").write_bytes(content.replace(large, small))
+    with pytest.raises(ValueError, match=r"cannot be unpacked .*CRC"):
+        unpack(tmp_path / "in.zip", tmp_path / "new")
+    assert os.listdir(tmp_path) == ["in.zip"]
 
 
 def test_what_would_fill_the_disk_or_a_folder_that_exists(tmp_path, monkeypatch):
     write(tmp_path / "in.zip", [("a", bytes(100))])
     with pytest.raises(ValueError, match="exists; expected a new folder"):
         unpack(tmp_path / "in.zip", tmp_path)
+    free = shutil.disk_usage(tmp_path)._replace(free=98)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: free)
+        with pytest.raises(ValueError, match="needs 100 bytes, and 98 are free"):
+            unpack(tmp_path / "in.zip", tmp_path / "new")
     monkeypatch.setattr(archive, "LARGEST", 99)
-    with pytest.raises(ValueError, match="have 100 bytes; expected at most 99"):
+    with pytest.raises(ValueError, match="to 100 bytes; expected at most 99"):
         unpack(tmp_path / "in.zip", tmp_path / "new")
+    assert os.listdir(tmp_path) == ["in.zip"]
 
 
 @pytest.mark.parametrize("keep", [0, 30, 200])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import yaml
-from builders import arguments, model, save_experiment
+from builders import arguments, model, save_experiment, whole
 from espnet2.tasks.asr import ASRTask
 from test_cut import save
 
@@ -104,6 +104,7 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
 
 def test_what_plain_espnet_cannot_build():
     gone = {"encoders.0": {"blocks": 0}}
+    gone = whole(model().encoder, gone)
     conf = {"structure": gone, "units": [], "interctc_layer_idx": [1]}
     args = arguments(encoder_conf=conf, model_conf={"interctc_weight": 0.3})
     with pytest.raises(ValueError, match="counts them for intermediate CTC"):

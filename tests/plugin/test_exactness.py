@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import whole
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -449,6 +450,7 @@ def test_a_cut_network_is_pruned_again():
         "stream": {"width": [0, 1, 2, 3, 5, 8, 13]},
         "encoders.0.stream": {"block_width": [1, 2, 8]},
     }
+    structure = whole(make("conformer", conf, [], 0), structure)
     network = make("conformer", conf, "default", 0, structure=structure)
     budget = budget_of(network)
     assert budget.totals["params"] == count_parameters(network)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from experiments import RESULTS
 from matplotlib.figure import Figure
 from runs import CONFIG, make_data, run
 
@@ -19,7 +20,6 @@ from espnet_l0prune.cli import main
 from espnet_l0prune.report.curves import colour, draw_multiplier, mark
 from espnet_l0prune.report.history import read_history
 from espnet_l0prune.report.page import CSS
-from espnet_l0prune.report.results import read_results
 from espnet_l0prune.report.run import distinct_names, find_runs, read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -50,21 +50,6 @@ const cut = [...document.querySelectorAll("body *:not(svg *)")].filter(
 parent.document.body.dataset.found = JSON.stringify(
   {width: window.innerWidth, wide: wide, boxes: boxes, cut: cut});
 </script></body>"""
-RESULTS = {
-    "seconds": 10,
-    "machine": "here",
-    "models": {
-        name: {
-            "encoder_parameters": 100 * n,
-            "parameters": 200 * n,
-            "macs": 10**9 * n,
-            "rtf": 0.01 * n,
-            "wer": {"clean": 0.05, "other": 0.15},
-            "cer": {"clean": 0.02, "other": 0.05},
-        }
-        for name, n in (("dense", 2), ("pruned", 1))
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +113,8 @@ def test_all_sections_and_files(exp, tmp_path, capsys):
 def test_history_is_what_the_reporter_has(exp):
     saved = torch.load(exp / "asr_pruned/checkpoint.pth", weights_only=False)
     stats = saved["reporter"]["stats"]
-    history = read_history(exp / "asr_pruned")
+    history, missing = read_history(exp / "asr_pruned")
+    assert not missing
     assert len(history) == len(stats) == CONFIG["max_epoch"]
     for epoch, (_, parts) in zip(history, sorted(stats.items()), strict=True):
         assert epoch.train["loss"] == parts["train"]["loss"]
@@ -138,8 +124,15 @@ def test_history_is_what_the_reporter_has(exp):
 
 def test_updates_are_counted_as_the_trainer_does(exp):
     """3 batches an epoch: with accum_grad 2, one is left over in each."""
-    assert [e.update for e in read_history(exp / "asr_pruned")] == [3, 6, 9, 12, 15, 18]
-    halved = read_history(exp / "asr_pruned", accum_grad=2)
+    assert [e.update for e in read_history(exp / "asr_pruned")[0]] == [
+        3,
+        6,
+        9,
+        12,
+        15,
+        18,
+    ]
+    halved, _ = read_history(exp / "asr_pruned", accum_grad=2)
     assert [e.update for e in halved] == [1, 2, 3, 4, 5, 6]
 
 
@@ -150,10 +143,10 @@ def test_while_training_runs(exp, tmp_path, capsys, caplog):
     shutil.copytree(exp / "asr_pruned", now, symlinks=True)
     content = (now / "checkpoint.pth").read_bytes()
     (now / "checkpoint.pth").write_bytes(content[: len(content) // 2])
-    assert len(read_history(now)) == CONFIG["max_epoch"] - 1
+    assert len(read_history(now)[0]) == CONFIG["max_epoch"] - 1
     assert "5 epochs" in page_of(capsys, now, "--out", tmp_path / "a")
     (now / "checkpoint.previous.pth").unlink()
-    assert read_history(now) == []
+    assert read_history(now) == ([], [])
     assert "What is left" in page_of(capsys, now, "--out", tmp_path / "b")
     assert not caplog.records
     for file in now.glob("*.pth"):
@@ -191,11 +184,11 @@ def test_a_structure_picture_each_epoch(exp):
 
 
 def test_names_tell_experiments_apart(exp, tmp_path, capsys):
-    assert [*find_runs([exp])] == ["asr_begun", "asr_cut", "asr_pruned"]
+    assert [*find_runs([exp])[0]] == ["asr_begun", "asr_cut", "asr_pruned"]
     for recipe in ("a", "b"):
         shutil.copytree(exp / "asr_cut", tmp_path / recipe / "exp/asr_cut")
         (tmp_path / recipe / "exp/RESULTS.json").write_text(json.dumps(RESULTS))
-    both = find_runs([tmp_path / "a/exp", tmp_path / "b/exp", tmp_path / "a/exp"])
+    both, _ = find_runs([tmp_path / "a/exp", tmp_path / "b/exp", tmp_path / "a/exp"])
     assert [*both] == ["a/exp/asr_cut", "b/exp/asr_cut"]
     folders = [tmp_path / "a/exp", tmp_path / "b/exp"]
     text = page_of(capsys, *folders, "--out", tmp_path / "page")
@@ -243,10 +236,6 @@ def test_every_part_has_its_multiplier(exp, tmp_path, capsys):
 def test_what_cannot_be_shown_is_said(exp, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "no folder in it is an experiment of a recog" in capsys.readouterr().err
-    for content in ("{", "[]", '{"models": {"dense": {}}}'):
-        (tmp_path / "RESULTS.json").write_text(content)
-        with pytest.raises(ValueError, match="expected what stage 10 of the recipe"):
-            read_results(tmp_path / "RESULTS.json")
     torch.save({"reporter": {}}, tmp_path / "checkpoint.pth")
     with pytest.raises(ValueError, match="Expected the checkpoint of an ESPnet training"):
         read_history(tmp_path)

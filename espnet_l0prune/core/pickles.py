@@ -1,0 +1,169 @@
+"""What a pickle of tensors would do, found without doing it.
+
+torch.load(weights_only=True) runs no code of a file, but a pickle can still keep it busy
+for ever: a tuple of a tuple twice, 60 times over, has 2**60 parts, and as a key of a dict
+each is visited; `bytearray(10**12)` fills the memory. Here a pickle's steps are followed
+with plain lists in place of what they would make, and only those pass that torch.save
+takes for tensors, numbers, strings, and lists and dicts of them.
+"""
+
+import pickletools
+import re
+from collections.abc import Callable
+from typing import IO, Any
+
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # that the older form of torch's files begins with
+MOST_STEPS = 2**21  # enough for 80,000 tensors
+STORAGE = re.compile(r"torch\.(cuda\.)?[A-Z]\w+Storage")
+
+
+class _Name(str):
+    """Of a class or a function."""
+
+
+class _Dict(list):
+    """Keys and values of a dict, in turn."""
+
+
+def _parts(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _leaves(values: Any) -> bool:
+    """Whether none of the values has parts itself, so that each is hashed in no time."""
+    return not any(map(_parts, values))
+
+
+def _any(args: tuple) -> bool:
+    return True
+
+
+# What may be called, and with which arguments.
+CALLS: dict[str, Callable[[tuple], bool]] = {
+    "collections.OrderedDict": lambda args: not args,
+    "collections.Counter": lambda args: all(map(_leaves, args)),
+    "builtins.set": lambda args: all(map(_leaves, args)),
+    "torch.Size": _any,
+    "torch.device": _any,
+    "torch._utils._rebuild_tensor": _any,
+    "torch._utils._rebuild_tensor_v2": _any,
+    "torch._utils._rebuild_parameter": _any,
+    "_codecs.encode": lambda args: args[1] == "latin1",  # bytes; other codecs take long
+    "numpy.dtype": lambda args: len(args[0]) <= 3,  # a number, and no text of 2 GB
+}
+
+
+def name_of(found: Any) -> str:
+    """The name of a type or function, as `torch.serialization.safe_globals` takes it."""
+    if isinstance(found, tuple):
+        return found[1]
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def check_pickle(file: IO[bytes], names: set[str]) -> Any:
+    """Follow a pickle to its end, and make nothing of it.
+
+    Args:
+        file: is read from where it stands to the end of the pickle
+        names: further types and functions that it may call
+
+    Returns:
+        what it is of, with lists in place of dicts and of what is called
+
+    Raises:
+        ValueError: no pickle, one that is too long, or that holds more than tensors,
+            numbers, strings, lists and dicts
+    """
+    try:
+        return _follow(file, names)
+    except (IndexError, KeyError, AttributeError, TypeError, UnicodeError) as e:
+        raise ValueError("it is damaged: its pickle makes no sense") from e
+
+
+def _follow(file: IO[bytes], names: set[str]) -> Any:
+    outer: list[list[Any]] = []  # the stacks below the marks
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    steps = 0
+    for opcode, arg, _ in pickletools.genops(file):
+        steps += 1
+        if steps > MOST_STEPS:
+            raise ValueError("its pickle is too long for one of tensors")
+        match opcode.name:
+            case "PROTO" | "STOP":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "BINFLOAT" | "BINUNICODE" | "LONG1":
+                stack.append(arg)
+            case "BININT" | "BININT1" | "BININT2" | "SHORT_BINSTRING":
+                stack.append(arg)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append(_Dict())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case "TUPLE":
+                items, stack = stack, outer.pop()
+                stack.append(tuple(items))
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
+            case "APPENDS":
+                items, stack = stack, outer.pop()
+                stack[-1].extend(items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _check_keys([key])
+                stack[-1].extend([key, value])
+            case "SETITEMS":
+                items, stack = stack, outer.pop()
+                _check_keys(items[::2])
+                stack[-1].extend(items)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "GLOBAL":
+                stack.append(_name(arg, names))
+            case "REDUCE":
+                args, called = stack.pop(), stack.pop()
+                _check_call(called, args)
+                steps += sum(len(part) for part in (args, *args) if _parts(part))
+                stack.append([])
+            case "BUILD":  # attributes of an OrderedDict, or what a number of NumPy's is
+                state = stack.pop()
+                if not isinstance(state, _Dict):
+                    _check_keys(state)
+                steps += len(state)
+            case "BINPERSID":  # a storage: its kind, name and size, in older files a view
+                about = stack.pop()
+                _check_keys([x for part in about for x in (part if _parts(part) else ())])
+                steps += len(about)
+                stack.append([])
+            case step:
+                raise ValueError(f"its pickle takes a step, {step}, that no tensor needs")
+    return stack.pop()
+
+
+def _name(words: str, names: set[str]) -> _Name:
+    name = words.replace(" ", ".").replace("__builtin__.", "builtins.")
+    if not (name in CALLS or name in names or STORAGE.fullmatch(name)):
+        raise ValueError(f"it holds more than plain tensors: {name!r}")
+    return _Name(name)
+
+
+def _check_call(called: Any, args: Any) -> None:
+    called_by_name = isinstance(called, _Name) and not STORAGE.fullmatch(called)
+    if not (called_by_name and isinstance(args, tuple) and CALLS.get(called, _any)(args)):
+        raise ValueError("its pickle makes a call that no tensor needs")
+
+
+def _check_keys(keys: Any) -> None:
+    if not _leaves(keys):
+        raise ValueError("its pickle has a list or a tuple for a key")
