@@ -255,7 +255,7 @@ def test_what_is_written(data, tmp_path, capsys):
     for changes, message in (
         ({"encoder": "rnn"}, "encoder: rnn; only conformer, transformer"),
         ({"model": "maskctc"}, "has model: maskctc; expected espnet"),
-        ({"src_token_list": []}, "of ESPnet's st task, whose gates cannot be trained"),
+        ({"src_token_list": []}, "of ESPnet's mt task, whose gates cannot be trained"),
     ):
         (dense / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
         assert message in refused(folder, "--out", new)
