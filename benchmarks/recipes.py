@@ -73,12 +73,12 @@ TRAINING = {
 
 
 def find(egs2: Path) -> list[Path]:
-    """All training configurations of recognizers: no links, no language models."""
+    """The configurations of recognizers: those with an encoder, without links."""
     return sorted(
         path
         for recipe in TASKS
-        for path in egs2.glob(f"*/{recipe}/conf/**/train*.yaml")
-        if not path.is_symlink() and not path.name.startswith("train_lm")
+        for path in egs2.glob(f"*/{recipe}/conf/**/*.yaml")
+        if not path.is_symlink() and "\nencoder:" in "\n" + path.read_text("utf-8")
     )
 
 

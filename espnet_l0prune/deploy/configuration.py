@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import espnet
 import yaml
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_l0prune.plugin.experiment import task_of
 
@@ -22,7 +23,8 @@ def modernize(config: Mapping) -> dict:
     Raises:
         ValueError: one that was not; what ESPnet's parser does not take
     """
-    known = {a.dest for a in task_of(argparse.Namespace(**config)).get_parser()._actions}
+    task = task_of(argparse.Namespace(**config))
+    known = {action.dest for action in task.get_parser()._actions}
     for name in sorted(config.keys() - known):
         if config[name] and config.get(BESIDE.get(name, name)):
             raise ValueError(
@@ -31,6 +33,15 @@ def modernize(config: Mapping) -> dict:
                 "its config.yaml if the model is the same without."
             )
     left = {name: value for name, value in config.items() if name in known}
+    for choices in task.class_choices_list:
+        if choices.name == "preprocessor" and left.get("preprocessor_conf"):
+            # ESPnet gives it some options twice where the defaults are written out
+            default = get_default_kwargs(choices.get_class(left["preprocessor"]))
+            left["preprocessor_conf"] = {
+                name: value
+                for name, value in left["preprocessor_conf"].items()
+                if name not in default or value != default[name]
+            }
     read = vars(parse(left))
     return {name: read[name] for name in left}
 

@@ -121,8 +121,14 @@ def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor
     """The encoder's output (1, time, size) and its length (1,).
 
     Raises:
-        ValueError: audio that is too short for the subsampling
+        ValueError: audio that is too short for the subsampling; a model that reads more
+            than audio
     """
+    if getattr(model, "postdecoder", None) is not None:  # of slu
+        raise ValueError(
+            "postdecoder: this part of the model reads a transcript beside the audio, so "
+            "that nothing can be counted or tried without one; expected a model without"
+        )
     parameter = next(model.parameters())
     if model.frontend is None:
         frames = int(workload.seconds * FRAMES_A_SECOND)

@@ -1,7 +1,6 @@
 """What our commands say of what they cannot use, where no other test provokes it."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -57,23 +56,6 @@ def test_an_encoder_that_we_do_not_know(tmp_path, refused):
     assert "encoder: rnn; expected conformer" in refused("inspect", tmp_path)
 
 
-def test_a_transducer_of_a_task_that_needs_a_package():
-    pytest.importorskip("espnet2.tasks.slu")
-    from espnet2.tasks.slu import SLUTask
-
-    if importlib.util.find_spec("warprnnt_pytorch"):
-        pytest.skip("warprnnt_pytorch is installed")
-    args = SLUTask.get_parser().parse_args(["--output_dir", "x", "--token_type", "char"])
-    conf = {"decoder": "transducer", "decoder_conf": {"hidden_size": 8}}
-    for name, value in vars(arguments(**conf)).items():
-        if hasattr(args, name):
-            setattr(args, name, value)
-    args.decoder_conf, args.transcript_token_list = conf["decoder_conf"], None
-    args.joint_net_conf = {"joint_space_size": 8}
-    with pytest.raises(ValueError, match="need the package warprnnt_pytorch"):
-        SLUTask.build_model(args)
-
-
 def test_a_cut_that_is_not_as_large_as_promised(tmp_path, refused, monkeypatch):
     save(tmp_path / "exp")
     remaining = Budget.remaining
@@ -95,7 +77,7 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
     assert "ESPnet's packing failed: no room" in message
     monkeypatch.setattr(onnx, "NEEDED", ("onnx", "none_such"))
     message = refused("export", "onnx", tmp_path / "dense", *out)
-    assert "ONNX needs none_such: pip install" in message
+    assert "ONNX needs none_such: pip install none_such" in message
     assert not (tmp_path / "m.zip").exists()
 
 

@@ -387,7 +387,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"postencoder": "length_adaptor"},
-            "postencoder is LengthAdaptorPostEncoder; .* none",
+            "postencoder is length_adaptor; .*: choose an experiment without",
         ),
         ({"train_dtype": "float16"}, "train_dtype is float16; .* float32"),
         ({"sparsity_scheduler_conf": {"target": 1.5}}, "target is 1.5; expected"),
