@@ -18,9 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_l0prune import __version__
+from espnet_l0prune import __version__, commands
+from espnet_l0prune.commands import say
+from espnet_l0prune.core.ranges import RANGES
 
 DEBUG = "show the whole stack trace"
+RANGE = RANGES["command line"]
 FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
@@ -94,17 +97,21 @@ def get_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--params",
         type=float,
-        help="sparsity in parameters; 0.5 if --macs is not given",
+        help=f"sparsity in parameters, {RANGE['--params']}; 0.5 if --macs is not given",
     )
-    sub.add_argument("--macs", type=float, help="sparsity in multiply-accumulates")
+    sub.add_argument(
+        "--macs",
+        type=float,
+        help=f"sparsity in multiply-accumulates, {RANGE['--macs']}",
+    )
     sub.add_argument(
         "--scope", choices=("encoder", "model"), default="encoder", help="what is pruned"
     )
     sub.add_argument(
         "--units", default="default", help="default, paper, all, or kinds with commas"
     )
-    sub.add_argument("--epochs", type=int, help="of the pruning")
-    sub.add_argument("--finetune_epochs", type=int, help="of the fine-tuning")
+    for name, what in (("--epochs", "pruning"), ("--finetune_epochs", "fine-tuning")):
+        sub.add_argument(name, type=int, help=f"of the {what}, {RANGE[name]}")
     sub.add_argument(
         "--no_data",
         action="store_true",
@@ -137,8 +144,18 @@ def get_parser() -> argparse.ArgumentParser:
     )
     _path(sub, "experiments", nargs="+", help="the first one is what others are beside")
     sub.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
-    sub.add_argument("--seconds", type=float, default=10.0, help="of audio, at once")
-    sub.add_argument("--rounds", type=int, default=5, help="the figure is the median")
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help=f"of audio, at once, {RANGE['--seconds']}",
+    )
+    sub.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help=f"the figure is the median, {RANGE['--rounds']}",
+    )
 
     sub = command(
         "export",
@@ -208,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         return 141
     except OSError as e:
-        _say(f"espnet-l0prune: the answer cannot be written: {e}")
+        say(f"espnet-l0prune: the answer cannot be written: {e}")
         return 1
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -253,12 +270,6 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _say(text: str) -> None:
-    """Tell people something, if they listen."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr)
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse a command line; print help here, since argparse passes over what fails."""
     text = io.StringIO()
@@ -271,8 +282,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(argv: list[str] | None) -> int:
     args = _parse(argv)
-    from espnet_l0prune import commands
-
     # whatever libraries print is not part of the answer
     aside = contextlib.redirect_stdout(sys.stderr) if args.json else None
     try:
@@ -281,7 +290,7 @@ def _run(argv: list[str] | None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if args.debug:
             raise
-        _say(f"espnet-l0prune {args.command}: {e}")
+        say(f"espnet-l0prune {args.command}: {e}")
         return 1
     if args.json:
         print(json.dumps(answer.data, indent=1, default=str))

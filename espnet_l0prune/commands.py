@@ -8,7 +8,9 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import sys
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +58,21 @@ def _busy(text: str) -> Iterator[Track]:
     ) as shown:
         task = shown.add_task(text, total=None)
         yield lambda items: shown.track(items, total=len(items), task_id=task)
+
+
+def say(text: str) -> None:
+    """Tell people something, if they listen."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _steps(command: str) -> Iterator[Callable[[str], None]]:
+    """Say what a long command does, a line for each step, also where the lines go into a
+    file; on a terminal the time runs below them."""
+    begun = time.monotonic()
+    with _busy(command):
+        yield lambda text: say(f"{command}, {time.monotonic() - begun:.0f} s: {text}")
 
 
 def _import_espnet() -> None:
@@ -165,8 +182,8 @@ def adopt(args: argparse.Namespace) -> Answer:
         epochs=(args.epochs, args.finetune_epochs),
         data=not args.no_data,
     )
-    with _busy(f"counting {args.source}"):
-        adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice)
+    with _steps("adopt") as step:
+        adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice, step)
     reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
     return Answer(
         dataclasses.asdict(adopted),
@@ -184,8 +201,10 @@ def cut(args: argparse.Namespace) -> Answer:
     _import_espnet()
     from espnet_l0prune.deploy.cut import cut_experiment
 
-    with _busy(f"cutting {args.experiment}, and comparing"):
-        report = cut_experiment(args.experiment, args.out, args.checkpoint, args.force)
+    with _steps("cut") as step:
+        report = cut_experiment(
+            args.experiment, args.out, args.checkpoint, args.force, step
+        )
     before, after = report.model_parameters
     encoder_before, encoder_after = report.encoder_parameters
     lines = [
@@ -231,15 +250,12 @@ def bench(args: argparse.Namespace) -> Answer:
     from rich.table import Table
 
     from espnet_l0prune.core.budget import count_parameters
+    from espnet_l0prune.core.ranges import check
     from espnet_l0prune.deploy.bench import encoder_macs, noise, real_time_factors
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
     from espnet_l0prune.plugin.register import make_workload
 
-    if args.rounds < 1 or args.seconds <= 0:
-        raise ValueError(
-            f"--rounds is {args.rounds}, --seconds is {args.seconds}; expected at least "
-            "one round, and some audio"
-        )
+    check("command line", {"--rounds": args.rounds, "--seconds": args.seconds})
     models, heard = {}, {}
     for folder in args.experiments:
         model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
@@ -287,10 +303,9 @@ def export(args: argparse.Namespace) -> Answer:
 
     checkpoint = args.checkpoint or average_of(args.experiment)
     about = _about(args, args.out.stem)
-    with _busy(f"packing {args.experiment}, and comparing"):
-        line = export_model(
-            args.experiment, checkpoint, args.out, args.form, about, args.force, args.int8
-        )
+    options = (args.form, about, args.force, args.int8)
+    with _steps("export") as step:
+        line = export_model(args.experiment, checkpoint, args.out, *options, step)
     size = args.out.stat().st_size
     lines = [f"{args.out}: {size / 1e6:,.1f} MB, {line}"]
     if args.form != "stock":

@@ -49,6 +49,12 @@ def budget(net, scope: str = "encoder"):
     return make_budget(net, Workload(scope=scope, seconds=0.8, tokens=6))
 
 
+def whole(network, structure: dict) -> dict:
+    """A structure that names every site, with all units of those that it did not name."""
+    sites = network.structure().items()
+    return {name: {**left, **structure.get(name, {})} for name, left in sites}
+
+
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     """Features of unequal length and random texts, in ESPnet's form."""
     generator = torch.Generator().manual_seed(seed)

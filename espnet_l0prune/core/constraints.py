@@ -13,7 +13,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from espnet_l0prune.core.ranges import check
+
 Multipliers = dict[str, float]
+WHERE = "sparsity_constraint_conf"
 
 
 class AbsConstraint(ABC):
@@ -61,14 +64,14 @@ class LagrangianConstraint(AbsConstraint):
             on the ramp from its first update on, and damps lambda1
 
     Raises:
-        ValueError: a `multiplier_lr` that is not above 0
+        ValueError: an option out of its range
     """
 
     def __init__(
         self, multiplier_lr: float = 0.5, lambda1: float = 0.0, lambda2: float = 1000.0
     ):
-        _check_positive(multiplier_lr=multiplier_lr)
         self.multiplier_lr, self.lambda1, self.lambda2 = multiplier_lr, lambda1, lambda2
+        check(WHERE, vars(self))
 
     def start(self) -> Multipliers:
         return {"lambda1": self.lambda1, "lambda2": self.lambda2}
@@ -94,13 +97,13 @@ class InequalityConstraint(AbsConstraint):
             descends to 0 as it came
 
     Raises:
-        ValueError: a `multiplier_lr` that is not above 0
+        ValueError: an option out of its range
     """
 
     equality = False
 
     def __init__(self, multiplier_lr: float = 50.0, restart: bool = True):
-        _check_positive(multiplier_lr=multiplier_lr)
+        check(WHERE, {"multiplier_lr": multiplier_lr})
         self.multiplier_lr, self.restart = multiplier_lr, restart
 
     def start(self) -> Multipliers:
@@ -132,7 +135,7 @@ class NuPIConstraint(AbsConstraint):
         nu: smoothing of the shortfall, in [0, 1)
 
     Raises:
-        ValueError: `multiplier_lr` or `ki` not above 0, `kp` below 0, `nu` out of range
+        ValueError: an option out of its range
     """
 
     def __init__(
@@ -142,13 +145,8 @@ class NuPIConstraint(AbsConstraint):
         ki: float = 1.0,
         nu: float = 0.0,
     ):
-        _check_positive(multiplier_lr=multiplier_lr, ki=ki)
-        if kp < 0 or not 0 <= nu < 1:
-            raise ValueError(
-                f"sparsity_constraint_conf: kp is {kp}, nu is {nu}; expected kp of 0 or "
-                "more, nu in [0, 1)"
-            )
         self.multiplier_lr, self.kp, self.ki, self.nu = multiplier_lr, kp, ki, nu
+        check(WHERE, vars(self))
 
     def start(self) -> Multipliers:
         return {"lambda": 0.0, "xi": 0.0}
@@ -175,14 +173,14 @@ class PenaltyConstraint(AbsConstraint):
         weight: the price of the whole cost
 
     Raises:
-        ValueError: a `weight` that is not above 0
+        ValueError: a `weight` out of its range
     """
 
     equality = False
 
     def __init__(self, weight: float = 1.0):
-        _check_positive(weight=weight)
         self.weight = weight
+        check(WHERE, vars(self))
 
     def start(self) -> Multipliers:
         return {}
@@ -206,7 +204,7 @@ class ControlledL2Constraint(AbsConstraint):
         weight: of the penalty
 
     Raises:
-        ValueError: `multiplier_lr` or `weight` not above 0
+        ValueError: an option out of its range
     """
 
     one_cost = True
@@ -214,8 +212,8 @@ class ControlledL2Constraint(AbsConstraint):
     def __init__(
         self, multiplier_lr: float = 0.3, centre: float = 4.6, weight: float = 0.01
     ):
-        _check_positive(multiplier_lr=multiplier_lr, weight=weight)
         self.multiplier_lr, self.centre, self.weight = multiplier_lr, centre, weight
+        check(WHERE, vars(self))
 
     def start(self) -> Multipliers:
         return {"centre": self.centre}
@@ -227,14 +225,6 @@ class ControlledL2Constraint(AbsConstraint):
 
     def update_(self, shortfall: float, multipliers: Multipliers) -> None:
         multipliers["centre"] -= self.multiplier_lr * shortfall
-
-
-def _check_positive(**options: float) -> None:
-    for name, value in options.items():
-        if not value > 0:
-            raise ValueError(
-                f"sparsity_constraint_conf: {name} is {value}; expected more than 0"
-            )
 
 
 CONSTRAINTS = {

@@ -18,6 +18,7 @@ from espnet_l0prune.core.budget import (
 from espnet_l0prune.core.constraints import AbsConstraint, Multipliers
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import shortage
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.sites import decide_
 
@@ -39,7 +40,7 @@ class SparsityController:
 
     All that must be resumed lives in the optimizer, in the gates and in the batch norms.
     From then on the optimizer raises ValueError too: `load_state_dict` for a run that was
-    begun with other settings, `step` where multipliers diverge.
+    begun with other settings, `step` where multipliers are no finite numbers.
 
     Args:
         budget: counts the network
@@ -160,6 +161,7 @@ class SparsityController:
                     "hold_steps in updates"
                 )
             if not epoch or not self.update:
+                self._tell_shortage()
                 return
             updates = -(-self.update // epoch)  # the mean of those before, or more
         if not updates:
@@ -174,7 +176,8 @@ class SparsityController:
                     "the run began; the schedule, which is in epochs, would jump. "
                     "Resume with the same data, batches and accum_grad."
                 )
-            scheduler.scale = state["scale"] = updates
+            scheduler.fit_(updates)
+            state["scale"] = updates
             self._enter_phase()
         needed = scheduler.frozen_begins
         last = self.update + updates * (epochs - epoch)  # some may have been skipped
@@ -188,6 +191,13 @@ class SparsityController:
                 f"{enough}, or shorten warmup_steps, ramp_steps and hold_steps to "
                 f"{most:g} {'epochs' if scheduler.in_epochs else 'updates'} in all."
             )
+        self._tell_shortage()
+
+    def _tell_shortage(self) -> None:
+        """Say at the start of a run that its gates have not the time to close."""
+        short = shortage(self.scheduler, self._gates(), self.optimizer)
+        if short and not self.update:
+            logging.warning(short)
 
     def _tell_paths(self) -> None:
         """Name what did not follow its target since this was last called."""
@@ -366,6 +376,6 @@ def _check_not_met(budget: Budget, goal: Mapping[str, float]) -> None:
 def _check_finite(cost: str, multipliers: Multipliers) -> None:
     if not all(math.isfinite(value) for value in multipliers.values()):
         raise ValueError(
-            f"the multipliers of {cost} diverged: {multipliers}; expected finite "
-            "numbers. Lower multiplier_lr in sparsity_constraint_conf."
+            f"the multipliers of {cost} are {multipliers}; expected finite numbers. The "
+            "loss or a gradient was none: lower lr in optim_conf."
         )

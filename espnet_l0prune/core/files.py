@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from espnet_l0prune.core.reading import check_parts, open_binary
+
 UNREADABLE = (
     OSError,
     EOFError,
@@ -31,9 +33,10 @@ Write = Callable[[Path], object]
 def is_whole(path: Path) -> bool:
     """Whether a file that torch saved is there, to its last byte, undamaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_binary(path) as file, zipfile.ZipFile(file) as archive:
+            check_parts(archive.infolist(), os.fstat(file.fileno()).st_size)
             return archive.testzip() is None
-    except UNREADABLE:
+    except (*UNREADABLE, ValueError):
         return False
 
 

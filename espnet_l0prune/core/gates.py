@@ -21,8 +21,6 @@ from torch import Tensor, nn
 LEFT, RIGHT, BETA = -0.1, 1.1, 2 / 3
 SHIFT = -BETA * math.log(-LEFT / RIGHT)  # P(z > 0) = sigmoid(log_alpha + SHIFT)
 DECIDED = 100.0  # |log_alpha| of a gate fixed to 0 or 1, in any float type
-# From here on the noise-free gate is exactly 1, so that a new network is dense.
-LEAST_OPEN = 1 / (1 + math.exp(-(math.log((1 - LEFT) / (RIGHT - 1)) + SHIFT)))
 
 
 class LogAlpha(nn.Parameter):
@@ -41,7 +39,8 @@ class HardConcrete(nn.Module):
 
     Args:
         size: number of gates n
-        open_probability: P(z > 0) at the start, in [LEAST_OPEN, 1), about [0.982, 1)
+        open_probability: P(z > 0) at the start, in [0.982, 1): from there on the
+            noise-free gate is exactly 1, so that a new network is dense
         round_to: how many units go or stay together when units are selected
         uniform: whether all gates of this kind and size keep as many units
 
@@ -49,9 +48,6 @@ class HardConcrete(nn.Module):
         log_alpha: (n,), kept in float32 or wider
         sampling: draw the gates in training mode; noise-free otherwise
         noise: of the last draw, (n,) from the logistic distribution; None before it
-
-    Raises:
-        ValueError: an `open_probability` out of its range
     """
 
     def __init__(
@@ -62,11 +58,6 @@ class HardConcrete(nn.Module):
         uniform: bool = False,
     ):
         super().__init__()
-        if not LEAST_OPEN <= open_probability < 1:
-            raise ValueError(
-                f"open_probability is {open_probability}; expected a number in "
-                f"[{LEAST_OPEN:.3f}, 1), so that training starts from a dense network"
-            )
         self.open_probability, self.round_to = open_probability, round_to
         self.uniform = uniform
         self.log_alpha = LogAlpha(torch.empty(size))
@@ -75,6 +66,7 @@ class HardConcrete(nn.Module):
         self.espnet_initialization_fn()
 
     shift = SHIFT  # P(z > 0) = sigmoid(log_alpha + shift)
+    closed = math.log(-LEFT / RIGHT)  # up to here the gate without noise is 0
 
     @staticmethod
     def noise_free(log_alpha: Tensor) -> Tensor:
@@ -95,6 +87,11 @@ class HardConcrete(nn.Module):
     def _start(self) -> float:
         p = self.open_probability
         return math.log(p / (1 - p)) - self.shift
+
+    @property
+    def way_to_close(self) -> float:
+        """How far log_alpha falls from the start until the gate without noise is 0."""
+        return self._start - self.closed
 
     def is_new(self) -> bool:
         """Whether every gate is as it was at the start."""
@@ -148,7 +145,7 @@ class AdaptiveDropout(HardConcrete):
     `HardConcrete`.
     """
 
-    shift = 0.0
+    shift = closed = 0.0
 
     @staticmethod
     def noise_free(log_alpha: Tensor) -> Tensor:

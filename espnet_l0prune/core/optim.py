@@ -1,10 +1,12 @@
 """AdamW with rates of their own for weights and gates."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 
 from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.ranges import check
 
 ORDERS = ("joint", "alternating", "gates")
 
@@ -26,7 +28,7 @@ class L0AdamW(torch.optim.AdamW):
             (`joint`), both in turn (`alternating`), or only `gates`
 
     Raises:
-        ValueError: an unknown order, or a `gate_lr` that is not above 0
+        ValueError: an unknown order, or a number out of its range
     """
 
     def __init__(
@@ -43,8 +45,8 @@ class L0AdamW(torch.optim.AdamW):
             raise ValueError(
                 f"optim_conf: order is {order!r}; expected one of {', '.join(ORDERS)}"
             )
-        if not gate_lr > 0:
-            raise ValueError(f"optim_conf: gate_lr is {gate_lr}; expected more than 0")
+        rates = {"lr": lr, "gate_lr": gate_lr, "betas": betas}
+        check("optim_conf", {**rates, "eps": eps, "weight_decay": weight_decay})
         self.order = order
         self._gate_group = {
             "gate_lr": gate_lr,
@@ -75,6 +77,12 @@ class L0AdamW(torch.optim.AdamW):
             if ("gates" if "update" in group else "weights") in kinds:
                 for parameter in group["params"]:
                     parameter.grad = None
+
+    def updates_to_move(self, distance: float) -> int:
+        """How many updates move a log_alpha so far, at least: under Adam one update moves
+        it by `gate_lr` at most, or little more."""
+        turns = 2 if self.order == "alternating" else 1
+        return turns * math.ceil(distance / self.pruning["gate_lr"])
 
     @property
     def pruning(self) -> dict:

@@ -118,7 +118,9 @@ def read_yaml(path: str | Path) -> Any:
 
 def _check_events(events: Iterator[yaml.Event]) -> None:
     """Raise ValueError for YAML that is too deep, or too large once it is expanded."""
-    anchored: dict[str, int | None] = {}  # what each expands to; None within itself
+    anchored: dict[
+        str | None, int | None
+    ] = {}  # what each expands to; None within itself
     open_: list[tuple[str | None, int]] = []  # collections: anchor, size before
     size = 0
     for event in events:
@@ -160,7 +162,7 @@ def read_json(path: str | Path) -> Any:
         found = json.loads(text, parse_int=_integer)
     except RecursionError as e:
         raise ValueError("its values are nested too deep") from e
-    parts = [[found]]
+    parts: list[Any] = [[found]]
     for _ in range(DEEPEST + 1):
         lists = [p.values() if isinstance(p, dict) else p for p in parts]
         parts = [v for part in lists for v in part if isinstance(v, (dict, list))]
@@ -222,7 +224,7 @@ def _plain_form(
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = [member for member in archive.infolist() if not member.is_dir()]
     size = os.fstat(file.fileno()).st_size
-    _check_members(members, size)
+    check_parts(members, size)
     for member in members:
         if member.filename.endswith("data.pkl"):
             with archive.open(member) as part:
@@ -244,9 +246,9 @@ def _plain_form(
     return stored, False
 
 
-def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise ValueError for members that torch and Python would not read alike, or that
-    are more than the file's size in bytes allows."""
+def check_parts(members: list[zipfile.ZipInfo], size: int) -> None:
+    """Raise ValueError for parts of a checkpoint that torch and Python would not read
+    alike, or that are more than the file's size in bytes allows."""
     if len({member.filename for member in members}) != len(members):
         raise ValueError("it has a part twice")
     if any(member.compress_type not in PACKED for member in members):

@@ -11,6 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from espnet_l0prune.core.budget import COSTS
+from espnet_l0prune.core.ranges import check
+
+WHERE = "sparsity_scheduler_conf"
+LENGTHS = "warmup_steps", "ramp_steps", "hold_steps"
 
 
 class AbsSparsityScheduler(ABC):
@@ -43,35 +47,49 @@ class AbsSparsityScheduler(ABC):
         self.goal = dict(target) if isinstance(target, Mapping) else {"params": target}
         if not self.goal or not set(self.goal) <= set(COSTS):
             raise ValueError(
-                f"sparsity_scheduler_conf: target is {target}; expected a number, or a "
-                f"mapping with some of {', '.join(COSTS)}"
+                f"{WHERE}: target is {target}; expected a number, or a mapping with some "
+                f"of {', '.join(COSTS)}"
             )
-        for cost, goal in self.goal.items():
-            if not 0 < goal < 1:
-                raise ValueError(
-                    f"sparsity_scheduler_conf: target is {goal}; expected a number in "
-                    f"(0, 1), the share of the {cost} to remove"
-                )
+        for goal in self.goal.values():
+            check(WHERE, {"target": goal})
+        self.start, self.in_epochs, self.scale = start, in_epochs, 1
+        self.lengths = warmup_steps, ramp_steps, hold_steps
+        lengths = dict(zip(LENGTHS, self.lengths, strict=True))
+        check(WHERE, {"start": start, **lengths})
         lowest = min(self.goal.values())
-        if not 0 <= start <= lowest:
+        if start > lowest:
             raise ValueError(
-                f"sparsity_scheduler_conf: start is {start}; "
-                f"expected a number in [0, target] = [0, {lowest}]"
+                f"{WHERE}: start is {start}; expected at most the target, {lowest}"
             )
-        lengths = {"warmup_steps": warmup_steps, "ramp_steps": ramp_steps}
-        for name, length in {**lengths, "hold_steps": hold_steps}.items():
-            if length < 0 or not (in_epochs or length == int(length)):
+        for name, length in lengths.items():
+            if not in_epochs and length != int(length):
                 raise ValueError(
-                    f"sparsity_scheduler_conf: {name} is {length}; expected a whole "
-                    "number of updates, 0 or more; or epochs with in_epochs: true"
+                    f"{WHERE}: {name} is {length}; expected a whole number of updates, "
+                    "or in_epochs: true"
                 )
         if ramp_steps + hold_steps == 0:
             raise ValueError(
-                "sparsity_scheduler_conf: ramp_steps and hold_steps are both 0; "
-                "expected some updates in which the gates can train"
+                f"{WHERE}: ramp_steps and hold_steps are both 0; expected some updates "
+                "in which the gates can train"
             )
-        self.start, self.in_epochs, self.scale = start, in_epochs, 1
-        self.lengths = warmup_steps, ramp_steps, hold_steps
+
+    def fit_(self, updates: int) -> None:
+        """Take an epoch's length, where the phases are in epochs.
+
+        Raises:
+            ValueError: a ramp or a hold of so little of an epoch that it has no update
+        """
+        self.scale = updates
+        phases = {
+            "ramp_steps": self.hold_begins - self.ramp_begins,
+            "hold_steps": self.frozen_begins - self.hold_begins,
+        }
+        for name, asked in zip(LENGTHS[1:], self.lengths[1:], strict=True):
+            if asked and not phases[name]:
+                raise ValueError(
+                    f"{WHERE}: {name} is {asked} epochs, which is no update where an "
+                    f"epoch has {updates}; expected {1 / updates:.3g} or more, or 0"
+                )
 
     @property
     def ramp_begins(self) -> int:
@@ -91,13 +109,12 @@ class AbsSparsityScheduler(ABC):
     @property
     def settings(self) -> dict[str, object]:
         """What a resumed run must have in common with the one that it continues."""
-        names = "warmup_steps", "ramp_steps", "hold_steps"
         return {
             "sparsity_scheduler": type(self).__name__,
             "target": self.goal,
             "start": self.start,
             "in_epochs": self.in_epochs,
-            **dict(zip(names, self.lengths, strict=True)),
+            **dict(zip(LENGTHS, self.lengths, strict=True)),
         }
 
     def phase(self, update: int) -> str:
@@ -171,8 +188,7 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
         others: see `AbsSparsityScheduler`
 
     Raises:
-        ValueError: `stairs` that are no whole number from 1 on; a target, a start or a
-            length out of its range
+        ValueError: an option out of its range
     """
 
     def __init__(
@@ -186,11 +202,7 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
         stairs: int = 5,
     ):
         super().__init__(target, start, warmup_steps, ramp_steps, hold_steps, in_epochs)
-        if stairs != int(stairs) or stairs < 1:
-            raise ValueError(
-                f"sparsity_scheduler_conf: stairs is {stairs}; expected a whole number "
-                "from 1 on"
-            )
+        check(WHERE, {"stairs": stairs})
         self.stairs = stairs
 
     @property

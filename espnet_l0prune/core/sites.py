@@ -207,9 +207,6 @@ class Site(ABC):
             open_probability: see `HardConcrete`
             round_to: of the `fine` kinds, keep a multiple of this many units
             uniform: of the `alike` kinds, keep as many units in every site
-
-        Raises:
-            ValueError: see `HardConcrete`
         """
         for kind in self.kinds:
             size = self.sizes.get(kind, 0)

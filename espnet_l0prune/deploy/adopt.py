@@ -3,8 +3,9 @@
 import argparse
 import copy
 import math
+import reprlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,36 @@ from typing import Any
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable
+from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
 from espnet_l0prune.core.files import claimed
+from espnet_l0prune.core.gates import HardConcrete, LogAlpha
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.ranges import check
+from espnet_l0prune.core.schedules import AbsSparsityScheduler
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
+from espnet_l0prune.deploy.foreign import TELLS, check_foreign
+from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import (
     average_of,
     build_model,
-    load_weights,
+    load_trained,
     read_config,
+    refuse_adapters,
     task_name,
 )
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
-from espnet_l0prune.plugin.register import MODELS, make_scheduler, make_workload
+from espnet_l0prune.plugin.register import (
+    MODELS,
+    check_trainable,
+    make_scheduler,
+    make_workload,
+)
+from espnet_l0prune.plugin.resume import RUN
 from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
@@ -33,37 +51,8 @@ DATA = tuple(
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
 )
-# What belongs to the run that was, and not to those that come.
-RUN = (
-    "config",
-    "collect_stats",
-    "dist_backend",
-    "dist_init_method",
-    "dist_launcher",
-    "dist_master_addr",
-    "dist_master_port",
-    "dist_rank",
-    "dist_world_size",
-    "distributed",
-    "dry_run",
-    "ignore_init_mismatch",
-    "init",
-    "init_param",
-    "local_rank",
-    "log_level",
-    "multiprocessing_distributed",
-    "ngpu",
-    "output_dir",
-    "patience",
-    "pretrain_path",
-    "print_config",
-    "required",
-    "resume",
-    "version",
-    "wandb_id",
-    "write_collected_feats",
-)
 ADAM = ("lr", "betas", "eps", "weight_decay")
+RATE = 15e6  # bytes of weights a second, on a thread
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
 
@@ -105,7 +94,13 @@ class Adopted:
     notes: list[str]
 
 
-def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Adopted:
+def adopt(
+    source: Path,
+    out: Path,
+    checkpoint: str | None,
+    choice: Choice,
+    step: Step = quiet,
+) -> Adopted:
     """Write prune.yaml and finetune.yaml for a dense experiment, or for a zoo's zip.
 
     The gated model is built and its budget counted before anything is written.
@@ -114,91 +109,124 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         source: the experiment's folder, or the zip, which goes to `out`/dense
         out: a new folder
         checkpoint: of the folder; by default its average
+        step: is told what begins
 
     Raises:
-        ValueError: a model that cannot be pruned, a target that it cannot reach, epochs
-            below 1, an `out` that exists, files that are missing, damaged or not safe
+        ValueError: a model that cannot be pruned, a target that it cannot reach, a
+            number out of its range, an `out` that exists or has a colon, files that are
+            missing, damaged or not safe
         OSError: `out` is not writable
     """
-    for option, epochs in zip(("epochs", "finetune_epochs"), choice.epochs, strict=True):
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"--{option} is {epochs}; expected 1 or more")
+    if ":" in str(out):
+        raise ValueError(
+            f"{out} has a colon, where ESPnet's --init_param ends the path of a model; "
+            "choose another --out"
+        )
+    numbers: dict[str, float | None] = {
+        **{f"--{cost}": choice.target.get(cost) for cost in COSTS},
+        **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
+    }
+    check("command line", {k: v for k, v in numbers.items() if v is not None})
     with claimed(out):
         if source.is_file():
+            step(f"unpacking {source}")
             config_file, model_file = unpack_model(source, out / "dense")
-            if choice.data:
-                _check_data(config_file)
+            dense = vars(read_config(config_file))
+            dropped = TELLS if choice.data else (*TELLS, *DATA)
+            dense = {k: v for k, v in dense.items() if k not in dropped}
+            check_foreign(_without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
-        return _adopt(config_file, model_file, out, choice)
+            dense = vars(read_config(config_file))
+        return _adopt(dense, config_file, model_file, out, choice, step)
 
 
-def _check_data(config_file: Path) -> None:
-    """Raise ValueError for data of a zip by which whoever made it could run commands."""
-    config = vars(read_config(config_file))
-    for key in DATA:
-        for entry in config.get(key) or []:
-            words = entry if isinstance(entry, list) else [entry]
-            if "kaldi_ark" in words or any("|" in str(word) for word in words):
-                raise ValueError(
-                    f"{config_file} has {key}: {entry}; expected no pipe and no "
-                    "kaldi_ark, whose lists can run commands. Give --no_data, and name "
-                    "your own data to the trainings."
-                )
-
-
-def _adopt(config_file: Path, model_file: Path, out: Path, choice: Choice) -> Adopted:
-    dense = vars(read_config(config_file))
-    name = task_name(argparse.Namespace(**dense))
+def _adopt(
+    config: dict,
+    config_file: Path,
+    model_file: Path,
+    out: Path,
+    choice: Choice,
+    step: Step,
+) -> Adopted:
+    args = argparse.Namespace(**config)
+    name = task_name(args)
     if name not in MODELS:
         raise ValueError(
             f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
             f"expected one of {', '.join(MODELS)}"
         )
-    if dense.get("model", "espnet") not in ("espnet", "l0_distill"):
+    if config.get("model", "espnet") not in ("espnet", "l0_distill"):
         raise ValueError(
-            f"{config_file} has model: {dense['model']}; expected espnet, of which "
+            f"{config_file} has model: {config['model']}; expected espnet, of which "
             "l0_distill is a kind"
         )
+    refuse_adapters(args)
+    gpus, dense = _gpus(config), modernize(_without_run(config, choice))
     files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
-    base = _without_run(dense, choice)
-    finetune = {**base, **_fine_tuning(dense, choice, files, out / "cut")}
+    finetune = {**dense, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
-    trained = build_model(argparse.Namespace(**copy.deepcopy(dense)))
-    load_weights(trained, model_file)
+    _as_trained(finetune, gpus)
+    step(f"loading {model_file}: {how_long(model_file, RATE)}")
+    trained = load_trained(argparse.Namespace(**copy.deepcopy(config)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
             "`espnet-l0prune cut` comes first"
         )
-    prune = {**base, **_pruning(dense, choice, _units(trained, choice), files)}
-    prune["init_param"] = [str(model_file)]
+    prune = {**dense, **_pruning(dense, choice, _units(trained, choice), files)}
+    link = out / "dense.pth" if ":" in str(model_file) else None
+    prune["init_param"] = [str(link or model_file)]
 
-    args = argparse.Namespace(**copy.deepcopy({**dense, **prune}))
-    goal = make_scheduler(args).goal
-    budget = make_budget(build_model(args), make_workload(args))
-    check_reachable(budget, goal)
-    check_compatible(budget, goal)
+    args = _as_trained(prune, gpus)
+    step("building it with gates, and counting what it can lose")
+    scheduler, gated = make_scheduler(args), build_model(args)
+    budget = make_budget(gated, make_workload(args))
+    check_reachable(budget, scheduler.goal)
+    check_compatible(budget, scheduler.goal)
+    step("computing what the cut will compare")
+    outputs(gated)  # which the cut will compare, at the end of the training
+    held = _holding(gated, args.freeze_param)
+    optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
+    gates = [*budget.gates.values()]
+    pace = _pace(updates_of_an_epoch(config), scheduler, gates, optimizer)
 
+    if link is not None:
+        link.symlink_to(model_file.resolve())
     paths = {}
-    for kind, config in (("prune", prune), ("finetune", finetune)):
+    for kind, conf in (("prune", prune), ("finetune", finetune)):
+        conf["freeze_param"] = [path for path in args.freeze_param if path not in held]
         paths[kind] = out / f"{kind}.yaml"
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(conf, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
     return Adopted(
         **paths,
-        commands=_commands(name, _gpus(dense), out, **paths),
+        commands=_commands(name, gpus, out, **paths),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=_notes(dense),
+        notes=[*_notes(config, held), *pace],
     )
+
+
+def _as_trained(config: dict, gpus: int) -> argparse.Namespace:
+    """The options as the training will see them, which it does not refuse."""
+    args = parse(config)
+    args.ngpu = gpus
+    check_trainable(args)
+    return args
+
+
+def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
+    """Of the parts that `freeze_param` names, those with gates, which would not move."""
+    gates = [n for n, p in model.named_parameters() if isinstance(p, LogAlpha)]
+    return [path for path in frozen if any(n.startswith(f"{path}.") for n in gates)]
 
 
 def _gpus(dense: dict) -> int:
     """Of the training; a distributed one's processes write ngpu: 1."""
-    return max(dense.get("dist_world_size") or 0, dense.get("ngpu") or 0)
+    return max(int(_number(dense, name) or 0) for name in ("dist_world_size", "ngpu"))
 
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
@@ -217,12 +245,46 @@ def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> l
     return [shlex.join(map(str, command)) for command in commands]
 
 
-def _notes(dense: dict) -> list[str]:
-    if _like_adam(dense):
-        return []
+def _notes(dense: dict, held: list[str]) -> list[str]:
+    notes = []
+    if not _like_adam(dense):
+        notes.append(
+            f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
+            "prune.yaml leaves it at the default: set lr in its optim_conf"
+        )
+    if dense.get("use_deepspeed"):
+        notes.append("use_deepspeed is left out: pruning needs ESPnet's own trainer")
+    if held:
+        notes.append(
+            f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
+        )
+    return notes
+
+
+def _pace(
+    updates: int | None,
+    scheduler: AbsSparsityScheduler,
+    gates: list[HardConcrete],
+    optimizer: L0AdamW,
+) -> list[str]:
+    """What there is to say about the time that the gates have to close.
+
+    Args:
+        updates: in an epoch, where that is known
+        scheduler: in epochs
+
+    Raises:
+        ValueError: epochs too short for the schedule
+    """
+    if updates:
+        scheduler.fit_(updates)
+        short = shortage(scheduler, gates, optimizer)
+        return [f"{short} With more --epochs these are longer."] if short else []
+    needed, epochs = updates_to_close(gates, optimizer), sum(scheduler.lengths[1:])
     return [
-        f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
-        "prune.yaml leaves it at the default: set lr in its optim_conf"
+        f"To close a gate takes some {needed} updates. Ramp and hold have {epochs:g} "
+        f"epochs: where one has fewer than {math.ceil(needed / epochs)} updates, give "
+        "more --epochs."
     ]
 
 
@@ -323,8 +385,22 @@ def _conf(dense: dict, name: str) -> dict:
     return dict(dense.get(f"{name}_conf") or {})
 
 
+def _number(conf: dict, name: str) -> int | float | None:
+    """A number of a configuration, where it has one.
+
+    Raises:
+        ValueError: something else
+    """
+    value = conf.get(name)
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    raise ValueError(
+        f"the configuration has {name}: {reprlib.repr(value)}; expected a number"
+    )
+
+
 def _epochs(dense: dict) -> int:
-    return dense.get("max_epoch", 40)  # ESPnet's default
+    return int(_number(dense, "max_epoch") or 40)  # ESPnet's default
 
 
 def _like_adam(dense: dict) -> bool:
@@ -335,15 +411,17 @@ def _like_adam(dense: dict) -> bool:
 def _scheduler_conf(dense: dict) -> dict:
     """With a tenth of the updates in which the learning rate warms up."""
     conf = _conf(dense, "scheduler")
-    if "warmup_steps" in conf:
-        conf["warmup_steps"] = max(conf["warmup_steps"] // 10, 1)
+    warmup = _number(conf, "warmup_steps")
+    if warmup is not None:
+        conf["warmup_steps"] = max(warmup // 10, 1)
     return conf
 
 
 def _optim_conf(dense: dict) -> dict:
     """With the same peak of the learning rate, which noamlr makes of the warm-up too."""
     conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
-    if dense.get("scheduler") == "noamlr" and "lr" in conf and "warmup_steps" in before:
-        shorter = _scheduler_conf(dense)["warmup_steps"] / before["warmup_steps"]
-        conf["lr"] *= math.sqrt(shorter)
+    lr, warmup = _number(conf, "lr"), _number(before, "warmup_steps")
+    if dense.get("scheduler") == "noamlr" and lr and warmup:
+        shorter = _scheduler_conf(dense)["warmup_steps"] / warmup
+        conf["lr"] = lr * math.sqrt(shorter)
     return conf

@@ -1,80 +1,105 @@
 """Open the model zoo's zips, whoever made them: nothing is run, and nothing is written
 outside the folder that was asked for."""
 
+import reprlib
 import shutil
 import stat
+import struct
 import tempfile
+import unicodedata
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import yaml
 
 from espnet_l0prune.core.files import UNREADABLE
+from espnet_l0prune.core.reading import PACKED, open_binary
 from espnet_l0prune.plugin.experiment import read_mapping
 
 LARGEST = 32 * 2**30  # bytes of all files together
-EXPANSION = 200  # how many times larger than packed: weights hardly shrink at all
+EXPANSION = 20  # times that they may be larger than the zip: weights hardly shrink
 SMALL = 2**24  # bytes; texts below it may expand as they like
+MOST_FILES = 10_000
+LONGEST_NAME, DEEPEST = 200, 20  # letters of a file's or folder's name; folders
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Extract the regular files of a zip into a new folder: all of them, or nothing.
 
+    What the zip says of their number and sizes is checked first. No file is written
+    larger than the zip says: neither stored nor deflated ones can expand further.
+
     Raises:
-        ValueError: no zip; a name that leads out of the folder, a link or a device; files
-            that would fill the disk; a folder that exists
+        ValueError: no zip; see `check_members`; too little space; a folder that exists
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; expected a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                members = [m for m in opened.infolist() if not m.is_dir()]
-                check_members(members, archive)
+    try:
+        with open_binary(archive) as file, zipfile.ZipFile(file) as opened:
+            members = [m for m in opened.infolist() if not m.is_dir()]
+            check_members(members, archive)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder.parent).free
+            total = sum(member.file_size for member in members)
+            if total > free:
+                raise _refused(archive, f"it needs {total} bytes, and {free} are free")
+            with tempfile.TemporaryDirectory(dir=folder.parent) as part:
                 for member in members:
                     target = Path(part, "unpacked", member.filename)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with opened.open(member) as source, target.open("xb") as file:
-                        shutil.copyfileobj(source, file)
-        except UNREADABLE as e:
-            raise ValueError(
-                f"{archive} cannot be unpacked ({e}); expected a zip of ESPnet's model "
-                "zoo"
-            ) from e
-        Path(part, "unpacked").rename(folder)
+                    with opened.open(member) as source, target.open("xb") as copy:
+                        shutil.copyfileobj(source, copy)
+                Path(part, "unpacked").rename(folder)
+    except (*UNREADABLE, struct.error) as e:
+        raise ValueError(
+            f"{archive} cannot be unpacked ({e}); expected a zip of ESPnet's model zoo"
+        ) from e
 
 
 def check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
-    """Raise ValueError for a zip that is not just files within its own folder."""
-
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"{archive} is not safe to unpack: {what}; nothing was written")
-
-    names = set()
+    """Raise ValueError for a zip that is not just files within its own folder: names that
+    lead out of it, links, devices, one file over another; files that are too many, too
+    large for the zip's size, or compressed as no zip of ESPnet's is."""
+    if not members:
+        raise _refused(archive, "it has no files")
+    if len(members) > MOST_FILES:
+        raise _refused(archive, f"it has {len(members)} files, more than {MOST_FILES}")
+    names: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for member in members:
-        name, parts = member.filename, PurePosixPath(member.filename).parts
+        name, path = member.filename, PurePosixPath(member.filename)
         windows = PureWindowsPath(name)
-        if not parts or ".." in parts or name.startswith("/") or "\\" in name:
-            raise refuse(f"the name {name!r} leads out of the folder")
+        if not path.parts or ".." in path.parts or path.root or "\\" in name:
+            raise _refused(archive, f"the name {name!r} leads out of the folder")
         if windows.drive or windows.root or not name.isprintable():
-            raise refuse(f"the name {name!r} leads out of the folder")
+            raise _refused(archive, f"the name {name!r} leads out of the folder")
+        if len(path.parts) > DEEPEST or max(map(len, path.parts)) > LONGEST_NAME:
+            raise _refused(archive, f"the name {name[:LONGEST_NAME]!r}... is too long")
         mode = member.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise refuse(f"{name!r} is a link or a device")
-        if name in names:
-            raise refuse(f"{name!r} is in it twice")
-        names.add(name)
-        if member.file_size > max(SMALL, EXPANSION * member.compress_size):
-            raise refuse(
-                f"{name!r} expands from {member.compress_size} to {member.file_size} "
-                "bytes"
-            )
-    if not names:
-        raise refuse("it has no files")
+            raise _refused(archive, f"{name!r} is a link or a device")
+        if member.compress_type not in PACKED:
+            raise _refused(archive, f"{name!r} is neither stored nor deflated")
+        alike = PurePosixPath(unicodedata.normalize("NFC", str(path)).casefold())
+        if alike in names:  # on some disk or other
+            raise _refused(archive, f"{name!r} is in it twice")
+        names.add(alike)
+        folders.update(alike.parents)
+    both = sorted(map(str, names & folders))
+    if both:
+        raise _refused(archive, f"{both[0]!r} is a file and a folder")
     total = sum(member.file_size for member in members)
-    if total > LARGEST:
-        raise refuse(f"its files have {total} bytes; expected at most {LARGEST}")
+    packed = sum(member.compress_size for member in members)
+    most = min(max(SMALL, EXPANSION * packed), LARGEST)
+    if total > most:
+        raise _refused(
+            archive,
+            f"its files expand from {packed} to {total} bytes; expected at most {most}",
+        )
+
+
+def _refused(archive: Path, what: str) -> ValueError:
+    return ValueError(f"{archive} is not safe to unpack: {what}; nothing was written")
 
 
 def unpack_model(archive: Path, folder: Path) -> tuple[Path, Path]:
@@ -110,8 +135,8 @@ def _find_model(folder: Path) -> tuple[Path, Path]:
         ]
         if len(names) != 1 or names[0] not in packed:
             raise ValueError(
-                f"meta.yaml of the zip has {group}: {listed}; expected {expected}, and "
-                "its file in the zip"
+                f"meta.yaml of the zip has {group}: {reprlib.repr(listed)}; expected "
+                f"{expected}, and its file in the zip"
             )
         found.append(folder / names[0])
     config = read_mapping(found[0], "configuration", expected)
@@ -120,17 +145,10 @@ def _find_model(folder: Path) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def _placed(value, packed: set[str], folder: Path, seen: dict | None = None):
+def _placed(value, packed: set[str], folder: Path):
     """A configuration in which packed files are named by where they are now."""
-    seen = {} if seen is None else seen
-    if id(value) in seen:  # by an alias, of which a few make a billion
-        return seen[id(value)]
-    found = value
     if isinstance(value, dict):
-        found = {k: _placed(v, packed, folder, seen) for k, v in value.items()}
-    elif isinstance(value, list):
-        found = [_placed(v, packed, folder, seen) for v in value]
-    elif isinstance(value, str) and value in packed:
-        found = str(folder / value)
-    seen[id(value)] = found
-    return found
+        return {k: _placed(v, packed, folder) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_placed(v, packed, folder) for v in value]
+    return str(folder / value) if isinstance(value, str) and value in packed else value

@@ -12,7 +12,7 @@ from torch import nn
 from espnet_l0prune import __version__
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.reading import read_text
-from espnet_l0prune.core.text import in_markdown, plain
+from espnet_l0prune.core.text import in_markdown, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
 from espnet_l0prune.plugin.experiment import load_experiment, task_name
 from espnet_l0prune.plugin.register import make_workload
@@ -127,11 +127,11 @@ def write_card(
     """
     head = {
         "tags": ["espnet", "audio", "automatic-speech-recognition", "pruning"],
-        "language": about.language,
-        "license": about.licence,
+        "language": one_line(about.language),
+        "license": one_line(about.licence),
     }
     if about.datasets:
-        head["datasets"] = list(about.datasets)
+        head["datasets"] = [*map(one_line, about.datasets)]
     module, name, call = USE[task]
     source = f"{SOURCE} Whoever made this model has it.\n\n" if packages else ""
     quoted = json.dumps(plain(about.name), ensure_ascii=False)

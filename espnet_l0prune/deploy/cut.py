@@ -15,6 +15,7 @@ from espnet_l0prune.core.budget import Budget, count_parameters
 from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.sites import Plan, cut_, plan_of
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.verify import (
     Difference,
     compare,
@@ -27,6 +28,7 @@ from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
+RATE = 15e6  # bytes of weights a second, on a thread
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
 PRUNING_OPTIONS = (
@@ -129,12 +131,17 @@ def cut_config(config: dict, model: nn.Module) -> dict:
 
 
 def cut_experiment(
-    experiment: Path, out: Path, checkpoint: str = "latest.pth", force: bool = False
+    experiment: Path,
+    out: Path,
+    checkpoint: str = "latest.pth",
+    force: bool = False,
+    step: Step = quiet,
 ) -> CutReport:
     """Write the cut network of a gated experiment to `out`.
 
     `out` gets config.yaml, model.pth, structure.yaml (decoder_structure.yaml too, for a
-    pruned decoder), plan.json and cut.json, all of them or none.
+    pruned decoder), plan.json and cut.json, all of them or none. `step` is told what
+    begins.
 
     Raises:
         ValueError: see `check_settled`; masked and cut outputs that differ; an `out`
@@ -143,6 +150,7 @@ def cut_experiment(
         OSError: `out` cannot be written
     """
     _check_free(out, force)
+    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATE)}")
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
     budget, scheduler = check_settled(model, args, experiment), make_scheduler(args)
@@ -154,7 +162,9 @@ def cut_experiment(
     before = count_parameters(model.encoder), count_parameters(model)
     promised, plan = before[1], plan_of(sites_of(model))
     promised -= round(budget.totals["params"] - budget.remaining())
+    step("computing what it says, with its closed units masked")
     masked, tolerance = outputs(model), tolerance_of(sites_of(model))
+    step("cutting them out, and building what is left")
     cut_(model, sites_of(model), plan)
 
     # The promise is about what a user will load: rebuild it from its configuration.
@@ -162,6 +172,7 @@ def cut_experiment(
     small = build_model(argparse.Namespace(**copy.deepcopy(config)))
     small.load_state_dict(model.state_dict())
     del model, budget
+    step("computing what that says, and comparing")
     difference = compare(masked, outputs(small.eval()))
     require_equal(difference, tolerance)
     after = count_parameters(small.encoder), count_parameters(small)
@@ -177,6 +188,7 @@ def cut_experiment(
         model_parameters=(before[1], after[1]),
         difference=difference,
     )
+    step(f"writing {out}")
     _write(out, small, config, plan, result, force)
     return result
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.files import beside, check_file, replace, save
 from espnet_l0prune.core.python import last_line, run_python
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import (
@@ -21,6 +21,12 @@ from espnet_l0prune.deploy.card import (
     results_of,
     write_card,
 )
+from espnet_l0prune.deploy.extras import (
+    check_statistics,
+    check_tokenizer,
+    copy_checked,
+    copy_results,
+)
 from espnet_l0prune.deploy.inspect import inspect_model
 from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
 from espnet_l0prune.deploy.onnx import difference, write_onnx
@@ -28,6 +34,8 @@ from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
 
+# bytes of weights a second, on a thread
+RATES = {"plugin": 15e6, "stock": 15e6, "onnx": 5e6}
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
@@ -129,6 +137,7 @@ def export(
     about: About,
     force: bool = False,
     int8: bool = False,
+    step: Step = quiet,
 ) -> str:
     """Write a zip that `from_pretrained` takes, with a model card; or nothing.
 
@@ -141,6 +150,7 @@ def export(
         out: the zip
         form: `plugin`, `stock` or `onnx`
         int8: quantize the encoder and the decoder of `onnx`
+        step: is told what begins
 
     Returns:
         a line on what was written
@@ -162,18 +172,21 @@ def export(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
+    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATES[form])}")
     model, args = load_finished(experiment, checkpoint)
     with beside(out) as part:
         folder = part / "packed"
         folder.mkdir()
+        step(f"making the {form} form of it")
         if form == "onnx":
             packed = onnx_form(model, args, folder, int8)
         else:
             packed = {"plugin": plugin_form, "stock": stock_form}[form](model, args)
         save(packed.state, folder / "model.pth")
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
-        extras += _copy_results(experiment, folder)
+        extras += copy_results(experiment, folder)
         task = task_name(args)
+        step("counting it, dense and pruned, for the card")
         card = write_card(
             about,
             task,
@@ -184,36 +197,35 @@ def export(
             packed.files,
         )
         (folder / "README.md").write_text(card, "utf-8")
+        step("packing")
         _pack(folder, task, ["README.md", *extras])
+        step("unpacking, loading and comparing what was packed")
         files = unpack_model(folder / "packed.zip", part / "unpacked")
         line = packed.verify(load_model(*files)[0].eval())
         replace(out, (folder / "packed.zip").rename, force)
     return line
 
 
-def _copy_results(experiment: Path, folder: Path) -> list[str]:
-    """What an experiment shows of itself; returns the names that are there."""
-    names = []
-    if results := results_of(experiment):
-        shutil.copyfile(results, folder / "RESULTS.md")
-        names.append("RESULTS.md")
-    if (experiment / "images").is_dir():
-        shutil.copytree(experiment / "images", folder / "images")
-        names.append("images")
-    return names
-
-
 def _write_config(folder: Path, config: dict) -> list[str]:
-    """Write a configuration and the files that it names; return their names."""
+    """Write a configuration and the files that it names; return their names.
+
+    Raises:
+        ValueError: see `copy_checked`
+    """
     extras, config = [], dict(config)
     conf = dict(config.get("normalize_conf") or {})
-    for place, key, name, kind in (
-        (conf, "stats_file", "feats_stats.npz", None),
-        (config, "bpemodel", "bpe.model", config.get("token_type")),
-        (config, "src_bpemodel", "src_bpe.model", config.get("src_token_type")),
-    ):
-        if place.get(key) and kind not in NO_FILES:
-            shutil.copyfile(place[key], folder / name)
+    what = "stats_file of normalize_conf, the sums of features"
+    files = [(conf, "stats_file", "feats_stats.npz", what, check_statistics)]
+    for side in ("", "src_"):
+        key, kind = f"{side}bpemodel", config.get(f"{side}token_type")
+        what = f"{key}, a model of sentencepiece's"
+        if kind == "bpe":
+            files.append((config, key, f"{side}bpe.model", what, check_tokenizer))
+        elif key in config and kind not in NO_FILES:
+            config[key] = None  # nothing reads it
+    for place, key, name, what, check in files:
+        if place.get(key):
+            copy_checked(place[key], folder / name, what, check)
             place[key] = name
             extras.append(name)
     config["normalize_conf"] = conf

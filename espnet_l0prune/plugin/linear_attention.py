@@ -127,10 +127,8 @@ def linearize_(network: nn.Module, features: int, where: str) -> None:
         where: the option's place, for messages
 
     Raises:
-        ValueError: a decoder, attention of another kind, or features below 1
+        ValueError: a decoder, or attention of another kind
     """
-    if features < 1:
-        raise ValueError(f"{where}: random_features is {features}; expected 1 or more")
     if not hasattr(network, "encoders"):
         raise ValueError(
             f"{where}: random_features is {features}; expected it of an encoder: what a "

@@ -1,13 +1,10 @@
 """ESPnet's recognizers that learn from a teacher, under a budget."""
 
-import importlib.util
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from espnet2.asr.espnet_model import ESPnetASRModel
-from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
 
@@ -18,14 +15,15 @@ from espnet_l0prune.core.distillation import (
     prediction_kl,
     transducer_kl,
 )
+from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites.stream import open_stream
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
+from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
-DURATIONS = "transducer_multi_blank_durations"  # an option of ESPnet's
 CHOICES = {
     "layer_input": ("student", "teacher"),
     "layer_map": tuple(LAYER_MAPS),
@@ -68,8 +66,8 @@ class L0Distilled(MixedWith):
     or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
 
     Raises:
-        ValueError: an unknown option or choice, a weight below 0, a temperature that is
-            not above 0, one file of the teacher's alone, or choices that contradict
+        ValueError: an unknown option or choice, a number out of its range, one file of
+            the teacher's alone, or choices that contradict
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -97,36 +95,27 @@ class L0Distilled(MixedWith):
         temperature: float = 1.0,
         **espnet_conf: Any,
     ):
-        check_options(type(self), espnet_conf, "model_conf")
-        fallback = _lacks_transducer_loss(espnet_conf)
-        if fallback:  # durations: ESPnet then asks for no package that is not here
-            if DURATIONS not in inspect.signature(type(self)).parameters:  # slu
-                raise ValueError(
-                    "transducers of this task need the package warprnnt_pytorch, which "
-                    "is not installed; expected it, or another decoder"
-                )
-            espnet_conf[DURATIONS] = [2]
-        super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
-        if fallback:
-            del self.transducer_multi_blank_durations
-            self.criterion_transducer = RNNTLossNumba(blank=self.blank_id)
+        files = {
+            "teacher_config": teacher_config,
+            "teacher_model_file": teacher_model_file,
+        }
+        check_options(type(self), {**files, **espnet_conf}, "model_conf")
+        with loss_at_hand():
+            super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(
                 f"model_conf: teacher_config is {teacher_config}, teacher_model_file is "
                 f"{teacher_model_file}; expected both or neither"
             )
-        weights = {
+        numbers = {
             "task_weight": task_weight,
             "layer_weight": layer_weight,
             "att_kl_weight": att_kl_weight,
             "ctc_kl_weight": ctc_kl_weight,
             "transducer_kl_weight": transducer_kl_weight,
+            "temperature": temperature,
         }
-        for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"model_conf: {name} is {weight}; expected 0 or more")
-        if temperature <= 0:
-            raise ValueError(f"model_conf: temperature is {temperature}; expected > 0")
+        check("model_conf", numbers)
         chosen = {
             "layer_input": layer_input,
             "layer_map": layer_map,
@@ -299,15 +288,6 @@ def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
     """The projection of a training is nothing to a model that does not train."""
     if model.projection is None:
         state.pop(f"{prefix}projection", None)
-
-
-def _lacks_transducer_loss(conf: dict[str, Any]) -> bool:
-    """Whether ESPnet would import a transducer loss that is not installed."""
-    return (
-        conf.get("joint_network") is not None
-        and not conf.get(DURATIONS)
-        and importlib.util.find_spec("warprnnt_pytorch") is None
-    )
 
 
 class L0DistillModel(L0Distilled, ESPnetASRModel):

@@ -1,6 +1,6 @@
 """ESPnet's encoders and decoders with gates, or cut down to a structure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
@@ -10,6 +10,7 @@ from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
 from espnet_l0prune.core.gates import GATES, draw_all
+from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Plan, Site, Structure, cut_, structure_of
 from espnet_l0prune.plugin.linear_attention import linearize_
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
@@ -39,8 +40,8 @@ class L0Network(MixedWith):
 
     Raises:
         ValueError: an unknown option, gate or kind of unit, one that cannot be pruned
-            with these options, `open_probability` out of range, `round_to` beyond a
-            site's size, or a structure that does not fit
+            with these options, a number out of its range, `round_to` beyond a site's
+            size, or a structure that does not fit
     """
 
     conf_name: str  # the option of ESPnet's that configures it
@@ -62,12 +63,17 @@ class L0Network(MixedWith):
         random_features: int | None = None,
         **stock_conf: Any,
     ):
-        check_options(type(self), stock_conf, self.conf_name)
+        own = {"units": units, "gate": gate, "uniform": uniform}
+        check_options(type(self), {**own, **stock_conf}, self.conf_name)
+        check(
+            self.conf_name, {"open_probability": open_probability, "round_to": round_to}
+        )
         super().__init__(*sizes, **stock_conf)
         self.input_size = sizes[0] if sizes else stock_conf.get("input_size")
         if random_features is not None:
+            check(self.conf_name, {"random_features": random_features})
             linearize_(self, random_features, self.conf_name)
-        if structure:
+        if structure is not None:
             self._cut_to_(structure)
         kinds = choose_units(self, units, self.conf_name)
         if gate not in GATES:
@@ -80,11 +86,6 @@ class L0Network(MixedWith):
         self.register_forward_pre_hook(draw_all)
 
     def _check_rounding(self, site: Site, kinds: list[str], round_to: int) -> None:
-        if round_to != int(round_to) or round_to < 1:
-            raise ValueError(
-                f"{self.conf_name}: round_to is {round_to}; expected a whole number "
-                "from 1 on"
-            )
         for kind, size in site.sizes.items():
             if kind in kinds and kind in site.fine and 0 < size < round_to:
                 raise ValueError(
@@ -93,14 +94,22 @@ class L0Network(MixedWith):
                 )
 
     def _cut_to_(self, structure: Structure) -> None:
+        where = f"{self.conf_name}: structure"
+        remedy = f"Use the {self.conf_name} that was written beside the structure."
         sites = {site.name: site for site in self.sites()}
         plan: Plan = {}
+        if not isinstance(structure, Mapping):
+            raise ValueError(f"{where} is {structure!r}; expected a mapping. {remedy}")
         for name, counts in structure.items():
             if name not in sites:
                 raise ValueError(
-                    f"structure names {name!r}, which this network does not have; "
-                    f"expected some of: {', '.join(sites)}. Use the {self.conf_name} "
-                    "that was written beside the structure."
+                    f"{where} names {name!r}, which this network does not have; expected "
+                    f"some of: {', '.join(sites)}. {remedy}"
+                )
+            if not isinstance(counts, Mapping):
+                raise ValueError(
+                    f"{where} of {name!r} is {counts!r}; expected a number for each kind "
+                    f"of unit. {remedy}"
                 )
             sizes, plan[name] = sites[name].sizes, {}
             for kind, left in counts.items():
@@ -109,12 +118,19 @@ class L0Network(MixedWith):
                 empty = not units and kind in sites[name].never_empty
                 if units is None or not {*units} <= {*there} or empty:
                     raise ValueError(
-                        f"structure of {name!r} asks for {left} {kind}, but the "
-                        f"uncut module has {sizes}. Use the {self.conf_name} that was "
-                        "written beside the structure."
+                        f"{where} of {name!r} asks for {left!r} {kind}, but the uncut "
+                        f"module has {sizes}; expected a number up to that, or the "
+                        f"places of those that are left, in order. {remedy}"
                     )
                 plan[name][kind] = units
         cut_(self, list(sites.values()), plan)
+        for name, counts in self.structure().items():
+            missing = counts.keys() - structure.get(name, {}).keys()
+            if missing:
+                raise ValueError(
+                    f"{where} lacks {', '.join(sorted(missing))} of {name!r}; expected "
+                    f"all that `espnet-l0prune cut` writes. {remedy}"
+                )
 
     def sites(self) -> list[Site]:
         """The places where units can be gated and cut."""
@@ -131,11 +147,10 @@ class L0Network(MixedWith):
 
 def _units_left(left: object) -> list[int] | None:
     """Of a structure: so many units, or these; None for what is neither."""
-    if isinstance(left, list) and len({*left}) == len(left):
-        return left
-    if isinstance(left, int) and not isinstance(left, bool) and left >= 0:
-        return list(range(left))
-    return None
+    units = list(range(left)) if type(left) is int and left >= 0 else left
+    if not isinstance(units, list) or any(type(unit) is not int for unit in units):
+        return None
+    return units if units == sorted({*units}) else None
 
 
 class L0ConformerEncoder(L0Network, ConformerEncoder):

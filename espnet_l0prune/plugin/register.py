@@ -19,13 +19,19 @@ from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
-from espnet_l0prune.plugin.experiment import TASKS, note_input_size_, read_mapping
+from espnet_l0prune.plugin.experiment import (
+    TASKS,
+    note_input_size_,
+    read_mapping,
+    refuse_adapters,
+)
 from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
+from espnet_l0prune.plugin.resume import keep_config
 from espnet_l0prune.plugin.signature import check_options
-from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable
+from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
 from espnet_l0prune.plugin.workload import (
     Workload,
     make_budget,
@@ -176,6 +182,7 @@ def prepare_training(
     ours = name is not None or any(isinstance(part, L0Network) for part in networks)
     if args.collect_stats or not (ours or isinstance(model, L0Distilled)):
         return
+    check_trainable(args)
     note_input_size_(model, args)
     gated = any(site.gates for site in sites_of(model))
     if gated or name is not None:
@@ -184,12 +191,6 @@ def prepare_training(
         _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
         _require(isinstance(model, L0Distilled), "model", args.model, "l0_distill")
         _require(isinstance(optimizers[0], L0AdamW), "optim", args.optim, "l0_adamw")
-        deepspeed = getattr(args, "use_deepspeed", False)
-        _require(not deepspeed, "use_deepspeed", deepspeed, "false")
-        patience = getattr(args, "patience", None)  # of losses that rise with sparsity
-        _require(patience is None, "patience", patience, "null")
-        dtype = args.train_dtype
-        _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
         workload = make_workload(args)
         require_gates_in_scope(model, workload)
         budget = make_budget(model, workload)
@@ -208,14 +209,41 @@ def prepare_training(
             args.ngpu,
             "1, or more with --multiprocessing_distributed true",
         )
-        for name in ("postencoder", "deliberationencoder", "postdecoder"):
-            more = getattr(model, name, None)  # the last two in slu
-            _require(more is None, name, type(more).__name__, "none")
         model.load_teacher_(optimizers[0])
         if task.trainer is Trainer:
             task.trainer = L0Trainer
-    if args.resume:
-        check_resumable(Path(args.output_dir, "checkpoint.pth"), model)
+    if args.output_dir is not None:  # else it is built for other ends than training
+        folder = Path(args.output_dir)
+        if args.resume:
+            check_resumable(folder, args, model)
+        if issubclass(task.trainer, L0Trainer) and is_first():
+            keep_config(folder)
+
+
+def check_trainable(args: argparse.Namespace) -> None:
+    """Refuse what cannot be trained with gates or a teacher, by the options alone; so
+    that `adopt` refuses it too.
+
+    Raises:
+        ValueError: such an option
+    """
+    refuse_adapters(args)
+    if getattr(args, "sparsity_scheduler", None) is not None:
+        patience = args.patience  # of losses that rise with sparsity
+        _require(patience is None, "patience", patience, "null")
+        dtype = args.train_dtype
+        _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
+    if getattr(args, "model", None) != "l0_distill":  # st has none
+        return
+    deepspeed = getattr(args, "use_deepspeed", False)
+    _require(not deepspeed, "use_deepspeed", deepspeed, "false")
+    for name in ("postencoder", "postdecoder", "deliberationencoder"):
+        more = getattr(args, name, None)  # the last two in slu
+        expected = "none, as no teacher follows one: choose an experiment without"
+        _require(more is None, name, more, expected)
+    durations = args.model_conf.get("transducer_multi_blank_durations")
+    expected = "1 or more: the loss of multi-blank transducers has no code for CPUs"
+    _require(args.ngpu or not durations, "ngpu", args.ngpu, expected)
 
 
 def require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:

@@ -1,6 +1,7 @@
 """Our options in a training configuration as a JSON schema, for editors.
 
-Types and defaults are those of the signatures, texts those of the docstrings.
+Types and defaults are those of the signatures, texts those of the docstrings, limits
+those of `RANGES`.
 """
 
 import collections.abc
@@ -15,6 +16,7 @@ from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.optim import ORDERS, L0AdamW
+from espnet_l0prune.core.ranges import RANGES, SHARE
 from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
@@ -31,17 +33,28 @@ def schema() -> dict:
     kinds = {"type": "array", "items": {"enum": [*UNITS]}}
     network["units"]["anyOf"] = [{"enum": [*WORDS]}, kinds]
     network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
-    decoder = network | {"random_features": False}
     for name, choices in CHOICES.items():
         model[name]["enum"] = [*choices]
     schedule = options(Workload) | shared(SCHEDULERS.values())
     del schedule["fs"]  # the front end's
-    share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    share = {"type": "number", **SHARE.schema()}
     schedule["target"]["anyOf"] = [share, closed(dict.fromkeys(COSTS, share))]
     schedule["scope"]["enum"] = ["encoder", "decoder", "model"]
     schedule["per"]["enum"] = ["block", "kind", None]
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)
     optim["order"]["enum"] = [*ORDERS]
+    ranged = {
+        "encoder_conf": network,
+        "model_conf": model,
+        "optim_conf": optim,
+        "sparsity_scheduler_conf": schedule,
+        "sparsity_constraint_conf": constraint,
+    }
+    for part, found in ranged.items():
+        for name, limits in RANGES[part].items():
+            if name != "target":  # a number, or several
+                found[name] |= limits.schema()
+    decoder = network | {"random_features": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ESPnet's training configuration with espnet_l0prune",

@@ -7,12 +7,16 @@ where the newer one is damaged.
 
 import logging
 import shutil
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from espnet2.schedulers.abs_scheduler import AbsScheduler, AbsValEpochStepScheduler
 from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.files import is_whole, replace, save
+from espnet_l0prune.plugin.resume import check_options, forget_config, restore_config
 
 PREVIOUS = "checkpoint.previous.pth"
 
@@ -21,10 +25,20 @@ class L0Trainer(Trainer):
     """The trainer of `l0_distill` models under a sparsity constraint."""
 
     @classmethod
+    def run(cls, *, trainer_options, **kwargs):
+        """Train; where no epoch began, config.yaml is again what it was before."""
+        try:
+            super().run(trainer_options=trainer_options, **kwargs)
+        finally:
+            if is_first():
+                restore_config(Path(trainer_options.output_dir))
+
+    @classmethod
     def train_one_epoch(
         cls, model, iterator, optimizers, options, distributed_option, **kwargs
     ):
         """Keep the last checkpoint, then train; see `SparsityController.begin_epoch`."""
+        folder = Path(options.output_dir)
         # in a notebook, another model may come after the pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
         done = kwargs["reporter"].get_epoch() - 1
@@ -34,9 +48,12 @@ class L0Trainer(Trainer):
             except TypeError:  # a generator, whose length nobody knows
                 updates = None
             controller.begin_epoch(updates, options.max_epoch, done)
+            if not controller.on_budget:
+                forget_plateaus_(kwargs["schedulers"])
         first = not distributed_option.distributed or distributed_option.dist_rank == 0
         if first:
-            keep_checkpoint(Path(options.output_dir), done)
+            forget_config(folder)
+            keep_checkpoint(folder, done)
         # what accum_grad left of the last epoch would be gone in a resumed run
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -54,7 +71,7 @@ class L0Trainer(Trainer):
             plot_epoch(
                 getattr(model, "module", model),
                 kwargs["reporter"].get_epoch(),
-                Path(options.output_dir) / "structure",
+                folder / "structure",
                 kwargs.get("summary_writer"),
                 options.use_wandb,
             )
@@ -70,29 +87,51 @@ class L0Trainer(Trainer):
         """
         checkpoint = Path(checkpoint)
         chosen = choose_checkpoint(checkpoint)
+        if chosen != checkpoint:
+            then = f"resuming from {chosen}, one epoch earlier" if chosen else "anew"
+            cause = "as after a kill in the middle of saving"
+            logging.warning(f"{checkpoint} is damaged, {cause}: {then}")
         if chosen is None:
             return
         Trainer.resume(chosen, model, reporter, *args, **kwargs)
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
-        first = not torch.distributed.is_initialized() or not torch.distributed.get_rank()
-        if first and not is_whole(epoch):  # killed between the checkpoint and this
+        if is_first() and not is_whole(epoch):  # killed between the checkpoint and this
             logging.warning(f"{epoch} is damaged or missing: written again")
             replace(epoch, lambda path: save(model.state_dict(), path))
             latest = checkpoint.with_name("latest.pth")
             replace(latest, lambda path: path.symlink_to(epoch.name))
 
 
-def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
+def is_first() -> bool:
+    """Whether this process is the only one of a training, or the first of several."""
+    return not torch.distributed.is_initialized() or not torch.distributed.get_rank()
+
+
+def forget_plateaus_(schedulers: Sequence[AbsScheduler | None]) -> None:
+    """Let schedulers that wait for a figure of the validation begin to wait.
+
+    While the target sparsity rises, the figure may get worse with nothing being wrong.
+    """
+    for scheduler in schedulers:
+        if isinstance(scheduler, AbsValEpochStepScheduler):
+            scheduler._reset()  # type: ignore[attr-defined]
+
+
+def check_resumable(folder: Path, args: Namespace, model: torch.nn.Module) -> None:
     """Before ESPnet writes config.yaml anew, refuse to go on with another run.
 
-    None that is whole is left to `L0Trainer.resume`.
+    Args:
+        folder: of the run
+        args: all options of the call that resumes it
+        model: as it is built from them
 
     Raises:
         ValueError: a checkpoint of another architecture, with the first difference, or
-            of other settings
+            of other settings or options
+        RuntimeError: see `choose_checkpoint`
     """
-    found = filter(is_whole, (checkpoint, checkpoint.with_name(PREVIOUS)))
-    chosen = next(found, None) if checkpoint.exists() else None
+    checkpoint = folder / "checkpoint.pth"
+    chosen = choose_checkpoint(checkpoint) if checkpoint.exists() else None
     if chosen is None:
         return
     states = torch.load(chosen, map_location="meta", weights_only=False)
@@ -112,6 +151,8 @@ def check_resumable(checkpoint: Path, model: torch.nn.Module) -> None:
     for group in states["optimizers"][0]["param_groups"]:
         if controller is not None and "settings" in group:
             controller.check_settings(group["settings"])
+    if is_first():  # which will write config.yaml
+        check_options(folder, args)
 
 
 def keep_checkpoint(folder: Path, epochs: int) -> None:
@@ -139,16 +180,8 @@ def choose_checkpoint(checkpoint: Path) -> Path | None:
         return checkpoint
     previous = checkpoint.with_name(PREVIOUS)
     if is_whole(previous):
-        logging.warning(
-            f"{checkpoint} is damaged, as after a kill in the middle of saving: resuming "
-            f"from {previous}, one epoch earlier"
-        )
         return previous
     if not list(checkpoint.parent.glob("*epoch.pth")):
-        logging.warning(
-            f"{checkpoint} is damaged, as after a kill in the middle of saving the first "
-            "epoch: beginning anew"
-        )
         return None
     raise RuntimeError(
         f"{checkpoint} is damaged and there is no whole {PREVIOUS} beside it; expected "

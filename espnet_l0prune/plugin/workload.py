@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget, split, terms_of
+from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.plugin.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.sites import find_sites
@@ -28,7 +29,7 @@ class Workload:
         fs: samples a second
 
     Raises:
-        ValueError: an unknown `scope` or `per`; a length or a rate that is not above 0
+        ValueError: an unknown `scope` or `per`; a length or a rate out of its range
     """
 
     scope: str = "encoder"
@@ -49,12 +50,9 @@ class Workload:
                 f"sparsity_scheduler_conf: scope is {self.scope!r}; expected one of "
                 f"{', '.join(scopes)}"
             )
-        for name in ("seconds", "tokens", "fs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"sparsity_scheduler_conf: {name} is {getattr(self, name)}; "
-                    "expected more than 0"
-                )
+        lengths = {"seconds": self.seconds, "tokens": self.tokens}
+        check("sparsity_scheduler_conf", lengths)
+        check("frontend_conf", {"fs": self.fs})
 
 
 def is_transducer(model: nn.Module) -> bool:
@@ -123,8 +121,14 @@ def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor
     """The encoder's output (1, time, size) and its length (1,).
 
     Raises:
-        ValueError: audio that is too short for the subsampling
+        ValueError: audio that is too short for the subsampling; a model that reads more
+            than audio
     """
+    if getattr(model, "postdecoder", None) is not None:  # of slu
+        raise ValueError(
+            "postdecoder: this part of the model reads a transcript beside the audio, so "
+            "that nothing can be counted or tried without one; expected a model without"
+        )
     parameter = next(model.parameters())
     if model.frontend is None:
         frames = int(workload.seconds * FRAMES_A_SECOND)

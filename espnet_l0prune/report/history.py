@@ -2,16 +2,14 @@
 
 import datetime
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from espnet_l0prune.core.files import is_whole
+from espnet_l0prune.core.reading import read_tensors
 from espnet_l0prune.plugin.trainer import PREVIOUS
 from espnet_l0prune.report.values import amount, count, number
 
@@ -33,15 +31,12 @@ class Epoch:
     valid: dict[str, float]
 
 
-@contextmanager
-def _figures_are_safe() -> Iterator[None]:
-    """Let torch read times and NumPy's numbers, beside tensors: no code runs for them."""
+def _types() -> list[Any]:
+    """What ESPnet's reporter saves beside plain data: times, and NumPy's numbers."""
     value = np.float64(0)
     scalar = value.__reduce__()[0]
     types = [datetime.timedelta, scalar, np.dtype, type(value.dtype)]
-    types.append((scalar, "numpy.core.multiarray.scalar"))  # of NumPy 1
-    with torch.serialization.safe_globals(types):
-        yield
+    return [*types, (scalar, "numpy.core.multiarray.scalar")]  # the last of NumPy 1
 
 
 def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], list[str]]:
@@ -61,14 +56,11 @@ def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], li
     if whole is None:
         return [], []
     try:
-        with _figures_are_safe():
-            saved = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)
-        stats = dict(saved["reporter"]["stats"])
-    except Exception as e:  # torch.load raises almost anything for a damaged file
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        stats = dict(read_tensors(whole, _types())["reporter"]["stats"])
+    except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
-            f"{whole} cannot be read: {reason} Expected the checkpoint of an ESPnet "
-            "training"
+            f"{whole} cannot be read: {type(e).__name__}: {e}. Expected the checkpoint "
+            "of an ESPnet training"
         ) from e
     epochs, missing = _read_epochs(stats, accum_grad)
     return epochs, [f"{whole.name} has {what}" for what in missing]

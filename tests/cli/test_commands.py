@@ -86,6 +86,22 @@ def test_json_of_every_command(dense, tmp_path, capsys, monkeypatch):
         assert json.loads(capsys.readouterr().out)[key], name
 
 
+def test_long_commands_say_what_they_do(dense, tmp_path, capsys):
+    """In a file of messages too, and apart from the answer."""
+    for words, steps in (
+        (["adopt", dense, "--out", tmp_path / "l0"], ("building", "reading", "counting")),
+        (["export", "plugin", dense, "--out", tmp_path / "m.zip"], ("load", "packing")),
+    ):
+        assert main([*map(str, words), "--json"]) == 0
+        seen = capsys.readouterr()
+        json.loads(seen.out)
+        lines = seen.err.splitlines()
+        assert all(re.match(rf"{words[0]}, \d+ s: \w", line) for line in lines), lines
+        assert re.search(r" MB of weights, about [\d,]+ s in all", lines[0])
+        for step in steps:
+            assert any(f"s: {step}" in line for line in lines), step
+
+
 def test_bench_and_card_for_people(dense, tmp_path, capsys):
     words = ["bench", str(dense), str(dense.parent / "asr_dense"), "--rounds", "1"]
     assert main([*words, "--seconds", "0.5"]) == 0
@@ -93,7 +109,9 @@ def test_bench_and_card_for_people(dense, tmp_path, capsys):
     assert "1.00x" in out
     assert "0.5 s of audio" in out
     assert main(["bench", str(dense), "--rounds", "0"]) == 1
-    assert "expected at least one round" in capsys.readouterr().err
+    assert "--rounds is 0; expected a whole number in [1, " in capsys.readouterr().err
+    assert main(["bench", str(dense), "--seconds", "inf"]) == 1
+    assert "--seconds is inf; expected a number in (0, 3600]" in capsys.readouterr().err
     assert main(["bench", str(dense), "--seconds", "0.03"]) == 1
     assert "the audio is too short" in capsys.readouterr().err
     card = tmp_path / "README.md"
@@ -243,7 +261,13 @@ def test_schema_knows_options_and_misspelt_ones(capsys):
         {"sparsity_scheduler_conf": {"warmup": 1}},
         {"sparsity_constraint": "lagrange"},
         {"encoder_conf": {"open_probability": "high"}},
+        {"encoder_conf": {"open_probability": 0.5}},
+        {"encoder_conf": {"random_features": 0}},
         {"model_conf": {"temperature": [1]}},
+        {"model_conf": {"layer_weight": 1e300}},
+        {"optim_conf": {"betas": [0.9]}},
+        {"optim_conf": {"betas": [0.9, 1.0]}},
+        {"sparsity_constraint_conf": {"nu": 1}},
         {"model_conf": {"layer_input": "both"}},
         {"decoder_conf": {"random_features": 3}},
         {"sparsity_scheduler_conf": {"scope": "all"}},

@@ -108,14 +108,14 @@ def test_an_error_that_cannot_be_said(tmp_path):
 
 def test_names_that_no_terminal_can_show(tmp_path):
     """What it cannot encode has a number instead, in the answer and in an error."""
-    folder = tmp_path / "模型\udcff"
+    folder = tmp_path / "模型"
     save_experiment(folder)
     out, err = (
         os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("out", "err")
     )
     assert forked(["inspect", str(folder)], stdout=out, stderr=err) == 0
-    assert "\\u6a21\\u578b\\udcff" in (tmp_path / "out").read_text()
-    assert forked(["inspect", f"{folder}s"], stdout=out, stderr=err) == 1
+    assert "\\u6a21\\u578b/model.pth" in (tmp_path / "out").read_text()
+    assert forked(["inspect", f"{folder}\udcff"], stdout=out, stderr=err) == 1
     assert "\\u6a21\\u578b\\udcff" in (tmp_path / "err").read_text()
     os.close(out)
     os.close(err)

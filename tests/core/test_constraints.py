@@ -136,7 +136,10 @@ def test_nupi_is_coopers(errors, kp, ki, nu):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LagrangianConstraint(0), "multiplier_lr is 0; expected more than 0"),
+        (
+            lambda: LagrangianConstraint(0),
+            r"multiplier_lr is 0; expected a number in \(0, ",
+        ),
         (lambda: NuPIConstraint(kp=-1), "kp is -1"),
         (lambda: NuPIConstraint(nu=1), "nu is 1"),
         (lambda: PenaltyConstraint(-1), "weight is -1"),

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from espnet_l0prune.core.distillation import (
@@ -7,6 +8,7 @@ from espnet_l0prune.core.distillation import (
     layerwise_l1_cosine,
     layerwise_mse,
     prediction_kl,
+    transducer_kl,
 )
 
 
@@ -106,3 +108,48 @@ def test_layer_maps():
     deep = {i: teacher[i] for i in range(6)}
     for layers in LAYER_MAPS.values():
         assert layers(deep, teacher, lengths) == [(i, i) for i in range(6)]
+
+
+def lattice_kl(student, teacher, labels, frames, tokens, blank) -> float:
+    """Node by node, in probabilities."""
+    total = 0.0
+    for b in range(len(frames)):
+        for t in range(frames[b]):
+            for u in range(tokens[b] + 1):
+                classes = []
+                for logits in (teacher, student):
+                    p = torch.softmax(logits[b, t, u].double(), 0)
+                    parts = [p[blank]] + ([p[labels[b][u]]] if u < tokens[b] else [])
+                    classes.append(torch.stack([*parts, 1 - sum(parts)]))
+                p, q = classes
+                total += float((p * (p / q).log()).sum())
+    return total / len(frames)
+
+
+@pytest.mark.parametrize("blank", [0, 3])
+def test_transducer_kl_against_loops(blank):
+    torch.manual_seed(0)
+    student, teacher = 2 * torch.randn(3, 4, 4, 6), 2 * torch.randn(3, 4, 4, 6)
+    labels = torch.tensor([[1, 2, 5], [4, -1, -1], [-1, -1, -1]])
+    frames, tokens = torch.tensor([4, 2, 3]), torch.tensor([3, 1, 0])
+    lengths = frames, tokens
+    found = transducer_kl(student, teacher, labels, *lengths, blank)
+    expected = lattice_kl(
+        student, teacher, labels.tolist(), frames.tolist(), tokens.tolist(), blank
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert transducer_kl(teacher, teacher, labels, *lengths, blank) == 0
+
+
+def test_transducer_kl_where_a_class_has_no_probability_left():
+    """All of it on the label, or on blank: finite, and so is its gradient."""
+    teacher = torch.zeros(1, 1, 2, 4)
+    teacher[0, 0, 0, 2] = teacher[0, 0, 1, 0] = 200.0
+    student = torch.zeros(1, 1, 2, 4, requires_grad=True)
+    one = torch.tensor([1])
+    loss = transducer_kl(student, teacher, torch.tensor([[2]]), one, one)
+    # log 4 at the first node; at the last, of blank and all else, log 4 too
+    assert float(loss) == pytest.approx(2 * math.log(4), rel=1e-4)
+    loss.backward()
+    assert student.grad.isfinite().all()
+    assert student.grad.any()

@@ -45,10 +45,16 @@ def test_each_cost_has_a_target_of_its_own():
         ({"target": -0.1}, "target is -0.1"),
         ({"target": {"flops": 0.3}}, "some of params, macs"),
         ({"target": {}}, "expected a number, or a mapping"),
-        ({"target": {"params": 0.3, "macs": 1.2}}, "target is 1.2.*the macs to remove"),
+        (
+            {"target": {"params": 0.3, "macs": 1.2}},
+            r"target is 1.2; expected a number in \(0, 1\)",
+        ),
         ({"target": 0.3, "start": 0.4}, "start is 0.4; expected"),
-        ({"warmup_steps": -1}, "warmup_steps is -1; expected a whole number"),
-        ({"ramp_steps": 1.5}, "ramp_steps is 1.5"),
+        ({"warmup_steps": -1}, r"warmup_steps is -1; expected a number in \[0, "),
+        (
+            {"ramp_steps": 1.5},
+            "ramp_steps is 1.5; expected a whole number of updates, or in",
+        ),
         ({"ramp_steps": 0, "hold_steps": 0}, "both 0"),
     ],
 )

@@ -243,17 +243,49 @@ def test_what_is_written(data, tmp_path, capsys):
     assert "reach at most" in refused(folder, "--out", new, "--params", "0.99")
     assert "units has 'head'" in refused(folder, "--out", new, "--units", "head")
     assert "cannot be loaded" in refused(folder, "--out", new, "--checkpoint", "no.pth")
-    epochs = "--finetune_epochs is 0; expected 1 or more"
-    assert epochs in refused(folder, "--out", new, "--finetune_epochs", "0")
+    for option, value, said in (
+        ("--finetune_epochs", "0", "0; expected a whole number in [1, 1000000]"),
+        ("--epochs", "-3", "-3; expected a whole number in [1, 1000000]"),
+        ("--params", "nan", "nan; expected a number in (0, 1)"),
+        ("--macs", "1e300", "1e+300; expected a number in (0, 1)"),
+    ):
+        message = f"command line: {option} is {said}"
+        assert message in refused(folder, "--out", new, option, value)
     config = yaml.safe_load((dense / "config.yaml").read_text())
     for changes, message in (
         ({"encoder": "rnn"}, "encoder: rnn; only conformer, transformer"),
         ({"model": "maskctc"}, "has model: maskctc; expected espnet"),
-        ({"src_token_list": []}, "of ESPnet's st task, whose gates cannot be trained"),
+        ({"src_token_list": []}, "of ESPnet's mt task, whose gates cannot be trained"),
     ):
         (dense / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
         assert message in refused(folder, "--out", new)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
+    """From the shape files, which tell how many updates an epoch has: here 4."""
+    shape = tmp_path / "shape"
+    shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(16)))
+    batches = {"batch_type": "unsorted", "batch_size": 2, "accum_grad": 2}
+    dense = tmp_path / "dense"
+    save_experiment(dense, **batches, train_shape_file=[str(shape)])
+
+    def told(name: str, *more: str) -> str:
+        assert main(["adopt", str(dense), "--out", str(tmp_path / name), *more]) == 0
+        return capsys.readouterr().out.split("Next:")[0]
+
+    assert "train for 39 updates (ramp and hold)" in told("default")  # 13 epochs
+    assert "ramp_steps and hold_steps of 67.5 epochs in all" in told("again")
+    assert "to close one takes" not in told("longer", "--epochs", "90")
+    command = ["adopt", str(dense), "--out", str(tmp_path / "none")]
+    shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(5)))  # 1 update
+    assert main([*command, "--epochs", "1"]) == 1
+    assert "hold_steps is 0.25 epochs, which is no update" in capsys.readouterr().err
+    for text in ("u1 ?\n", None):
+        shape.write_text(text) if text else shape.unlink()
+        said = told(f"without_{text and 'figures'}")
+        assert "To close a gate takes some 270 updates. Ramp and hold have 9.75" in said
+        assert "fewer than 28 updates, give more --epochs" in said
 
 
 def test_rates_of_other_optimizers(tmp_path, capsys):

@@ -1,5 +1,5 @@
 import torch
-from builders import model
+from builders import model, whole
 
 from espnet_l0prune.deploy.bench import encoder_macs, real_time_factors
 
@@ -8,7 +8,9 @@ WAVE = {"input_size": None, "frontend": "default", "frontend_conf": {"fs": 16000
 
 
 def net(structure=None):
-    conf = {**PLAIN, "num_blocks": 1, "structure": structure}
+    conf = {**PLAIN, "num_blocks": 1}
+    if structure:
+        conf["structure"] = whole(net().encoder, structure)
     return model(encoder_conf=conf, **WAVE)
 
 

@@ -6,12 +6,14 @@ import os
 import pytest
 import torch
 import yaml
-from builders import arguments, budget, disturb_
+from builders import arguments, budget, disturb_, model
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.budget import count_parameters, select
-from espnet_l0prune.core.sites import decide_
+from espnet_l0prune.core.sites import cut_, decide_
+from espnet_l0prune.deploy import cut
+from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.plugin.experiment import load_model
 
 SCHEDULE = {"target": 0.3, "warmup_steps": 1, "ramp_steps": 1, "hold_steps": 1}
@@ -80,9 +82,11 @@ def message(capsys, *argv) -> str:
     """The error of a command that must fail without a stack trace."""
     assert main([str(word) for word in argv]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"espnet-l0prune {argv[0]}: ")
     assert "Traceback" not in err
-    return err
+    steps, said, reason = err.partition(f"espnet-l0prune {argv[0]}: ")
+    assert said
+    assert all(line.startswith(f"{argv[0]}, ") for line in steps.splitlines())
+    return reason
 
 
 def test_cut_refuses_what_is_not_ready(tmp_path, capsys):
@@ -104,6 +108,51 @@ def test_cut_refuses_what_is_not_ready(tmp_path, capsys):
     )
     assert "cannot be read" in message(capsys, "cut", tmp_path / "none", "--out", out)
     assert not out.exists()
+
+
+def test_cut_refuses_more_than_was_asked_for(tmp_path, capsys):
+    """Closed further than the units are coarse: the checkpoint of another run."""
+    save(tmp_path / "exp", sparsity=0.6)
+    err = message(capsys, "cut", tmp_path / "exp", "--out", tmp_path / "out")
+    assert "misses its budget (params: actual 0.6" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_far_beyond_a_target_the_coarsest_unit_may_bring_a_plan(tmp_path):
+    """What any one group of units takes or gives back, by trying each."""
+    conf = {"units": ["conv_modules", "ffn_channels"], "round_to": 4}
+    net = model(encoder_conf={**FINE, **conf})
+    found = budget(net)
+    decide_(net.encoder.sites(), select(found, {"params": 0.1}))
+    opened, steps = found.opened(), {"params": [], "macs": []}
+    before = found.sparsity(opened)
+    for row, gate in enumerate(found.gates.values()):
+        for value in (0, 1):
+            units = (opened[row, : len(gate.log_alpha)] != value).nonzero().flatten()
+            if len(units):
+                changed = opened.clone()
+                changed[row, units[: gate.round_to]] = value
+                for cost, after in found.sparsity(changed).items():
+                    steps[cost].append(abs(float(after - before[cost])))
+    for cost, values in steps.items():
+        assert largest_step(found, {cost: 0.1}) == pytest.approx(max(values))
+        assert max(values) < 0.2
+    both = largest_step(found, dict.fromkeys(steps, 0.1))
+    assert both == pytest.approx(max(max(values) for values in steps.values()))
+
+
+def test_a_cut_that_computes_something_else_is_not_written(tmp_path, capsys, monkeypatch):
+    """As by a mistake in what a site claims."""
+    save(tmp_path / "exp")
+
+    def careless(network, sites, plan):
+        cut_(network, sites, plan)
+        network.encoder.encoders[0].feed_forward.w_2.bias.data[0] += 1e-6
+
+    monkeypatch.setattr(cut, "cut_", careless)
+    err = message(capsys, "cut", tmp_path / "exp", "--out", tmp_path / "out")
+    assert "the two networks differ by" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["exp"]
 
 
 def test_cut_refuses_damaged_checkpoints(tmp_path, capsys):

@@ -1,9 +1,13 @@
 """Every command that writes, on a disk without room: all of its result, or nothing."""
 
+import os
 import shutil
+import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 from builders import save_experiment
 from disks import content, largest_file, room, small_disk
 from test_cut import save
@@ -40,7 +44,8 @@ def words_of(command, exp, folder) -> list[str]:
 
 
 def prepare(exp, folder) -> None:
-    for command in ("cut", "adopt", "export", "card"):
+    shutil.copy(exp / "packed.zip", folder / "m.zip")
+    for command in ("cut", "adopt", "card"):
         assert main(words_of(command, exp, folder)) == 0
     (folder / "l0/new").rename(folder / "l0/good")
     assert main(["report", str(exp / "gated"), "--out", str(folder / "page")]) == 0
@@ -56,9 +61,9 @@ def all_or_nothing(command, exp, folder, tight, reason, capsys) -> None:
         codes.append(code)
         if not code:
             break
-        message = capsys.readouterr().err
+        *_, message = capsys.readouterr().err.splitlines()
+        assert message.startswith(f"espnet-l0prune {words[0]}: ")
         assert reason in message, (size, message)
-        assert len(message.splitlines()) == 1, message
         assert content(folder) == before, size
     assert codes[0] == 1
     assert codes[-1] == 0
@@ -85,3 +90,69 @@ def test_a_full_disk(exp, written, tmp_path, capsys):
         tight = partial(room, disk)
         for command in COMMANDS:
             all_or_nothing(command, exp, disk, tight, "No space left on device", capsys)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("command", ["cut", "export"])
+def test_stopped_while_it_writes(command, name, exp, written):
+    """By a person, a scheduler, a terminal that closes."""
+    before, number = content(written), getattr(signal, name)
+    if not (child := os.fork()):
+        default = (
+            signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler
+        )
+        signal.signal(number, default)
+        torch.save = lambda *_: os.kill(os.getpid(), number)
+        code = -1
+        try:
+            code = main(words_of(command, exp, written))
+        except SystemExit as e:
+            code = e.code
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+    assert content(written) == before
+
+
+def test_somebody_was_faster(exp, tmp_path, capsys, monkeypatch):
+    """What appears where a command is to write, while it works, is kept."""
+    real = torch.save
+    for command, end, name, message in (
+        ("cut", -1, "cut/mine", "exists; expected a new folder"),
+        ("cut", None, "cut/mine", "is no earlier cut"),
+        ("export", -1, "m.zip", "exists; choose another --out"),
+    ):
+        folder = tmp_path / f"{command}{end}"
+        mine = folder / name
+
+        def late(*args, mine=mine):
+            real(*args)
+            mine.parent.mkdir(exist_ok=True)
+            mine.write_text("mine")
+
+        monkeypatch.setattr(torch, "save", late)
+        assert main(words_of(command, exp, folder)[:end]) == 1  # without --force or with
+        assert message in capsys.readouterr().err
+        found = {n: d for n, d in content(folder).items() if d is not None}
+        assert found == {name: b"mine"}
+
+
+def test_force_takes_away_nothing_but_a_cut(exp, tmp_path, capsys):
+    """Who fine-tuned into the folder of the cut keeps the result."""
+    words = words_of("cut", exp, tmp_path)
+    assert main(words) == 0
+    (tmp_path / "cut/checkpoint.pth").write_text("mine")
+    before = content(tmp_path)
+    assert main(words) == 1
+    assert "has checkpoint.pth beside an earlier cut" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_no_file_is_taken_for_one(exp, tmp_path, capsys):
+    for command in ("card", "export"):
+        words = words_of(command, exp, tmp_path)
+        pipe = Path(words[words.index("--out") + 1])
+        os.mkfifo(pipe)
+        assert main(words) == 1
+        assert "is no file; expected the name of one" in capsys.readouterr().err
+        assert pipe.is_fifo()

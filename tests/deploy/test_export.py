@@ -15,6 +15,7 @@ from builders import arguments, disturb_
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
+from PIL import Image
 from test_stock import cut_model
 
 from espnet_l0prune.cli import main
@@ -41,7 +42,7 @@ def experiment(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exp") / "asr_finetuned"
     model, args = cut_model(request.param, 1)
     (folder / "images").mkdir(parents=True)
-    (folder / "images/acc.png").write_bytes(b"an image")
+    Image.new("L", (4, 4)).save(folder / "images/acc.png")
     (folder / "RESULTS.md").write_text("# RESULTS\n\n|WER|\n|---|\n")
     config = vars(args)
     config["model_conf"] |= {

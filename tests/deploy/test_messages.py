@@ -1,12 +1,11 @@
 """What our commands say of what they cannot use, where no other test provokes it."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
 import yaml
-from builders import arguments, model, save_experiment
+from builders import arguments, model, save_experiment, whole
 from espnet2.tasks.asr import ASRTask
 from test_cut import save
 
@@ -57,23 +56,6 @@ def test_an_encoder_that_we_do_not_know(tmp_path, refused):
     assert "encoder: rnn; expected conformer" in refused("inspect", tmp_path)
 
 
-def test_a_transducer_of_a_task_that_needs_a_package():
-    pytest.importorskip("espnet2.tasks.slu")
-    from espnet2.tasks.slu import SLUTask
-
-    if importlib.util.find_spec("warprnnt_pytorch"):
-        pytest.skip("warprnnt_pytorch is installed")
-    args = SLUTask.get_parser().parse_args(["--output_dir", "x", "--token_type", "char"])
-    conf = {"decoder": "transducer", "decoder_conf": {"hidden_size": 8}}
-    for name, value in vars(arguments(**conf)).items():
-        if hasattr(args, name):
-            setattr(args, name, value)
-    args.decoder_conf, args.transcript_token_list = conf["decoder_conf"], None
-    args.joint_net_conf = {"joint_space_size": 8}
-    with pytest.raises(ValueError, match="need the package warprnnt_pytorch"):
-        SLUTask.build_model(args)
-
-
 def test_a_cut_that_is_not_as_large_as_promised(tmp_path, refused, monkeypatch):
     save(tmp_path / "exp")
     remaining = Budget.remaining
@@ -122,6 +104,7 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
 
 def test_what_plain_espnet_cannot_build():
     gone = {"encoders.0": {"blocks": 0}}
+    gone = whole(model().encoder, gone)
     conf = {"structure": gone, "units": [], "interctc_layer_idx": [1]}
     args = arguments(encoder_conf=conf, model_conf={"interctc_weight": 0.3})
     with pytest.raises(ValueError, match="counts them for intermediate CTC"):

@@ -146,7 +146,7 @@ def test_the_pages_build_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     options = (tmp_path / "_generated/options.html").read_text()
-    assert "open_probability" in options
+    assert "a number in [0.982, 1)" in options  # of open_probability
     assert "expected_sparsity" in (tmp_path / "_generated/deploy.html").read_text()
 
 

@@ -238,13 +238,29 @@ def test_a_warm_up_of_part_of_an_epoch_is_dense(caplog):
     assert all(gate.sampling for gate in gates(net))
 
 
-def test_multipliers_that_diverge_are_refused():
-    conf = {"multiplier_lr": 1e308}
-    net, optimizer = start(
-        sparsity_constraint="lagrangian", sparsity_constraint_conf=conf
-    )
-    with pytest.raises(ValueError, match=r"multipliers of params diverged: .*nan"):
-        train(net, optimizer, range(15))
+def test_multipliers_that_are_no_numbers_are_refused():
+    """Where a trainer, other than ESPnet's, makes updates of gradients that are none."""
+    net, optimizer = start()
+    train(net, optimizer, range(3))
+    data = batch()
+    data["speech"][0, 0] = float("nan")
+    loss, _, _ = net.train()(**data)
+    loss.backward()
+    with pytest.raises(ValueError, match=r"multipliers of params are .*nan.*; expected"):
+        optimizer.step()
+
+
+def test_phases_of_no_update_are_refused():
+    lengths = {"warmup_steps": 0, "ramp_steps": 0.001, "hold_steps": 1}
+    for name in ("ramp_steps", "hold_steps"):
+        conf = {"target": 0.3, "in_epochs": True, **lengths}
+        net, _ = start(sparsity_scheduler_conf=conf)
+        message = f"{name} is 0.001 epochs, which is no update where an epoch has 100; "
+        with pytest.raises(ValueError, match=message + "expected 0.01 or more, or 0"):
+            net.controller.begin_epoch(100, 3)
+        lengths["ramp_steps"], lengths["hold_steps"] = 1, 0.001
+    conf["hold_steps"] = 0
+    start(sparsity_scheduler_conf=conf)[0].controller.begin_epoch(100, 3)
 
 
 def test_targets_in_what_was_not_counted():
@@ -314,6 +330,21 @@ def test_more_than_an_inequality_asks_for_is_well(caplog):
     history = train(net, optimizer, range(30))
     assert max(x["sparsity_expected_params"] for x in history) > 0.11
     net.controller.begin_epoch(100, 2)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("updates", [3, None])
+def test_a_run_too_short_for_its_gates_says_so_once(updates, caplog):
+    net, optimizer = start()  # 12 updates, at 0.3
+    net.controller.begin_epoch(updates, 9)
+    assert "train for 12 updates (ramp and hold), but to close one takes some 18" in (
+        caplog.text
+    )
+    caplog.clear()
+    train(net, optimizer, range(3))
+    net.controller.begin_epoch(updates, 9, 1)
+    net, _ = start(optim_conf={"gate_lr": 0.5})
+    net.controller.begin_epoch(updates, 9)
     assert not caplog.text
 
 

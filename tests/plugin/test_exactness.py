@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import whole
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -342,7 +343,7 @@ def test_what_round_to_keeps_is_not_reachable():
 def test_layers_that_cannot_be_cut_are_refused_by_name():
     foreign = SMALL["e_branchformer"] | SIZES
     foreign |= {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}
-    with pytest.raises(ValueError, match=r"encoders.0.attn is a FastSelfAttention; only"):
+    with pytest.raises(ValueError, match=r"0.attn: it is a FastSelfAttention; only"):
         make("e_branchformer", foreign, ["heads"], 0)
     make("e_branchformer", foreign, ["cgmlp_channels"], 0)  # what is beside it can be
     make("e_branchformer", foreign, ["block_width"], 0)
@@ -361,6 +362,16 @@ def test_layers_that_cannot_be_cut_are_refused_by_name():
     ):
         choose_units(network, ["ffn_channels"], "encoder_conf")
     assert choose_units(network, ["heads"], "encoder_conf") == ["heads"]
+
+
+def test_a_word_leaves_out_what_cannot_be_cut_and_says_so(caplog):
+    conf = SMALL["e_branchformer"] | SIZES
+    conf |= {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}
+    network = make("e_branchformer", conf, "default", 0)
+    kinds = {kind for site in network.gated_sites() for kind in site.gates}
+    assert kinds == {"ffn_channels", "cgmlp_channels", "frontend_channels"}
+    (record,) = caplog.records
+    assert "default leaves out heads, which cannot be pruned at" in record.getMessage()
 
 
 STOCK = {
@@ -439,6 +450,7 @@ def test_a_cut_network_is_pruned_again():
         "stream": {"width": [0, 1, 2, 3, 5, 8, 13]},
         "encoders.0.stream": {"block_width": [1, 2, 8]},
     }
+    structure = whole(make("conformer", conf, [], 0), structure)
     network = make("conformer", conf, "default", 0, structure=structure)
     budget = budget_of(network)
     assert budget.totals["params"] == count_parameters(network)

@@ -171,7 +171,7 @@ def test_a_model_trains_and_is_cut():
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"random_features": 0}, "random_features is 0; expected 1 or more"),
+        ({"random_features": 0}, "random_features is 0; expected a whole number"),
         (
             {"selfattention_layer_type": "rel_selfattn", "pos_enc_layer_type": "rel_pos"},
             "self_attn is a RelPositionMultiHeadedAttention; expected plain attention",

@@ -1,5 +1,6 @@
 """Runs of ESPnet's own training command: interrupted, damaged, resumed."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ from runs import CONFIG, UTTERANCES, final, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.files import is_whole
+from espnet_l0prune.plugin.resume import EARLIER
 from espnet_l0prune.plugin.trainer import PREVIOUS, keep_checkpoint
 
 
@@ -93,8 +95,10 @@ def test_no_whole_checkpoint_is_left(data, tmp_path):
     run(data, out, max_epoch=5)
     for path in (out / "checkpoint.pth", out / PREVIOUS):
         path.write_bytes(path.read_bytes()[:1000])
+    config = (out / "config.yaml").read_text()
     with pytest.raises(RuntimeError, match=r"is damaged and there is no whole"):
-        run(data, out)
+        run(data, out, max_epoch=7)
+    assert (out / "config.yaml").read_text() == config
 
 
 def test_a_new_run_does_not_keep_the_checkpoint_of_another(data, tmp_path):
@@ -172,6 +176,113 @@ def test_a_resume_with_other_settings(changes, message, data, tmp_path):
     assert (out / "config.yaml").read_text() == config
 
 
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory):
+    """A run of which the fifth epoch of six was the last."""
+    out = tmp_path_factory.mktemp("stopped") / "exp"
+    run(data, out, max_epoch=5)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"batch_size": 5}, "batch_size was 4, is 5"),  # 3 updates, too
+        ({"accum_grad": 2}, "accum_grad was 1, is 2"),
+        ({"grad_clip": 1.0}, "grad_clip was 5.0, is 1.0"),
+        *(
+            ({where: {**CONFIG[where], name: value}}, f"{where}: {name} was {was}, is ")
+            for where, name, was, value in (
+                ("optim_conf", "lr", "0.001", 0.01),
+                ("optim_conf", "weight_decay", "None", 0.1),
+                ("model_conf", "ctc_weight", "0.3", 0.4),
+                ("model_conf", "layer_weight", "None", 0.5),
+                ("model_conf", "temperature", "None", 2.0),
+                ("encoder_conf", "open_probability", "None", 0.995),
+                ("encoder_conf", "dropout_rate", "None", 0.2),
+            )
+        ),
+        ({"scheduler": "steplr", "scheduler_conf": {"step_size": 1}}, "scheduler was N"),
+    ],
+)
+def test_what_a_resume_may_not_change(changes, message, data, stopped):
+    """Each would make the rest of the run another one, and nothing else tells."""
+    before = contents(stopped)
+    with pytest.raises(ValueError, match=message):
+        run(data, stopped, **changes)
+    assert contents(stopped) == before
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_what_a_resume_may_change_is_told_once(data, stopped, tmp_path, caplog):
+    out = tmp_path / "exp"
+    shutil.copytree(stopped, out, symlinks=True)
+    changes = {"max_epoch": 6, "log_interval": 2, "keep_nbest_models": 2}
+    run(data, out, **changes)
+    (said,) = (r.message for r in caplog.records if "other options" in r.message)
+    assert "max_epoch was 5, is 6" in said
+    assert "log_interval was None, is 2" in said
+    assert final(out)["reporter"]["epoch"] == 6
+    assert not (out / EARLIER).exists()
+    caplog.clear()
+    run(data, out, **changes)
+    assert "other options" not in caplog.text
+
+
+def test_fine_tuning_is_resumed_with_its_options_too(data, tmp_path):
+    conf = {
+        "encoder_conf": {**CONFIG["encoder_conf"], "units": []},
+        "optim": "adamw",
+        "optim_conf": {"lr": 1e-3},
+        "sparsity_scheduler": None,
+        "sparsity_constraint": None,
+        "max_epoch": 1,
+    }
+    run(data, tmp_path / "exp", **conf)
+    with pytest.raises(ValueError, match=r"optim_conf: lr was 0.001, is 0.002"):
+        run(data, tmp_path / "exp", **{**conf, "optim_conf": {"lr": 2e-3}})
+
+
+def test_a_run_that_is_refused_as_its_epoch_begins_leaves_no_trace(data, tmp_path):
+    """As there are other data than before, or fewer epochs than the schedule needs."""
+    out, data = tmp_path / "exp", shutil.copytree(data, tmp_path / "data")
+    lengths = {"warmup_steps": 1, "ramp_steps": 2, "hold_steps": 1, "in_epochs": True}
+    conf = {"sparsity_scheduler_conf": {"target": 0.3, **lengths}}
+    run_killed(data, out, "3epoch.pth", **conf)
+    config = (out / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=r"freeze after 12 updates .* ends after 12"):
+        run(data, out, max_epoch=4, **conf)
+    assert (out / "config.yaml").read_text() == config
+    shapes = (data / "shape").read_text().splitlines()
+    (data / "shape").write_text("\n".join(shapes[:8]) + "\n")
+    with pytest.raises(ValueError, match="an epoch has 2 updates, but had 3 when"):
+        run(data, out, **conf)
+    assert (out / "config.yaml").read_text() == config
+    assert not (out / EARLIER).exists()
+
+
+def test_a_finished_run_is_not_resumed_with_fewer_epochs(data, stopped):
+    """Nothing is trained, so config.yaml still says what was."""
+    before = (stopped / "config.yaml").read_text()
+    run(data, stopped, max_epoch=4)
+    assert (stopped / "config.yaml").read_text() == before
+    assert not (stopped / EARLIER).exists()
+
+
+def test_a_damaged_configuration_is_not_compared(data, stopped, tmp_path, caplog):
+    """As after a kill while ESPnet wrote it."""
+    out = tmp_path / "exp"
+    shutil.copytree(stopped, out, symlinks=True)
+    (out / "config.yaml").write_text("seed: [")
+    run(data, out)
+    assert "without a comparison of options" in caplog.text
+    assert final(out)["reporter"]["epoch"] == 6
+
+
 def test_a_resume_with_another_architecture(data, tmp_path):
     out = tmp_path / "exp"
     run(data, out, max_epoch=5)
@@ -192,6 +303,41 @@ def test_a_resume_with_another_architecture(data, tmp_path):
     (out / "checkpoint.pth").write_bytes(whole)
     run(data, out)
     assert final(out)["reporter"]["epoch"] == 6
+
+
+def rates(out) -> list[float]:
+    stats = final(out)["reporter"]["stats"]
+    return [stats[epoch]["train"]["optim0_lr0"] for epoch in sorted(stats)]
+
+
+PLATEAU = {"patience": 0, "factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "conf"),
+    [
+        ("reducelronplateau", PLATEAU),
+        ("warmupreducelronplateau", {**PLATEAU, "warmup_steps": 1}),
+    ],
+)
+def test_the_rate_waits_for_no_figure_before_the_gates_are_frozen(
+    name, conf, data, tmp_path
+):
+    """Of a figure that rises with the target, and then stands: epoch 4 is the first that
+    ends with frozen gates, 5 is no better, so that 6 has half the rate."""
+    conf = {
+        "scheduler": name,
+        "scheduler_conf": conf,
+        "val_scheduler_criterion": ["valid", "sparsity_target_params"],
+    }
+    run(data, tmp_path / "whole", **conf)
+    assert rates(tmp_path / "whole") == [1e-3] * 5 + [5e-4]
+    for epoch in (2, 5):
+        run_killed(data, tmp_path / "exp", f"{epoch}epoch.pth", **conf)
+    run(data, tmp_path / "exp", **conf)
+    assert rates(tmp_path / "exp") == rates(tmp_path / "whole")
+    for part in ("model", "optimizers", "schedulers"):
+        assert_same(final(tmp_path / "exp")[part], final(tmp_path / "whole")[part])
 
 
 def test_statistics_are_collected_without_pruning(data, tmp_path):

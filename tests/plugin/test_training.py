@@ -1,6 +1,7 @@
 """Gates under training: phases, penalty, teacher, resume; all with ESPnet's classes."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -386,7 +387,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"postencoder": "length_adaptor"},
-            "postencoder is LengthAdaptorPostEncoder; .* none",
+            "postencoder is length_adaptor; .*: choose an experiment without",
         ),
         ({"train_dtype": "float16"}, "train_dtype is float16; .* float32"),
         ({"sparsity_scheduler_conf": {"target": 1.5}}, "target is 1.5; expected"),
@@ -403,26 +404,26 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
             "layer_map is 'first'; expected one of same, uniform, last, dynamic",
         ),
         ({"model_conf": {"layer_loss": "l1"}}, "layer_loss is 'l1'; .* mse, l1_cosine"),
-        ({"model_conf": {"temperature": 0}}, "temperature is 0; expected > 0"),
-        ({"model_conf": {"layer_weight": -1}}, "layer_weight is -1; expected 0 or more"),
+        ({"model_conf": {"temperature": 0}}, "temperature is 0; expected a number in"),
+        ({"model_conf": {"layer_weight": -1}}, "layer_weight is -1; expected a number"),
         ({"optim_conf": {"order": "both"}}, "order is 'both'; expected one of joint"),
         ({"optim_conf": {"gate_lrr": 0.1}}, "optim_conf: .* did you mean 'gate_lr'"),
-        ({"optim_conf": {"gate_lr": -0.1}}, "gate_lr is -0.1; expected more than 0"),
+        ({"optim_conf": {"gate_lr": -0.1}}, "gate_lr is -0.1; expected a number in"),
         (
             {"optim_conf": {"gate_lr": "2e-2"}},  # as YAML reads 2e-2
-            "gate_lr is '2e-2'; expected a value of type float. YAML reads 2e-2 as",
+            "gate_lr is '2e-2'; expected a number in .* YAML reads 2e-2 as",
         ),
         (
             {"sparsity_scheduler_conf": {"target": "half"}},
-            r"target is 'half'; expected a value of type float \| Mapping\[str, float\]",
+            r"target is 'half'; expected a number in \(0, 1\)",
         ),
         (
             {"sparsity_scheduler_conf": {**SCHEDULE, "tokens": "many"}},
-            "tokens is 'many'; expected a value of type int",
+            "tokens is 'many'; expected a whole number in",
         ),
         (
             {"sparsity_constraint_conf": {"multiplier_lr": "5e-1"}},
-            "multiplier_lr is '5e-1'; expected a value of type float. YAML",
+            "multiplier_lr is '5e-1'; expected a number in .* YAML",
         ),
         ({"encoder_conf": {"gate": "soft"}}, "gate is 'soft'; expected hard_concrete or"),
         ({"encoder_conf": {"units": "most"}}, "units is 'most'; expected default, paper"),
@@ -471,7 +472,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
             {"sparsity_scheduler_conf": {"target": {"params": 0.3, "flops": 0.3}}},
             "expected a number, or a mapping with some of params, macs",
         ),
-        ({"sparsity_scheduler_conf": {"seconds": 0}}, "seconds is 0; expected more"),
+        ({"sparsity_scheduler_conf": {"seconds": 0}}, "seconds is 0; expected a number"),
         ({"sparsity_scheduler_conf": {"seconds": 0.03}}, "seconds is 0.03: .* short"),
         ({"patience": 3}, "patience is 3; pruning expects patience: null"),
         ({"encoder_conf": {"input_layer": "conv3d"}}, "unknown input_layer: conv3d"),
@@ -500,7 +501,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"encoder_conf": {"structure": {"encoders.9.self_attn": {"heads": 1}}}},
-            "structure names 'encoders.9.self_attn'",
+            "encoder_conf: structure names 'encoders.9.self_attn'",
         ),
         (
             {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 9}}}},
@@ -509,9 +510,21 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         *(
             (
                 {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": n}}}},
-                f"structure of 'encoders.0.self_attn' asks for {said} heads",
+                f"structure of 'encoders.0.self_attn' asks for {re.escape(str(n))} heads",
             )
-            for n, said in ((-1, "-1"), (True, "True"), ([0, 0], r"\[0, 0\]"))
+            for n in (-1, True, [0, 0], [1, 0], [False, 1], [0.5], [[0]], None)
+        ),
+        (
+            {"encoder_conf": {"structure": {"encoders.0.self_attn": 3}}},
+            "structure of 'encoders.0.self_attn' is 3; expected a number for each kind",
+        ),
+        (
+            {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 3}}}},
+            r"structure lacks frontend_channels of 'embed.conv.0'; expected all that",
+        ),
+        (
+            {"encoder_conf": {"structure": [1]}},
+            r"structure is \[1\]; expected a mapping",
         ),
         (
             {"encoder_conf": {"structure": {"embed.conv.0": {"frontend_channels": 0}}}},

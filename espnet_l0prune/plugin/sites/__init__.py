@@ -3,6 +3,7 @@
 A new kind of branch is a class in a file of its own, named in `BRANCHES`.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
@@ -79,7 +80,8 @@ def find_sites(network: nn.Module) -> list[Site]:
 def choose_units(network: nn.Module, units: str | Iterable[str], where: str) -> list[str]:
     """The kinds of units that a user asked for, by a word or by a list.
 
-    A word stands for those of its kinds that the network has.
+    A word stands for those of its kinds that the network has and that can be pruned
+    there; what it leaves out for a reason, it logs.
 
     Args:
         network: ESPnet's encoder or decoder
@@ -92,82 +94,82 @@ def choose_units(network: nn.Module, units: str | Iterable[str], where: str) -> 
     """
     sites = find_sites(network)
     here = [k for k in UNITS if any(k in site.kinds for site in sites)]
+    obstacles = _obstacles(network, sites)
+    able = [kind for kind in here if kind not in obstacles]
     if isinstance(units, str):
         if units not in WORDS:
             raise ValueError(
                 f"{where}: units is {units!r}; expected {', '.join(WORDS)}, or a list "
                 f"of some of {', '.join(here)}"
             )
-        kinds = [kind for kind in WORDS[units] if kind in here]
-        _refuse_foreign(network, WORDS[units], here, where)
-    else:
-        kinds = list(units)
-        for kind in kinds:
-            if kind not in UNITS:
-                raise ValueError(
-                    f"{where}: units has {kind!r}; expected {', '.join(WORDS)}, or a "
-                    f"list of some of {', '.join(here)}"
+        for kind in WORDS[units]:
+            if kind in obstacles:
+                logging.warning(
+                    f"{where}: units: {units} leaves out {kind}, which cannot be pruned "
+                    f"at {obstacles[kind]}"
                 )
-        _refuse_foreign(network, kinds, here, where)
-        for kind in kinds:
-            if kind not in here:
-                raise ValueError(
-                    f"{where}: units has {kind!r}, but nothing in this network has such "
-                    f"units; it has {', '.join(here)}"
-                )
-    _refuse_shared(network, sites, kinds, where)
+        return [kind for kind in WORDS[units] if kind in able]
+    kinds = list(units)
     for kind in kinds:
-        for site in sites:
-            if kind in site.kinds and (reason := site.why_not(kind)):
-                able = [
-                    k
-                    for k in here
-                    if not any(s.why_not(k) for s in sites if k in s.kinds)
-                ]
-                raise ValueError(
-                    f"{where}: units has {kind!r}, which cannot be pruned at "
-                    f"{site.name}: {reason}. Choose among {', '.join(able)}."
-                )
+        if kind not in UNITS:
+            raise ValueError(
+                f"{where}: units has {kind!r}; expected {', '.join(WORDS)}, or a "
+                f"list of some of {', '.join(here)}"
+            )
+        if kind in obstacles:
+            raise ValueError(
+                f"{where}: units has {kind!r}, which cannot be pruned at "
+                f"{obstacles[kind]}. Choose among {', '.join(able)}."
+            )
+        if kind not in here:
+            raise ValueError(
+                f"{where}: units has {kind!r}, but nothing in this network has such "
+                f"units; it has {', '.join(here)}"
+            )
     return kinds
 
 
-def _refuse_foreign(
-    network: nn.Module, kinds: Sequence[str], here: Sequence[str], where: str
-) -> None:
-    """Raise ValueError for a branch that should be pruned but has no site."""
+def _obstacles(network: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
+    """To each kind that cannot be pruned in a network, the first place and the reason."""
+    found: dict[str, str] = {}
+    for path, reason, kinds in (
+        *_foreign(network),
+        *_shared(network, sites),
+        *((s.name, s.why_not(kind), [kind]) for s in sites for kind in s.kinds),
+    ):
+        if reason:
+            for kind in kinds:
+                found.setdefault(kind, f"{path}: {reason}")
+    return found
+
+
+def _foreign(network: nn.Module) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Branches that have no site: path, reason, and the kinds that they would have."""
     for name, blocks in _blocks(network):
         for i, block in enumerate(blocks):
             for attribute in layout_of(block):
                 module, branch = getattr(block, attribute), _branch_type(attribute)
-                if isinstance(module, (*branch.module_types, Constant)):
-                    continue
-                wanted = [kind for kind in kinds if kind in branch.kinds]
-                if wanted:
+                if not isinstance(module, (*branch.module_types, Constant)):
                     types = ", ".join(t.__name__ for t in branch.module_types)
-                    raise ValueError(
-                        f"{where}: units has {', '.join(wanted)}, but {name}.{i}."
-                        f"{attribute} is a {type(module).__name__}; only {types} can be "
-                        f"cut there. Choose among "
-                        f"{', '.join(k for k in here if k not in branch.kinds)}."
+                    reason = (
+                        f"it is a {type(module).__name__}; only {types} can be cut there"
                     )
+                    yield f"{name}.{i}.{attribute}", reason, branch.kinds
 
 
-def _refuse_shared(
-    network: nn.Module, sites: Sequence[Site], kinds: Sequence[str], where: str
-) -> None:
-    """Raise ValueError where a tensor to be cut is used in two places."""
+def _shared(
+    network: nn.Module, sites: Sequence[Site]
+) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Sites of which a cut would slice a tensor that is used in two places."""
     paths: dict[int, str] = {}
-    shared: dict[int, tuple[str, str]] = {}
+    shared: dict[int, str] = {}
     for path, parameter in network.named_parameters(remove_duplicate=False):
         if id(parameter) in paths:
-            shared[id(parameter)] = paths[id(parameter)], path
+            shared[id(parameter)] = f"{paths[id(parameter)]} and {path}"
         paths[id(parameter)] = path
     for site in sites:
         for claim in site.claims():
             tensor = getattr(claim.module, claim.tensor)
-            if claim.kind in kinds and id(tensor) in shared:
-                one, two = shared[id(tensor)]
-                raise ValueError(
-                    f"{where}: units has {claim.kind!r}, but {one} and {two} are the "
-                    "same tensor; expected modules that are not shared"
-                )
+            if id(tensor) in shared:
+                reason = f"{shared[id(tensor)]} are the same tensor"
+                yield site.name, reason, [claim.kind]

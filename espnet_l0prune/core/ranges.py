@@ -1,0 +1,147 @@
+"""The one range of every number that a user can give us, checked where it is read.
+
+The configuration's parts, the command line, the JSON schema and the documentation all
+take their ranges from `RANGES`. Limits lie beyond what any sensible run asks for: they
+are there to stop a slip of the pen, infinity and NaN, which no comparison holds for.
+What depends on other options or on the network is checked beside it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; no bool is one.
+
+    Args:
+        low, high: both ends
+        above: whether `low` itself is out
+        below: whether `high` itself is out
+        whole: whether only an int will do
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        kinds = (int,) if self.whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return False
+        over = value > self.low if self.above else value >= self.low
+        return over and (value < self.high if self.below else value <= self.high)
+
+    @property
+    def interval(self) -> str:
+        """As mathematics writes it: a round bracket where the end is out."""
+        opening, closing = "(" if self.above else "[", ")" if self.below else "]"
+        return f"{opening}{self.low:.10g}, {self.high:.10g}{closing}"
+
+    def __str__(self) -> str:
+        return f"a {'whole ' if self.whole else ''}number in {self.interval}"
+
+    def schema(self) -> dict:
+        """The limits in JSON schema's terms; its types are those of the signature."""
+        low = "exclusiveMinimum" if self.above else "minimum"
+        high = "exclusiveMaximum" if self.below else "maximum"
+        return {low: self.low, high: self.high}
+
+
+class Pair(Range):
+    """Two numbers, each in the range."""
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            return False
+        return all(super(Pair, self).__contains__(each) for each in value)
+
+    def __str__(self) -> str:
+        return f"two numbers in {self.interval}"
+
+    def schema(self) -> dict:
+        items = {"type": "number", **super().schema()}
+        return {"items": items, "minItems": 2, "maxItems": 2}
+
+
+SHARE = Range(0, 1, above=True, below=True)
+WEIGHT = Range(0, 1e6)
+SECONDS = Range(0, 3600, above=True)
+UPDATES = Range(0, 1e9)
+COUNT = 1_000_000  # of epochs, rounds or stairs
+LOSS_SCALE = 1e6  # of what grows with the loss, which is some 20 an utterance
+NETWORK = {
+    # the noise-free gate is exactly 1 from here on, so that a new network is dense
+    "open_probability": Range(0.982, 1, below=True),
+    "round_to": Range(1, 65_536, whole=True),
+    "random_features": Range(1, 65_536, whole=True),
+}
+RANGES: dict[str, dict[str, Range]] = {
+    "encoder_conf": NETWORK,
+    "decoder_conf": NETWORK,
+    "model_conf": {
+        "task_weight": WEIGHT,
+        "layer_weight": WEIGHT,
+        "att_kl_weight": WEIGHT,
+        "ctc_kl_weight": WEIGHT,
+        "transducer_kl_weight": WEIGHT,
+        "temperature": Range(0.01, 100),
+    },
+    "optim_conf": {
+        "lr": Range(0, 1000),  # noamlr multiplies it by far less than 1
+        "gate_lr": Range(0, 10, above=True),
+        "betas": Pair(0, 1, below=True),
+        "eps": Range(1e-30, 1),  # less is 0 in float32: 0 / 0 where no gradient is
+        "weight_decay": Range(0, 1000),
+    },
+    "sparsity_scheduler_conf": {
+        "target": SHARE,
+        "start": Range(0, 1, below=True),
+        "warmup_steps": UPDATES,
+        "ramp_steps": UPDATES,
+        "hold_steps": UPDATES,
+        "stairs": Range(1, COUNT, whole=True),
+        "seconds": SECONDS,
+        "tokens": Range(1, 10_000, whole=True),
+    },
+    "sparsity_constraint_conf": {
+        "multiplier_lr": Range(0, LOSS_SCALE, above=True),
+        "lambda1": Range(-LOSS_SCALE, LOSS_SCALE),
+        "lambda2": Range(0, LOSS_SCALE),
+        "kp": Range(0, LOSS_SCALE),
+        "ki": Range(0, LOSS_SCALE, above=True),
+        "nu": Range(0, 1, below=True),
+        "weight": Range(0, LOSS_SCALE, above=True),
+        "centre": Range(-100, 100),  # of a log_alpha; 100 is a gate fixed to 1
+    },
+    "frontend_conf": {"fs": Range(1, 1_000_000, whole=True)},
+    "command line": {
+        "--params": SHARE,
+        "--macs": SHARE,
+        "--epochs": Range(1, COUNT, whole=True),
+        "--finetune_epochs": Range(1, COUNT, whole=True),
+        "--seconds": SECONDS,
+        "--rounds": Range(1, COUNT, whole=True),
+    },
+}
+
+
+def check(where: str, options: Mapping[str, object]) -> None:
+    """Refuse a number that is out of its range, or no number.
+
+    Args:
+        where: a key of `RANGES`, for the message too
+        options: numbers by name
+
+    Raises:
+        ValueError: such an option
+    """
+    for name, value in options.items():
+        expected = RANGES[where][name]
+        if value not in expected:
+            text = isinstance(value, str) and re.fullmatch(r"[-+.\de]+", value)
+            remedy = ". YAML reads 2e-2 as a text, and 2.0e-2 as a number" if text else ""
+            raise ValueError(f"{where}: {name} is {value!r}; expected {expected}{remedy}")

@@ -1,0 +1,83 @@
+"""What the configuration in a stranger's zip may name.
+
+ESPnet opens, downloads or calls much of what a configuration names: Kaldi's lists of data
+run commands, a front end takes a URL, weights may come from anywhere. Here it may only
+hold numbers, words, tokens, and names of files: in the zip, or below the folder that one
+works in, as ESPnet's recipes name theirs. The configuration of an experiment's folder is
+the user's own, and is not asked.
+"""
+
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from espnet_l0prune.plugin.experiment import values_in
+
+# Lists of what the model writes, which may look like anything.
+TOKENS = (
+    "token_list",
+    "src_token_list",
+    "transcript_token_list",
+    "non_linguistic_symbols",
+)
+# Words, and names of files below the folder that one works in.
+PLAIN = re.compile(r"[\w.+,<>-]+(/[\w.+,<>-]+)*")
+# Types of data that ESPnet reads from files alone, as it spells them; kaldi_ark does not.
+DATA_TYPES = (
+    "sound",
+    "multi_columns_sound",
+    "variable_columns_sound",
+    "npy",
+    "text",
+    "text_int",
+    "text_float",
+    "csv_int",
+    "csv_float",
+)
+
+
+# Where a training would tell of itself: to whom is for its user to say.
+TELLS = ("use_wandb", "wandb_project", "wandb_entity", "wandb_name")
+
+
+def check_foreign(config: dict[str, Any], folder: Path, where: Path) -> None:
+    """Raise ValueError for what a zip's configuration may not name.
+
+    Args:
+        config: what of it is taken over
+        folder: that the zip was unpacked into
+        where: the configuration lies
+    """
+    for key, value in config.items():
+        if key.endswith("_data_path_and_name_and_type"):
+            _check_data(key, value, where)
+        if key in TOKENS and isinstance(value, list):
+            continue
+        for _, leaf in values_in(value):
+            if not _is_plain(leaf, folder):
+                raise ValueError(
+                    f"{where} has {key}: {reprlib.repr(leaf)}; expected a number, a "
+                    "word, or a file in the zip or below this folder. If you know who "
+                    "made the zip, unpack it and give the folder of its config.yaml."
+                )
+
+
+def _check_data(key: str, value: Any, where: Path) -> None:
+    for entry in value if isinstance(value, list) else [value]:
+        known = isinstance(entry, list) and len(entry) == 3 and entry[2] in DATA_TYPES
+        if entry is not None and not known:
+            raise ValueError(
+                f"{where} has {key}: {reprlib.repr(entry)}; expected a list of [path, "
+                f"name, type], of the types {', '.join(DATA_TYPES)}: others, as "
+                "kaldi_ark, have lists that can run commands. Give --no_data, and name "
+                "your own data to the trainings."
+            )
+
+
+def _is_plain(leaf: Any, folder: Path) -> bool:
+    if not isinstance(leaf, str):
+        return leaf is None or isinstance(leaf, (int, float))
+    if PLAIN.fullmatch(leaf) and ".." not in leaf.split("/"):
+        return True
+    return "\0" not in leaf and Path(leaf).resolve().is_relative_to(folder.resolve())

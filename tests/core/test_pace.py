@@ -1,0 +1,47 @@
+"""How many updates close a gate, and schedules that have fewer."""
+
+import pytest
+import torch
+
+from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.schedules import LinearSparsityScheduler
+
+
+@pytest.mark.parametrize("kind", [HardConcrete, AdaptiveDropout])
+@pytest.mark.parametrize("p", [0.985, 0.99, 0.999])
+def test_a_gate_that_is_always_pushed_closes_in_as_many_updates(kind, p):
+    gate = kind(3, p)
+    optimizer = L0AdamW(gate.parameters(), gate_lr=0.05)
+    needed = updates_to_close([gate], optimizer)
+    made = 0
+    while gate.is_open().any():
+        gate.log_alpha.grad = torch.tensor([1e-4, 1.0, 1e4])
+        optimizer.step()
+        made += 1
+    assert made == needed
+
+
+def test_in_turns_it_takes_twice_as_many():
+    gate = HardConcrete(3)
+    once, twice = (
+        updates_to_close([gate], L0AdamW(gate.parameters(), order=order))
+        for order in ("joint", "alternating")
+    )
+    assert (once, twice) == (270, 540)
+
+
+def test_a_schedule_with_too_few_updates_says_what_would_do():
+    gate = HardConcrete(3)
+    lengths = {"warmup_steps": 500, "ramp_steps": 36}
+    for hold, rate, short in ((18, 0.02, True), (233, 0.02, True), (234, 0.02, False)):
+        scheduler = LinearSparsityScheduler(**lengths, hold_steps=hold)
+        optimizer = L0AdamW(gate.parameters(), gate_lr=rate)
+        assert bool(shortage(scheduler, [gate], optimizer)) == short
+    scheduler = LinearSparsityScheduler(**lengths, hold_steps=18)
+    said = shortage(scheduler, [gate], L0AdamW(gate.parameters()))
+    assert "gates train for 54 updates (ramp and hold), but to close one takes" in said
+    assert "some 270 at gate_lr 0.02" in said
+    assert "Raise gate_lr in optim_conf to 0.1, or train for longer" in said
+    assert not shortage(scheduler, [gate], L0AdamW(gate.parameters(), gate_lr=0.1))

@@ -1,0 +1,147 @@
+"""What a training would refuse, `adopt` refuses before it writes, or it leaves it out."""
+
+import shlex
+
+import pytest
+import torch
+import yaml
+from builders import arguments, model, save_experiment
+from espnet2.tasks.asr import ASRTask
+from runs import data_options, make_data
+from test_older_espnet import MACHINE
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.plugin.experiment import task_name
+from espnet_l0prune.plugin.workload import Workload, make_budget
+
+S4 = {
+    "n_layers": 1,
+    "residual": "residual",
+    "norm": "layer",
+    "layer": [
+        {"_name_": "s4", "postact": "glu", "measure": "legs"},
+        {"_name_": "mha", "n_head": 2},
+    ],
+}
+
+
+def change(folder, **changes) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"postencoder": "length_adaptor"}, "postencoder is length_adaptor; pruning"),
+        ({"use_adapter": True}, "merge them into the weights of the layers first"),
+        ({"train_dtype": "float16"}, "train_dtype is float16; pruning expects"),
+    ],
+)
+def test_it_refuses_what_a_training_would(changes, message, tmp_path, capsys):
+    save_experiment(tmp_path / "dense")
+    change(tmp_path / "dense", **changes)
+    assert main(["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "l0").exists()
+
+
+def test_it_refuses_a_postdecoder(tmp_path, capsys):
+    """Which the slu task alone has, and which no package need be there for."""
+    task = pytest.importorskip("espnet2.tasks.slu").SLUTask
+    save_experiment(tmp_path / "dense")
+    args = task.get_parser().parse_args(["--output_dir", "none"])
+    both = {
+        "postdecoder": "hugging_face_transformers",
+        "deliberationencoder": "conformer",
+    }
+    config = {**vars(args), "token_list": ["a"], "encoder": "conformer", **both}
+    (tmp_path / "dense/config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]) == 1
+    message = "postdecoder is hugging_face_transformers; pruning expects"
+    assert message in capsys.readouterr().err
+
+
+def test_adapters_are_refused_by_the_other_commands_too(tmp_path, capsys):
+    save_experiment(tmp_path / "dense")
+    change(tmp_path / "dense", use_adapter=True)
+    for command in ("inspect", str(tmp_path / "dense")), (
+        "cut", str(tmp_path / "dense"), "--out", str(tmp_path / "cut"),
+        "--checkpoint", "model.pth",
+    ):  # fmt: skip
+        assert main([*command]) == 1
+        assert "use_adapter is true: part of what" in capsys.readouterr().err
+
+
+def test_a_training_with_adapters_is_refused_before_its_first_update():
+    args = arguments(use_adapter=True)
+    with pytest.raises(ValueError, match="use_adapter is true"):
+        ASRTask.build_optimizers(args, model())
+
+
+def test_what_pruning_does_without_is_left_out(tmp_path, capsys):
+    frozen = ["encoder.encoders.0", "encoder.after_norm", "ctc"]
+    save_experiment(
+        tmp_path / "dense", **MACHINE, use_deepspeed=True, freeze_param=frozen
+    )
+    make_data(tmp_path)
+    command = ["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]
+    assert main([*command, "--epochs", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "use_deepspeed is left out" in said
+    assert "freeze_param: encoder.encoders.0 is left out" in said
+    train = shlex.split(said.split("Next:\n")[1].splitlines()[0])[3:]
+    more = ["--batch_type", "unsorted", "--batch_size", "4", *data_options(tmp_path)]
+    ASRTask.main(cmd=[*train, *more])
+    config = yaml.safe_load((tmp_path / "l0/pruned/config.yaml").read_text())
+    assert config["freeze_param"] == frozen[1:]
+
+
+def test_a_colon_in_a_path(tmp_path, capsys):
+    dense = tmp_path / "2024-01-01_12:30:05"
+    save_experiment(dense, **MACHINE)
+    make_data(tmp_path)
+    command = ["adopt", str(dense), "--epochs", "4", "--out"]
+    assert main([*command, str(tmp_path / "12:30")]) == 1
+    assert "has a colon, where ESPnet's --init_param ends" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "l0")]) == 0
+    train = ["--config", str(tmp_path / "l0/prune.yaml"), "--output_dir"]
+    more = ["--batch_type", "unsorted", "--batch_size", "4", *data_options(tmp_path)]
+    ASRTask.main(cmd=[*train, str(tmp_path / "l0/pruned"), *more])
+    assert (tmp_path / "l0/pruned/4epoch.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["mt", "st", "lm", "enh_s2t", "asr_transducer", "s2t_ctc"]
+)
+def test_other_tasks_are_told_by_name(name, tmp_path, capsys):
+    """By what their own parsers write."""
+    module = pytest.importorskip(f"espnet2.tasks.{name}")
+    classes = (value for value in vars(module).values() if isinstance(value, type))
+    (task,) = (c for c in classes if c.__module__ == module.__name__)
+    args = task.get_parser().parse_args(["--output_dir", "none"])
+    assert task_name(args) == name
+    save_experiment(tmp_path)
+    text = yaml.safe_dump({**vars(args), "token_list": ["a"]})
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["adopt", str(tmp_path), "--out", str(tmp_path / "l0")]) == 1
+    assert f"is of ESPnet's {name} task" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 1
+    if name != "st":
+        assert f"is of ESPnet's {name} task" in capsys.readouterr().err
+
+
+def test_a_decoder_that_is_not_cut_need_not_compute_in_float64():
+    pytest.importorskip("einops")
+    args = arguments(decoder="s4")
+    args.decoder_conf = S4
+    net = ASRTask.build_model(args)
+    assert {*outputs(net)[torch.float64]} == {"encoder"}
+
+
+def test_a_model_that_reads_a_transcript_is_not_counted():
+    net = model()
+    net.postdecoder = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"postdecoder: .* reads a transcript"):
+        make_budget(net, Workload())
