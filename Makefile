@@ -1,4 +1,6 @@
-.PHONY: demo test env lint docs clean
+.PHONY: demo test env lint docs dist clean
+
+PYTHON ?= python3
 
 # Everything on synthetic speech: train, prune, cut, fine-tune, pack, decode, score
 demo: env
@@ -22,6 +24,12 @@ lint: env
 docs: env
 	.venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
 
+# The wheel, in dist/: what a machine that has ESPnet already installs. It needs pip only.
+dist:
+	rm -rf build
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf .venv build *.egg-info egs/librispeech/data/mini egs/librispeech/exp/mini \
+	rm -rf .venv build dist *.egg-info egs/librispeech/data/mini egs/librispeech/exp/mini \
 	    egs/librispeech/downloads docs/_build docs/_generated docs/jupyter_execute

@@ -13,8 +13,9 @@ from espnet_l0prune.core.ranges import RANGES
 from espnet_l0prune.plugin.schema import schema
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tools"))
-from messages import messages, recipe_messages  # noqa: E402 (beside the package, not in it)
+sys.path[:0] = [str(HERE.parent / "tools"), str(HERE.parent / "tests")]
+from attacks import table  # noqa: E402 (beside the package, not in it)
+from messages import messages, recipe_messages  # noqa: E402
 
 GENERATED = HERE / "_generated"
 LAYERS = "core", "plugin", "deploy", "compare", "report"
@@ -82,6 +83,11 @@ def write_messages() -> None:
     (GENERATED / "messages.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
+def write_hostile() -> None:
+    """The table of what is promised of files of strangers, and of what was tried."""
+    (GENERATED / "hostile.txt").write_text("\n".join(table()) + "\n", "utf-8")
+
+
 def write_modules() -> None:
     """A page for each layer of the package."""
     for layer in LAYERS:
@@ -100,4 +106,5 @@ GENERATED.mkdir(exist_ok=True)
 write_options()
 write_commands()
 write_messages()
+write_hostile()
 write_modules()

@@ -1,18 +1,25 @@
 """The command line of espnet-l0prune: parse, call, print.
 
-Exit codes: 0 done; 1 something that the user can mend, said in one message;
-2 a command line that is not understood; 130 interrupted.
+Exit codes: 0 done; 1 something that the user can mend, said in one message, such as a
+full disk, also where the answer was to be written; 2 a command line that is not
+understood; 130 interrupted, 141 the reader of a pipe closed it, 129 and 143 hung up and
+terminated: as shells have it. Without a standard output an answer goes nowhere.
 """
 
 import argparse
 import contextlib
+import io
 import json
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_l0prune import __version__
+from espnet_l0prune import __version__, commands
+from espnet_l0prune.commands import say
 from espnet_l0prune.core.ranges import RANGES
 
 DEBUG = "show the whole stack trace"
@@ -45,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
         prog="espnet-l0prune",
         description="Structured pruning of ESPnet's recognizers.",
         epilog="Exit codes: 0 done; 1 something to mend, with a message; 2 bad usage; "
-        "130 interrupted.",
+        "130 interrupted; 141 nobody reads the answer any more.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help=DEBUG)
@@ -205,10 +212,76 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code."""
-    args = get_parser().parse_args(argv)
-    from espnet_l0prune import commands
+    """Run a command; return its exit code, whether or not somebody reads the answer."""
+    _open_streams()
+    try:
+        with _stoppable():
+            try:
+                return _run(argv)
+            finally:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        return 141
+    except OSError as e:
+        say(f"espnet-l0prune: the answer cannot be written: {e}")
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # or Python would try again at its end, with a trace
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
+
+def _open_streams() -> None:
+    """Have all three standard streams open, on the null device where somebody closed one:
+    the next file that is opened would be taken for it. What a terminal cannot encode is
+    shown by its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """End by an exception where a scheduler ends us, or a terminal that closes, so that
+    nothing half-written is left."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    taken = [n for n in signals if signal.getsignal(n) is signal.SIG_DFL]  # no nohup
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse a command line; print help here, since argparse passes over what fails."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            return get_parser().parse_args(argv)
+    finally:
+        print(text.getvalue(), end="")
+
+
+def _run(argv: list[str] | None) -> int:
+    args = _parse(argv)
     # whatever libraries print is not part of the answer
     aside = contextlib.redirect_stdout(sys.stderr) if args.json else None
     try:
@@ -217,10 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if args.debug:
             raise
-        print(f"espnet-l0prune {args.command}: {e}", file=sys.stderr)
+        say(f"espnet-l0prune {args.command}: {e}")
         return 1
-    except KeyboardInterrupt:
-        return 130
     if args.json:
         print(json.dumps(answer.data, indent=1, default=str))
     else:
@@ -237,7 +308,11 @@ def _show(parts: Sequence[object]) -> None:
         from rich.console import Console
 
         width = None if sys.stdout.isatty() else 140
-        Console(width=width, markup=False).print(part)
+        console = Console(width=width, markup=False)
+        sys.stdout.flush()  # rich has a way of its own with a closed pipe
+        with console.capture() as table:
+            console.print(part)
+        print(table.get(), end="")
 
 
 if __name__ == "__main__":

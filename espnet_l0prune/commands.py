@@ -8,7 +8,9 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import sys
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +58,21 @@ def _busy(text: str) -> Iterator[Track]:
     ) as shown:
         task = shown.add_task(text, total=None)
         yield lambda items: shown.track(items, total=len(items), task_id=task)
+
+
+def say(text: str) -> None:
+    """Tell people something, if they listen."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _steps(command: str) -> Iterator[Callable[[str], None]]:
+    """Say what a long command does, a line for each step, also where the lines go into a
+    file; on a terminal the time runs below them."""
+    begun = time.monotonic()
+    with _busy(command):
+        yield lambda text: say(f"{command}, {time.monotonic() - begun:.0f} s: {text}")
 
 
 def _import_espnet() -> None:
@@ -165,8 +182,8 @@ def adopt(args: argparse.Namespace) -> Answer:
         epochs=(args.epochs, args.finetune_epochs),
         data=not args.no_data,
     )
-    with _busy(f"counting {args.source}"):
-        adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice)
+    with _steps("adopt") as step:
+        adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice, step)
     reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
     return Answer(
         dataclasses.asdict(adopted),
@@ -184,8 +201,10 @@ def cut(args: argparse.Namespace) -> Answer:
     _import_espnet()
     from espnet_l0prune.deploy.cut import cut_experiment
 
-    with _busy(f"cutting {args.experiment}, and comparing"):
-        report = cut_experiment(args.experiment, args.out, args.checkpoint, args.force)
+    with _steps("cut") as step:
+        report = cut_experiment(
+            args.experiment, args.out, args.checkpoint, args.force, step
+        )
     before, after = report.model_parameters
     encoder_before, encoder_after = report.encoder_parameters
     lines = [
@@ -278,22 +297,20 @@ def bench(args: argparse.Namespace) -> Answer:
 def export(args: argparse.Namespace) -> Answer:
     """Pack a model for the zoo."""
     _import_espnet()
+    from espnet_l0prune.deploy.card import SOURCE, WHEEL
     from espnet_l0prune.deploy.export import export as export_model
     from espnet_l0prune.plugin.experiment import average_of
 
     checkpoint = args.checkpoint or average_of(args.experiment)
     about = _about(args, args.out.stem)
-    with _busy(f"packing {args.experiment}, and comparing"):
-        line = export_model(
-            args.experiment, checkpoint, args.out, args.form, about, args.force, args.int8
-        )
+    options = (args.form, about, args.force, args.int8)
+    with _steps("export") as step:
+        line = export_model(args.experiment, checkpoint, args.out, *options, step)
     size = args.out.stat().st_size
     lines = [f"{args.out}: {size / 1e6:,.1f} MB, {line}"]
     if args.form != "stock":
-        extra = "[onnx]" if args.form == "onnx" else ""
-        lines.append(
-            f"ESPnet needs this package to load it: pip install 'espnet_l0prune{extra}'"
-        )
+        packages = WHEEL if args.form == "plugin" else f"onnxruntime {WHEEL}"
+        lines.append(f"ESPnet needs more to load it: pip install {packages}. {SOURCE}")
     return Answer({"out": args.out, "bytes": size, "verified": line}, lines)
 
 
@@ -311,17 +328,17 @@ def _about(args: argparse.Namespace, name: str):
 def card(args: argparse.Namespace) -> Answer:
     """Write a model's card."""
     _import_espnet()
+    from espnet_l0prune.core.files import check_file, replace
     from espnet_l0prune.deploy.card import card_of
     from espnet_l0prune.plugin.experiment import average_of
 
-    if args.out.exists() and not args.force:
-        raise ValueError(f"{args.out} exists; choose another --out, or give --force")
+    check_file(args.out, args.force)
     checkpoint = args.checkpoint or average_of(args.experiment)
     with _busy(f"counting {args.experiment}"):
         text = card_of(
             args.experiment, checkpoint, _about(args, args.experiment.resolve().name)
         )
-    args.out.write_text(text, "utf-8")
+    replace(args.out, lambda part: part.write_text(text, "utf-8"), args.force)
     return Answer({"out": args.out}, [f"{args.out}: {len(text.splitlines())} lines"])
 
 
@@ -365,9 +382,10 @@ def _autoload_file() -> Path:
 def enable(args: argparse.Namespace) -> Answer:
     """Put the file that registers us at Python's start into this environment."""
     from espnet_l0prune.autoload import PTH_LINE
+    from espnet_l0prune.core.files import replace
 
     file = _autoload_file()
-    file.write_text(PTH_LINE)
+    replace(file, lambda part: part.write_text(PTH_LINE))
     return Answer({"enabled": file}, [f"enabled: {file}"])
 
 

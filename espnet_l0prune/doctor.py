@@ -9,15 +9,19 @@ them into a folder beside their own, only where they cannot load.
 import importlib.metadata
 import importlib.util
 import os
-import subprocess
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
+
+from espnet_l0prune.core.python import last_line, run_python
 
 REGISTRATION = """
 import sys, espnet2.tasks.asr as asr
 sys.exit(0 if "l0_conformer" in asr.encoder_choices.classes else 3)
 """
+OLDEST = {"torch": "2.6", "espnet": "202511"}
 
 
 @dataclass
@@ -36,16 +40,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run(code: str, register: bool = False) -> subprocess.CompletedProcess:
+def _run(code: str, register: bool = False) -> CompletedProcess:
     environment = dict(os.environ)
     if not register:  # or a broken registration would look like a broken ESPnet
         environment["ESPNET_L0PRUNE_AUTOLOAD"] = "0"
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def _last_line(result: subprocess.CompletedProcess) -> str:
-    return (result.stderr.strip().splitlines() or ["no message"])[-1]
+    return run_python(code, env=environment)
 
 
 def native_libraries() -> list[Path]:
@@ -77,6 +76,14 @@ def _is_torchaudio_broken() -> bool:
     return _run("import torchaudio").returncode != 0
 
 
+def remedy_for_age(package: str, version: str) -> str:
+    """What to do about a version that is older than ours has to be; else nothing. pip is
+    not asked, lest it exchanges torch: see setup.py."""
+    oldest = OLDEST.get(package, "0")
+    ours, least = ([int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, oldest))
+    return "" if ours >= least else f"expected {package} {oldest} or newer: upgrade it"
+
+
 def examine() -> list[Check]:
     """Look at Python, torch, torchaudio, ESPnet and the registration, in this order.
 
@@ -97,17 +104,17 @@ def examine() -> list[Check]:
             return checks
         result = _run(f"import {package if package != 'espnet' else 'espnet2.tasks.asr'}")
         if result.returncode == 0:
-            checks.append(Check(package, version))
+            checks.append(Check(package, version, remedy_for_age(package, version)))
             continue
         remedy = f"reinstall {package}: its import fails"
-        linked = "OSError" in _last_line(result)
+        linked = "OSError" in last_line(result)
         if package == "torchaudio" and linked and native_libraries():
             remedy = (
                 "its native libraries need a CUDA build of torch. On a machine without a "
                 "GPU run `espnet-l0prune doctor --fix`, which moves them aside; with a "
                 "GPU, install a torch with CUDA"
             )
-        checks.append(Check(package, f"{version}: {_last_line(result)}", remedy))
+        checks.append(Check(package, f"{version}: {last_line(result)}", remedy))
         return checks
     checks.append(_registration())
     return checks
@@ -124,4 +131,4 @@ def _registration() -> Check:
         remedy = "run `espnet-l0prune enable` (an editable install needs it once)"
         return Check("registration", "ESPnet does not know l0_conformer", remedy)
     remedy = "remove the other extension, or set ESPNET_L0PRUNE_AUTOLOAD=0"
-    return Check("registration", _last_line(result), remedy)
+    return Check("registration", last_line(result), remedy)

@@ -61,3 +61,21 @@ def test_help_needs_neither_torch_nor_espnet():
     out = python(code)
     assert "example:" in out
     assert not {"torch", "espnet2"} & set(out.split("modules")[1].split())
+
+
+def test_pythons_of_our_own_are_started_in_one_place():
+    """Which keeps the current folder off their path."""
+    starters = {"subprocess", "multiprocessing", "runpy"}
+    for path in PACKAGE.rglob("*.py"):
+        found = starters & imported(path)
+        if path.name not in ("python.py", "doctor.py"):  # it has a result's type
+            assert not found, path
+
+
+def test_files_are_written_in_one_place():
+    """Which has them whole or not at all; or in a folder that it keeps so."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text("utf-8")
+        if path != PACKAGE / "core/files.py":
+            assert "torch.save(" not in text, path
+            assert ".mkdir(parents" not in text or path.name == "archive.py", path

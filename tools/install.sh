@@ -20,7 +20,7 @@ index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 uv=("$venv/bin/uv" pip install --python "$venv/bin/python")
 install=("${uv[@]}" --override tools/overrides.txt --constraint tools/constraints.txt
-    -e '.[docs,ez,onnx,recipe,test]')
+    -e '.[docs,espnet,ez,onnx,recipe,test]')
 
 torch=
 if [ -n "$links" ]; then

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import nn
 from espnet_l0prune.compare import importance
 from espnet_l0prune.compare.importance import Batches, Scores
 from espnet_l0prune.core.budget import Budget, select
+from espnet_l0prune.core.files import beside, save
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.sites import decide_
 from espnet_l0prune.plugin.experiment import (
@@ -140,11 +140,10 @@ def prune_at_once(
     with evaluation(model):
         scores = IMPORTANCES[name](budget, model, read_batches(args, batches), goal)
     decide_(sites_of(model), select(budget, goal, scores=scores))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as part:
-        made = Path(part) / "made"
+    with beside(out) as folder:
+        made = folder / "made"
         made.mkdir()
         (made / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)), "utf-8")
-        torch.save(model.state_dict(), made / "latest.pth")
+        save(model.state_dict(), made / "latest.pth")
         made.rename(out)
     return budget.actual()

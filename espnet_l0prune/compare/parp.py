@@ -14,7 +14,7 @@ import torch
 from espnet_l0prune.compare.importance import magnitude
 from espnet_l0prune.compare.one_shot import gate_names, gated
 from espnet_l0prune.core.budget import select
-from espnet_l0prune.core.files import replace
+from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.sites import Plan, Site, features_left
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
@@ -50,5 +50,4 @@ def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None
     zero_(sites_of(model), plan)
     gates = gate_names(model)
     state = {n: value for n, value in model.state_dict().items() if n not in gates}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace(out, lambda part: torch.save(state, part))
+    replace(out, lambda part: save(state, part))

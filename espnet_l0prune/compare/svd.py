@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import count_parameters
-from espnet_l0prune.core.files import replace
+from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.low_rank import LowRank, can_factor
@@ -133,6 +133,5 @@ def factorize(
         if not name.startswith(tuple(own))
     }
     small.load_state_dict(state)  # strict: all of it, and nothing else
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace(out, lambda part: torch.save(state, part))
+    replace(out, lambda part: save(state, part))
     return ranks

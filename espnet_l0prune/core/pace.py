@@ -28,9 +28,12 @@ def shortage(
     needed, rate = updates_to_close(gates, optimizer), optimizer.pruning["gate_lr"]
     if there >= needed:
         return None
+    length = f"{needed} updates"
+    if scheduler.in_epochs:
+        length = f"{needed / scheduler.scale:.3g} epochs"
     return (
         f"The gates train for {there} updates (ramp and hold), but to close one takes "
         f"some {needed} at gate_lr {rate:g}: what is open when they freeze is closed by "
         f"force. Raise gate_lr in optim_conf to {rate * needed / there:.2g}, or train "
-        f"for longer, with ramp_steps and hold_steps of {needed} updates in all."
+        f"for longer, with ramp_steps and hold_steps of {length} in all."
     )

@@ -118,7 +118,9 @@ def read_yaml(path: str | Path) -> Any:
 
 def _check_events(events: Iterator[yaml.Event]) -> None:
     """Raise ValueError for YAML that is too deep, or too large once it is expanded."""
-    anchored: dict[str, int | None] = {}  # what each expands to; None within itself
+    anchored: dict[
+        str | None, int | None
+    ] = {}  # what each expands to; None within itself
     open_: list[tuple[str | None, int]] = []  # collections: anchor, size before
     size = 0
     for event in events:
@@ -147,15 +149,6 @@ def _check_events(events: Iterator[yaml.Event]) -> None:
             raise ValueError("its values are too many, as its aliases repeat them")
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """What is in lists and mappings of plain data, however deep."""
-    if isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from leaves(part)
-    else:
-        yield value
-
-
 def read_json(path: str | Path) -> Any:
     """Read JSON as plain data; NaN and Infinity are floats, as Python writes them, and a
     float that is too large is infinite.
@@ -169,7 +162,7 @@ def read_json(path: str | Path) -> Any:
         found = json.loads(text, parse_int=_integer)
     except RecursionError as e:
         raise ValueError("its values are nested too deep") from e
-    parts = [[found]]
+    parts: list[Any] = [[found]]
     for _ in range(DEEPEST + 1):
         lists = [p.values() if isinstance(p, dict) else p for p in parts]
         parts = [v for part in lists for v in part if isinstance(v, (dict, list))]

@@ -3,8 +3,8 @@
 import argparse
 import copy
 import math
+import reprlib
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,13 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
+from espnet_l0prune.core.files import claimed
 from espnet_l0prune.core.gates import HardConcrete, LogAlpha
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import shortage, updates_to_close
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
@@ -50,6 +52,7 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
+RATE = 15e6  # bytes of weights a second, on a thread
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
 
@@ -91,7 +94,13 @@ class Adopted:
     notes: list[str]
 
 
-def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Adopted:
+def adopt(
+    source: Path,
+    out: Path,
+    checkpoint: str | None,
+    choice: Choice,
+    step: Step = quiet,
+) -> Adopted:
     """Write prune.yaml and finetune.yaml for a dense experiment, or for a zoo's zip.
 
     The gated model is built and its budget counted before anything is written.
@@ -100,6 +109,7 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         source: the experiment's folder, or the zip, which goes to `out`/dense
         out: a new folder
         checkpoint: of the folder; by default its average
+        step: is told what begins
 
     Raises:
         ValueError: a model that cannot be pruned, a target that it cannot reach, a
@@ -107,8 +117,6 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
             missing, damaged or not safe
         OSError: `out` is not writable
     """
-    if out.exists():
-        raise ValueError(f"{out} exists; expected a new folder. Choose another --out.")
     if ":" in str(out):
         raise ValueError(
             f"{out} has a colon, where ESPnet's --init_param ends the path of a model; "
@@ -119,24 +127,28 @@ def adopt(source: Path, out: Path, checkpoint: str | None, choice: Choice) -> Ad
         **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
     }
     check("command line", {k: v for k, v in numbers.items() if v is not None})
-    try:
+    with claimed(out):
         if source.is_file():
+            step(f"unpacking {source}")
             config_file, model_file = unpack_model(source, out / "dense")
             dense = vars(read_config(config_file))
-            dense = {k: v for k, v in dense.items() if k not in TELLS}
+            dropped = TELLS if choice.data else (*TELLS, *DATA)
+            dense = {k: v for k, v in dense.items() if k not in dropped}
             check_foreign(_without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"
             model_file = source / (checkpoint or average_of(source))
             dense = vars(read_config(config_file))
-        return _adopt(dense, config_file, model_file, out, choice)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+        return _adopt(dense, config_file, model_file, out, choice, step)
 
 
 def _adopt(
-    config: dict, config_file: Path, model_file: Path, out: Path, choice: Choice
+    config: dict,
+    config_file: Path,
+    model_file: Path,
+    out: Path,
+    choice: Choice,
+    step: Step,
 ) -> Adopted:
     args = argparse.Namespace(**config)
     name = task_name(args)
@@ -156,6 +168,7 @@ def _adopt(
     finetune = {**dense, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
     _as_trained(finetune, gpus)
+    step(f"loading {model_file}: {how_long(model_file, RATE)}")
     trained = load_trained(argparse.Namespace(**copy.deepcopy(config)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
@@ -167,17 +180,18 @@ def _adopt(
     prune["init_param"] = [str(link or model_file)]
 
     args = _as_trained(prune, gpus)
+    step("building it with gates, and counting what it can lose")
     scheduler, gated = make_scheduler(args), build_model(args)
     budget = make_budget(gated, make_workload(args))
     check_reachable(budget, scheduler.goal)
     check_compatible(budget, scheduler.goal)
+    step("computing what the cut will compare")
     outputs(gated)  # which the cut will compare, at the end of the training
     held = _holding(gated, args.freeze_param)
     optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
     gates = [*budget.gates.values()]
     pace = _pace(updates_of_an_epoch(config), scheduler, gates, optimizer)
 
-    out.mkdir(parents=True, exist_ok=True)
     if link is not None:
         link.symlink_to(model_file.resolve())
     paths = {}
@@ -212,7 +226,7 @@ def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
 
 def _gpus(dense: dict) -> int:
     """Of the training; a distributed one's processes write ngpu: 1."""
-    return max(dense.get("dist_world_size") or 0, dense.get("ngpu") or 0)
+    return max(int(_number(dense, name) or 0) for name in ("dist_world_size", "ngpu"))
 
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
@@ -371,8 +385,22 @@ def _conf(dense: dict, name: str) -> dict:
     return dict(dense.get(f"{name}_conf") or {})
 
 
+def _number(conf: dict, name: str) -> int | float | None:
+    """A number of a configuration, where it has one.
+
+    Raises:
+        ValueError: something else
+    """
+    value = conf.get(name)
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    raise ValueError(
+        f"the configuration has {name}: {reprlib.repr(value)}; expected a number"
+    )
+
+
 def _epochs(dense: dict) -> int:
-    return dense.get("max_epoch", 40)  # ESPnet's default
+    return int(_number(dense, "max_epoch") or 40)  # ESPnet's default
 
 
 def _like_adam(dense: dict) -> bool:
@@ -383,15 +411,17 @@ def _like_adam(dense: dict) -> bool:
 def _scheduler_conf(dense: dict) -> dict:
     """With a tenth of the updates in which the learning rate warms up."""
     conf = _conf(dense, "scheduler")
-    if "warmup_steps" in conf:
-        conf["warmup_steps"] = max(conf["warmup_steps"] // 10, 1)
+    warmup = _number(conf, "warmup_steps")
+    if warmup is not None:
+        conf["warmup_steps"] = max(warmup // 10, 1)
     return conf
 
 
 def _optim_conf(dense: dict) -> dict:
     """With the same peak of the learning rate, which noamlr makes of the warm-up too."""
     conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
-    if dense.get("scheduler") == "noamlr" and "lr" in conf and "warmup_steps" in before:
-        shorter = _scheduler_conf(dense)["warmup_steps"] / before["warmup_steps"]
-        conf["lr"] *= math.sqrt(shorter)
+    lr, warmup = _number(conf, "lr"), _number(before, "warmup_steps")
+    if dense.get("scheduler") == "noamlr" and lr and warmup:
+        shorter = _scheduler_conf(dense)["warmup_steps"] / warmup
+        conf["lr"] = lr * math.sqrt(shorter)
     return conf

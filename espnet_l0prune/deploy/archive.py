@@ -64,7 +64,8 @@ def check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
         raise _refused(archive, "it has no files")
     if len(members) > MOST_FILES:
         raise _refused(archive, f"it has {len(members)} files, more than {MOST_FILES}")
-    names, folders = set(), set()
+    names: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for member in members:
         name, path = member.filename, PurePosixPath(member.filename)
         windows = PureWindowsPath(name)

@@ -1,6 +1,7 @@
 """The model card of a packed model: README.md, as the model zoo shows it."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from espnet_l0prune import __version__
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.reading import read_text
+from espnet_l0prune.core.text import in_markdown, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
 from espnet_l0prune.plugin.experiment import load_experiment, task_name
 from espnet_l0prune.plugin.register import make_workload
@@ -21,7 +24,13 @@ USE = {
     "s2t": ("s2t_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
     "st": ("st_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
 }
-PLUGIN_PACKAGES = " espnet_l0prune"
+# The package is in no registry: its wheel goes from hand to hand.
+WHEEL = f"espnet_l0prune-{__version__}-py3-none-any.whl"
+SOURCE = (
+    f"{WHEEL} is in no registry: `make dist` in the source tree of espnet_l0prune writes "
+    "it to dist/."
+)
+PLUGIN_PACKAGES = f" {WHEEL}"
 PAPER = """\
 ```bibtex
 @inproceedings{jiang23_interspeech,
@@ -118,20 +127,23 @@ def write_card(
     """
     head = {
         "tags": ["espnet", "audio", "automatic-speech-recognition", "pruning"],
-        "language": about.language,
-        "license": about.licence,
+        "language": one_line(about.language),
+        "license": one_line(about.licence),
     }
     if about.datasets:
-        head["datasets"] = list(about.datasets)
+        head["datasets"] = [*map(one_line, about.datasets)]
     module, name, call = USE[task]
+    source = f"{SOURCE} Whoever made this model has it.\n\n" if packages else ""
+    quoted = json.dumps(plain(about.name), ensure_ascii=False)
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {about.name}",
+        f"# {in_markdown(about.name)}",
         "An ESPnet model, pruned with L0 gates by espnet_l0prune.",
         f"## Use\n\n```sh\npip install espnet espnet_model_zoo{packages}\n```\n\n"
+        f"{source}"
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
-        f'speech2text = {name}.from_pretrained("{about.name}")\n{call}\n```',
+        f"speech2text = {name}.from_pretrained({quoted})\n{call}\n```",
         f"## Dense beside pruned\n\n{_costs(args, found)}",
         f"## What is left\n\n{_structure(found)}",
     ]
@@ -143,7 +155,7 @@ def write_card(
         )
     if results is not None:
         sections.append(_text_of(results))
-    sections.append(f"## Licence and citation\n\n{about.licence}\n\n{PAPER}")
+    sections.append(f"## Licence and citation\n\n{in_markdown(about.licence)}\n\n{PAPER}")
     return "\n\n".join(sections)
 
 

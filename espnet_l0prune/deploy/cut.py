@@ -4,19 +4,18 @@ import argparse
 import copy
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import Budget, count_parameters
+from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.sites import Plan, cut_, plan_of
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.verify import (
     Difference,
     compare,
@@ -29,6 +28,7 @@ from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
+RATE = 15e6  # bytes of weights a second, on a thread
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
 PRUNING_OPTIONS = (
@@ -40,6 +40,8 @@ PRUNING_OPTIONS = (
     "config",
 )
 STRUCTURE_FILES = {"encoder": "structure.yaml", "decoder": "decoder_structure.yaml"}
+CONFIG, MODEL, PLAN, REPORT = "config.yaml", "model.pth", "plan.json", "cut.json"
+FILES = (CONFIG, MODEL, PLAN, REPORT, *STRUCTURE_FILES.values())
 
 
 @dataclass
@@ -129,12 +131,17 @@ def cut_config(config: dict, model: nn.Module) -> dict:
 
 
 def cut_experiment(
-    experiment: Path, out: Path, checkpoint: str = "latest.pth", force: bool = False
+    experiment: Path,
+    out: Path,
+    checkpoint: str = "latest.pth",
+    force: bool = False,
+    step: Step = quiet,
 ) -> CutReport:
     """Write the cut network of a gated experiment to `out`.
 
     `out` gets config.yaml, model.pth, structure.yaml (decoder_structure.yaml too, for a
-    pruned decoder), plan.json and cut.json, all of them or none.
+    pruned decoder), plan.json and cut.json, all of them or none. `step` is told what
+    begins.
 
     Raises:
         ValueError: see `check_settled`; masked and cut outputs that differ; an `out`
@@ -143,6 +150,7 @@ def cut_experiment(
         OSError: `out` cannot be written
     """
     _check_free(out, force)
+    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATE)}")
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
     budget, scheduler = check_settled(model, args, experiment), make_scheduler(args)
@@ -154,7 +162,9 @@ def cut_experiment(
     before = count_parameters(model.encoder), count_parameters(model)
     promised, plan = before[1], plan_of(sites_of(model))
     promised -= round(budget.totals["params"] - budget.remaining())
+    step("computing what it says, with its closed units masked")
     masked, tolerance = outputs(model), tolerance_of(sites_of(model))
+    step("cutting them out, and building what is left")
     cut_(model, sites_of(model), plan)
 
     # The promise is about what a user will load: rebuild it from its configuration.
@@ -162,6 +172,7 @@ def cut_experiment(
     small = build_model(argparse.Namespace(**copy.deepcopy(config)))
     small.load_state_dict(model.state_dict())
     del model, budget
+    step("computing what that says, and comparing")
     difference = compare(masked, outputs(small.eval()))
     require_equal(difference, tolerance)
     after = count_parameters(small.encoder), count_parameters(small)
@@ -177,7 +188,8 @@ def cut_experiment(
         model_parameters=(before[1], after[1]),
         difference=difference,
     )
-    _write(out, small, config, plan, result)
+    step(f"writing {out}")
+    _write(out, small, config, plan, result, force)
     return result
 
 
@@ -190,36 +202,24 @@ def _check_free(out: Path, force: bool) -> None:
             f"{out} exists; expected a new folder. Choose another, or give --force to "
             "replace it."
         )
-    if not (out / "cut.json").exists():
+    if not (out / REPORT).exists():
         raise ValueError(
-            f"{out} is no earlier cut (it has no cut.json), so --force does not replace "
+            f"{out} is no earlier cut (it has no {REPORT}), so --force does not replace "
             "it; choose another --out."
+        )
+    if more := {file.name for file in out.iterdir()} - {*FILES}:
+        raise ValueError(
+            f"{out} has {', '.join(sorted(more))} beside an earlier cut, which --force "
+            "would take away; choose another --out."
         )
 
 
-def _take_place(part: Path, out: Path) -> None:
-    """Rename `part` to `out`; an earlier `out` goes only once that is done."""
-    if not out.exists():
-        part.rename(out)
-        return
-    old = part.with_name(part.name + ".old")
-    out.rename(old)
-    try:
-        part.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
-
-
-def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> None:
-    """Fill a temporary folder beside `out`, and only then take its place."""
+def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force) -> None:
+    """Fill a folder beside `out`, which takes its place."""
     out = out.resolve()  # the folder itself, where it is a link to one
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        torch.save(model.state_dict(), part / "model.pth")
-        texts = {"config.yaml": config}
+    with new_folder(out, lambda: _check_free(out, force)) as part:
+        save(model.state_dict(), part / MODEL)
+        texts = {CONFIG: config}
         for name, file in STRUCTURE_FILES.items():
             structure = config.get(f"{name}_conf", {}).get("structure")
             if structure:
@@ -227,11 +227,6 @@ def _write(out: Path, model, config: dict, plan: Plan, report: CutReport) -> Non
         for name, data in texts.items():
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
             (part / name).write_text(text, "utf-8")
-        (part / "plan.json").write_text(json.dumps(plan), "utf-8")
-        (part / "cut.json").write_text(json.dumps(asdict(report), indent=1), "utf-8")
-        part.chmod(0o755)
-        _take_place(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        (part / PLAN).write_text(json.dumps(plan), "utf-8")
+        (part / REPORT).write_text(json.dumps(asdict(report), indent=1), "utf-8")
     logging.info(f"Cut model: {out}")

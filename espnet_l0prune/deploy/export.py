@@ -2,17 +2,16 @@
 
 import argparse
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
 from torch import Tensor, nn
 
+from espnet_l0prune.core.files import beside, check_file, replace, save
+from espnet_l0prune.core.python import last_line, run_python
+from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import (
@@ -35,6 +34,8 @@ from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
 
+# bytes of weights a second, on a thread
+RATES = {"plugin": 15e6, "stock": 15e6, "onnx": 5e6}
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
@@ -125,7 +126,7 @@ def onnx_form(
         return f"log-probabilities differ by at most {found:.1e}"
 
     options = argparse.Namespace(**conf)
-    return Form(state, options, verify, " 'espnet_l0prune[onnx]'", files)
+    return Form(state, options, verify, f" onnxruntime{PLUGIN_PACKAGES}", files)
 
 
 def export(
@@ -136,6 +137,7 @@ def export(
     about: About,
     force: bool = False,
     int8: bool = False,
+    step: Step = quiet,
 ) -> str:
     """Write a zip that `from_pretrained` takes, with a model card; or nothing.
 
@@ -148,6 +150,7 @@ def export(
         out: the zip
         form: `plugin`, `stock` or `onnx`
         int8: quantize the encoder and the decoder of `onnx`
+        step: is told what begins
 
     Returns:
         a line on what was written
@@ -161,28 +164,29 @@ def export(
         OSError: `out` is not writable
         RuntimeError: ESPnet's packing failed
     """
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; choose another --out, or give --force")
-    if out.suffix != ".zip" or out.is_dir():
+    check_file(out, force)
+    if out.suffix != ".zip":
         raise ValueError(f"--out is {out}; expected the name of a .zip")
     if int8 and form != "onnx":
         raise ValueError(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
+    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATES[form])}")
     model, args = load_finished(experiment, checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as part:
-        folder = Path(part) / "packed"
+    with beside(out) as part:
+        folder = part / "packed"
         folder.mkdir()
+        step(f"making the {form} form of it")
         if form == "onnx":
             packed = onnx_form(model, args, folder, int8)
         else:
             packed = {"plugin": plugin_form, "stock": stock_form}[form](model, args)
-        torch.save(packed.state, folder / "model.pth")
+        save(packed.state, folder / "model.pth")
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
         extras += copy_results(experiment, folder)
         task = task_name(args)
+        step("counting it, dense and pruned, for the card")
         card = write_card(
             about,
             task,
@@ -193,10 +197,12 @@ def export(
             packed.files,
         )
         (folder / "README.md").write_text(card, "utf-8")
+        step("packing")
         _pack(folder, task, ["README.md", *extras])
-        files = unpack_model(folder / "packed.zip", Path(part) / "unpacked")
+        step("unpacking, loading and comparing what was packed")
+        files = unpack_model(folder / "packed.zip", part / "unpacked")
         line = packed.verify(load_model(*files)[0].eval())
-        (folder / "packed.zip").replace(out)
+        replace(out, (folder / "packed.zip").rename, force)
     return line
 
 
@@ -242,7 +248,6 @@ def _pack(folder: Path, task: str, extras: list[str]) -> None:
     In the folder, with plain files: it keeps absolute paths and follows links, which no
     other machine has.
     """
-    command = [sys.executable, "-c", PACK, task, *extras]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = run_python(PACK, task, *extras, cwd=folder)
     if done.returncode:
-        raise RuntimeError(f"ESPnet's packing failed: {done.stderr[-1000:]}")
+        raise RuntimeError(f"ESPnet's packing failed: {last_line(done)}")

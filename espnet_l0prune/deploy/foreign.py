@@ -12,7 +12,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from espnet_l0prune.core.reading import leaves
+from espnet_l0prune.plugin.experiment import values_in
 
 # Lists of what the model writes, which may look like anything.
 TOKENS = (
@@ -54,7 +54,7 @@ def check_foreign(config: dict[str, Any], folder: Path, where: Path) -> None:
             _check_data(key, value, where)
         if key in TOKENS and isinstance(value, list):
             continue
-        for leaf in leaves(value):
+        for _, leaf in values_in(value):
             if not _is_plain(leaf, folder):
                 raise ValueError(
                     f"{where} has {key}: {reprlib.repr(leaf)}; expected a number, a "

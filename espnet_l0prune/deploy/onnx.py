@@ -150,7 +150,7 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"ONNX needs {', '.join(missing)}: pip install 'espnet_l0prune[onnx]'"
+            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}"
         )
     model = copy.deepcopy(model).eval().requires_grad_(False)
     graphs: list[Graph] = [EncoderGraph(model)]

@@ -20,9 +20,9 @@ def updates_of_an_epoch(config: Mapping) -> int | None:
     sequence = config.get("iterator_type", "sequence") == "sequence"
     if not sequence or config.get("multiple_iterator"):
         return None
-    if not files or not all(Path(file).is_file() for file in files):
-        return None
     try:
+        if not files or not all(Path(file).is_file() for file in files):
+            return None
         batches = build_batch_sampler(
             type=config["batch_type"],
             shape_files=files,

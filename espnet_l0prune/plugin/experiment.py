@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import espnet
@@ -14,25 +15,15 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from espnet_l0prune.core.reading import leaves, read_tensors, read_yaml
+from espnet_l0prune.core.reading import read_tensors, read_yaml
 from espnet_l0prune.plugin.transducer import loss_at_hand
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
 WHOLE = 32  # times that a network may be larger than what was left of it by a cut
-SMALL_NETWORK = (10_000, 2**26)  # tensors and values that any may have
-LARGEST_OPTION = 2**17  # of a network: positions, sampling rates and widths are below
-PARTS = (
-    "frontend",
-    "specaug",
-    "normalize",
-    "preencoder",
-    "encoder",
-    "postencoder",
-    "decoder",
-    "ctc",
-    "joint_net",
-    "model",
-)
+SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any may have
+LARGEST_OPTION = 2**14  # of a network; positions and widths have some thousands
+RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz: nothing is built by their size
+PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 # Options that only one task of ESPnet's has, of those that are looked for in this order;
 # ones without a list of tokens are not here.
 MARKS = {
@@ -152,8 +143,8 @@ def load_state(model: nn.Module, state: dict, model_file: str | Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as e:
         raise ValueError(
-            f"{model_file} does not fit its configuration: {e}. Expected the "
-            "config.yaml of the same experiment."
+            f"{model_file} does not fit its configuration: {shorten(str(e), 1000)}. "
+            "Expected the config.yaml of the same experiment."
         ) from e
 
 
@@ -289,13 +280,28 @@ def no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
 
 def check_sizes(args: argparse.Namespace) -> None:
     """Raise ValueError for options of a network that are larger than any network's."""
-    for name in (f"{part}_conf" for part in PARTS):
-        for value in leaves(getattr(args, name, None)):
-            if isinstance(value, int) and abs(value) > LARGEST_OPTION:
-                raise ValueError(
-                    f"the configuration has {name} with {value}; expected at most "
-                    f"{LARGEST_OPTION}, since nothing of a network is that large"
-                )
+    found = [("input_size", getattr(args, "input_size", None))]
+    for part in PARTS:
+        found += values_in(getattr(args, f"{part}_conf", None) or {})
+    for name, value in found:
+        large = isinstance(value, (int, float)) and abs(value) > LARGEST_OPTION
+        if large and name not in RATES:
+            raise ValueError(
+                f"the configuration has {name}: {value}; expected at most "
+                f"{LARGEST_OPTION}, since no network has more"
+            )
+
+
+def values_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What an option holds, however deep, with the name that it is under."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from values_in(part, key)
+    elif isinstance(value, list):
+        for part in value:
+            yield from values_in(part, name)
+    else:
+        yield name, value
 
 
 def load_trained(args: argparse.Namespace, model_file: str | Path) -> Any:

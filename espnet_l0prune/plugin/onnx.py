@@ -29,9 +29,7 @@ class OnnxGraph:
         try:
             import onnxruntime
         except ImportError as e:
-            raise ImportError(
-                f"{file} needs onnxruntime: pip install 'espnet_l0prune[onnx]'"
-            ) from e
+            raise ImportError(f"{file} needs onnxruntime: pip install onnxruntime") from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:

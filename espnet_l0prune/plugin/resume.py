@@ -126,7 +126,7 @@ def _differences(old: Mapping, new: Mapping) -> Iterator[tuple[str, str]]:
 
     Options that only one of them has are of another version of ESPnet.
     """
-    for name in old.keys() & new.keys():
+    for name in (name for name in old if name in new):
         one, two = old[name], new[name]
         if isinstance(one, dict) and isinstance(two, dict):
             for key in one | two:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from espnet_l0prune.core.files import replace
 from espnet_l0prune.plugin.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # by kind: before, now
@@ -173,8 +175,8 @@ def plot_epoch(
         if not any(site.gates for site in find_sites(network)):
             continue
         figure = structure_figure(modules, path)
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{path}.{epoch}ep.png")
+        picture = folder / f"{path}.{epoch}ep.png"
+        replace(picture, partial(figure.savefig, format="png"))
         if summary_writer is not None:
             summary_writer.add_figure(f"structure/{path}", figure, epoch)
         if use_wandb:

@@ -15,7 +15,7 @@ import torch
 from espnet2.schedulers.abs_scheduler import AbsScheduler, AbsValEpochStepScheduler
 from espnet2.train.trainer import Trainer
 
-from espnet_l0prune.core.files import is_whole, replace
+from espnet_l0prune.core.files import is_whole, replace, save
 from espnet_l0prune.plugin.resume import check_options, forget_config, restore_config
 
 PREVIOUS = "checkpoint.previous.pth"
@@ -97,10 +97,9 @@ class L0Trainer(Trainer):
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
         if is_first() and not is_whole(epoch):  # killed between the checkpoint and this
             logging.warning(f"{epoch} is damaged or missing: written again")
-            replace(epoch, lambda path: torch.save(model.state_dict(), path))
+            replace(epoch, lambda path: save(model.state_dict(), path))
             latest = checkpoint.with_name("latest.pth")
-            latest.unlink(missing_ok=True)
-            latest.symlink_to(epoch.name)
+            replace(latest, lambda path: path.symlink_to(epoch.name))
 
 
 def is_first() -> bool:

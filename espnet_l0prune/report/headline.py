@@ -19,11 +19,11 @@ def headlines(runs: Sequence[Run], decoded: Mapping[Path, Sequence[Result]]) -> 
         decoded: models by the file of their results
     """
     lines = []
-    files = {run.name: results_file(run.folder) for run in runs}
-    for file in dict.fromkeys(files.values()):
+    files = [results_file(run.folder) for run in runs]
+    for file in dict.fromkeys(files):
         same: dict[str, list[str]] = {}
-        for run in runs:
-            if files[run.name] == file and (text := standing(run)):
+        for run, its_file in zip(runs, files, strict=True):
+            if its_file == file and (text := standing(run)):
                 same.setdefault(text, []).append(run.name)
         prunings = [f"{', '.join(names)}: {text}" for text, names in same.items()]
         models = decoded.get(file, ()) if file else ()

@@ -4,14 +4,14 @@ Its pictures are also written beside it, as SVG and PNG.
 """
 
 import dataclasses
-import html
 import io
 import itertools
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import espnet
@@ -21,14 +21,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
-from espnet_l0prune.core.files import replace
+from espnet_l0prune.core.files import replace_all
+from espnet_l0prune.core.text import file_name, in_html, plain
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.report import curves
 from espnet_l0prune.report.headline import headlines
 from espnet_l0prune.report.results import Result, read_results, results_file
 from espnet_l0prune.report.run import Run, distinct_names, find_runs, read_run
-from espnet_l0prune.report.values import printable
 
 GENERATOR = '<meta name="generator" content="espnet_l0prune report">'
 # Stands for the text's colour, which follows the reader's light or dark background.
@@ -117,7 +117,7 @@ def write_report(
     runs = [read_run(folder, name) for name, folder in track([*found.items()])]
     missing += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     decoded, problems = find_results([run.folder for run in runs])
-    missing = [printable(what) for what in [*missing, *problems]]
+    missing = [" ".join(plain(what).split()) for what in [*missing, *problems]]
     results = [*itertools.chain(*decoded.values())]
     lines = headlines(runs, decoded)
     earlier = pictures_of(out)
@@ -128,25 +128,25 @@ def write_report(
             ("Losses", "", list(losses(runs))),
             ("Errors against costs", compared(results), list(costs(results))),
         ]
-        out.mkdir(parents=True, exist_ok=True)
-        files: list[Path] = []
+        files: dict[Path, bytes] = {}
         body = []
         for title, text, pictures in sections:
             if not text and not pictures:
                 continue
             cards = []
             for picture in pictures:
-                shown, paths = save(picture, out, taken=files)
-                files += paths
+                shown, drawn = draw(picture, out, taken=files)
+                files |= drawn
                 cards.append(shown)
             inside = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
             body.append(f"<h2>{title}</h2>{inside}{text}")
     page = out / "index.html"
-    text = printable(whole_page(runs, lines, missing, "".join(body)))
-    replace(page, lambda part: part.write_text(text, "utf-8"))
+    text = whole_page(runs, lines, missing, "".join(body))
+    contents = {**files, page: text.encode()}
+    replace_all({p: partial(Path.write_bytes, data=c) for p, c in contents.items()})
     for file in earlier - {*files}:
         file.unlink(missing_ok=True)
-    return Report(page, files, lines, missing)
+    return Report(page, [*files], lines, missing)
 
 
 def pictures_of(out: Path) -> set[Path]:
@@ -184,7 +184,7 @@ def find_results(
             for model in models
             if model.missing
         ]
-        prefix = f"{name}/" if len(files) > 1 else ""
+        prefix = plain(f"{name}/") if len(files) > 1 else ""
         found[file] = [dataclasses.replace(m, name=f"{prefix}{m.name}") for m in models]
     return found, missing
 
@@ -214,7 +214,7 @@ def structures(runs: Sequence[Run]) -> Iterator[Picture]:
                 f"{', '.join(names)}: {network}, {found.params[network]:,} parameters. "
                 "Units left of those before; dark is all, light is nothing."
             )
-            yield Picture(figure, f"structure_{file_name(names[0])}_{network}", caption)
+            yield Picture(figure, f"structure_{names[0]}_{network}", caption)
 
 
 def sparsities(runs: Sequence[Run]) -> Iterator[Picture]:
@@ -241,7 +241,7 @@ def losses(runs: Sequence[Run]) -> Iterator[Picture]:
             curves.draw_losses(figure.subplots(), run)
             minutes = sum(epoch.seconds for epoch in run.history) / 60
             caption = f"{run.name}: {len(run.history)} epochs in {minutes:,.0f} minutes."
-            yield Picture(figure, f"losses_{file_name(run.name)}", caption)
+            yield Picture(figure, f"losses_{run.name}", caption)
 
 
 def costs(results: Sequence[Result]) -> Iterator[Picture]:
@@ -285,36 +285,37 @@ def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """An HTML table of plain text; rows by their first cell."""
 
     def line(cells: Iterable[str], tag: str) -> str:
-        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        return "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells)
 
     body = "".join(f"<tr>{line([k, *row], 'td')}</tr>" for k, row in rows.items())
     table = f"<table><thead><tr>{line(head, 'th')}</tr></thead>{body}</table>"
     return f'<div class="wide">{table}</div>'
 
 
-def file_name(text: str) -> str:
-    """A text with underscores in place of what a file's name should not have."""
-    return re.sub(r"[^\w.-]+", "_", text)
-
-
-def save(picture: Picture, out: Path, taken: Sequence[Path]) -> tuple[str, list[Path]]:
-    """Write a picture as SVG and PNG, under a name that is not taken; return its HTML,
-    and the files."""
-    buffer, bare = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    picture.figure.savefig(buffer, format="svg", transparent=True, metadata=bare)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    names = itertools.chain([picture.name], (f"{picture.name}.{i}" for i in range(2, 99)))
-    name = next(name for name in names if out / f"{name}.svg" not in taken)
-    files = [out / f"{name}.svg", out / f"{name}.png"]
-    files[0].write_text(svg.replace(INK, "#000000"), "utf-8")
-    picture.figure.savefig(files[1], dpi=150, facecolor="white")
-    return card(svg.replace(INK, "currentColor"), picture.caption, name), files
+def draw(
+    picture: Picture, out: Path, taken: Collection[Path]
+) -> tuple[str, dict[Path, bytes]]:
+    """A picture's HTML; and its SVG and PNG by their paths, of a name that is not taken,
+    whatever a system thinks of capital letters."""
+    svg, png = io.StringIO(), io.BytesIO()
+    bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    picture.figure.savefig(svg, format="svg", transparent=True, metadata=bare)
+    picture.figure.savefig(png, format="png", dpi=150, facecolor="white")
+    shown = svg.getvalue()
+    shown = shown[shown.index("<svg") :]
+    used, first = {path.stem.casefold() for path in taken}, file_name(picture.name)
+    names = itertools.chain([first], (f"{first}.{i}" for i in itertools.count(2)))
+    name = next(name for name in names if name.casefold() not in used)
+    files = {
+        out / f"{name}.svg": shown.replace(INK, "#000000").encode(),
+        out / f"{name}.png": png.getvalue(),
+    }
+    return card(shown.replace(INK, "currentColor"), picture.caption, name), files
 
 
 def card(svg: str, caption: str, name: str) -> str:
     """A picture and its caption in HTML; its files have this name."""
-    text = html.escape(caption)
+    text = in_html(caption)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
     return f'<figure id="{name}">{svg}<figcaption>{text}</figcaption></figure>'
 
@@ -324,15 +325,14 @@ def whole_page(
 ) -> str:
     """The page, with its headline, what is missing, each run's configuration, and what
     made it."""
-    names = html.escape(", ".join(run.name for run in runs))
-    headline = "".join(f'<p class="headline">{html.escape(line)}</p>' for line in lines)
-    problems = "".join(f"<p>{html.escape(line)}</p>" for line in missing)
+    names = in_html(", ".join(run.name for run in runs))
+    headline = "".join(f'<p class="headline">{in_html(line)}</p>' for line in lines)
+    problems = "".join(f"<p>{in_html(line)}</p>" for line in missing)
     confs = []
     for run in runs:
-        conf = html.escape(yaml.safe_dump(run.config, sort_keys=False).strip())
+        conf = in_html(yaml.safe_dump(run.config, sort_keys=False).strip())
         confs.append(
-            f"<details><summary>{html.escape(run.name)}</summary><pre>{conf}</pre>"
-            "</details>"
+            f"<details><summary>{in_html(run.name)}</summary><pre>{conf}</pre></details>"
         )
     made = (
         f"espnet_l0prune {__version__}, ESPnet {espnet.__version__}, torch "
@@ -345,5 +345,5 @@ def whole_page(
         f"{GENERATOR}"
         f'<link rel="icon" href="data:,"><title>{names}</title><style>{CSS}</style>'
         f"</head><body><h1>{names}</h1>{headline}{problems}{body}"
-        f"<h2>Configurations</h2>{''.join(confs)}<p>{html.escape(made)}</p></body></html>\n"
+        f"<h2>Configurations</h2>{''.join(confs)}<p>{in_html(made)}</p></body></html>\n"
     )

@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from espnet_l0prune.core.reading import read_json
-from espnet_l0prune.report.values import amount, amounts, printable
+from espnet_l0prune.core.text import plain
+from espnet_l0prune.report.values import amount, amounts
 
 FILE = "RESULTS.json"
 
@@ -74,7 +75,7 @@ def _read_model(name: str, model: object, seconds: float | None) -> Result:
     values = model if isinstance(model, dict) else {}
     costs = ("encoder_parameters", "parameters", "macs", "rtf")
     return Result(
-        name=printable(name),
+        name=plain(name),
         wer=amounts(values.get("wer")),
         cer=amounts(values.get("cer")),
         seconds=seconds,

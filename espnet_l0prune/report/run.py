@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.constraints import CONSTRAINTS
+from espnet_l0prune.core.text import plain
 from espnet_l0prune.deploy.inspect import Inspection, inspect_experiment
 from espnet_l0prune.plugin.experiment import last_of, read_config
 from espnet_l0prune.report.history import Epoch, read_history
 from espnet_l0prune.report.pruning import Pruning, read_pruning
-from espnet_l0prune.report.values import count, printable
+from espnet_l0prune.report.values import count
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ def read_run(folder: Path, name: str) -> Run:
     )
     constraint = CONSTRAINTS.get(str(getattr(args, "sparsity_constraint", None)))
     return Run(
-        name=name,
+        name=plain(name),
         folder=folder,
         config={k: v for k, v in options.items() if v not in (None, {}, [])},
         history=history,
@@ -167,5 +168,5 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         length = 1
         while sum(end(other, length) == end(path, length) for other in paths) > 1:
             length += 1
-        names.append(printable(end(path, length)))
+        names.append(end(path, length))
     return names

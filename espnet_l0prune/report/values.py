@@ -1,4 +1,4 @@
-"""Numbers and texts out of files that may be damaged, or of another version."""
+"""Numbers out of files that may be damaged, or of another version."""
 
 LARGEST = 1e30  # what is beyond it comes of no training, and no axis can show it
 
@@ -27,8 +27,3 @@ def amounts(values: object) -> dict[str, float]:
     found = values if isinstance(values, dict) else {}
     known = {str(name): amount(value) for name, value in found.items()}
     return {name: value for name, value in known.items() if value is not None}
-
-
-def printable(text: str) -> str:
-    """A text that can be written and drawn: what no encoding has, as its number."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -86,6 +86,22 @@ def test_json_of_every_command(dense, tmp_path, capsys, monkeypatch):
         assert json.loads(capsys.readouterr().out)[key], name
 
 
+def test_long_commands_say_what_they_do(dense, tmp_path, capsys):
+    """In a file of messages too, and apart from the answer."""
+    for words, steps in (
+        (["adopt", dense, "--out", tmp_path / "l0"], ("building", "reading", "counting")),
+        (["export", "plugin", dense, "--out", tmp_path / "m.zip"], ("load", "packing")),
+    ):
+        assert main([*map(str, words), "--json"]) == 0
+        seen = capsys.readouterr()
+        json.loads(seen.out)
+        lines = seen.err.splitlines()
+        assert all(re.match(rf"{words[0]}, \d+ s: \w", line) for line in lines), lines
+        assert re.search(r" MB of weights, about [\d,]+ s in all", lines[0])
+        for step in steps:
+            assert any(f"s: {step}" in line for line in lines), step
+
+
 def test_bench_and_card_for_people(dense, tmp_path, capsys):
     words = ["bench", str(dense), str(dense.parent / "asr_dense"), "--rounds", "1"]
     assert main([*words, "--seconds", "0.5"]) == 0

@@ -5,15 +5,46 @@ from pathlib import Path
 
 from espnet_l0prune import doctor
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.python import run_python
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_sound_installation(capsys):
+# What a command imports, and what doctor and ESPnet's packing do in Pythons of their own.
+STRANGERS = ("torch", "yaml", "numpy", "espnet2", "typeguard", "shtab", "torchaudio")
+
+
+def strangers_folder(folder: Path) -> Path:
+    """A folder with modules that leave a trace where they run."""
+    folder.mkdir()
+    for name in STRANGERS:
+        code = f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise ImportError"
+        (folder / f"{name}.py").write_text(code)
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(code)
+    return folder
+
+
+def test_a_sound_installation(tmp_path, monkeypatch, capsys):
+    """Whatever is in the current folder."""
+    monkeypatch.chdir(strangers_folder(tmp_path / "cwd"))
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert out.count("ok ") == 5
     assert "BAD" not in out
+    assert not Path("ran").exists()
+
+
+def test_nothing_of_the_current_folder_runs(tmp_path):
+    folder = strangers_folder(tmp_path / "cwd")
+    code = "import sys, yaml; print(yaml.__file__, *sys.argv[1:])"
+    done = run_python(code, "a", "b c", cwd=folder)
+    assert done.stdout.endswith("yaml/__init__.py a b c\n")
+    # `python -m` has put the folder on the path of all that is imported
+    command = [sys.executable, "-m", "espnet_l0prune", "completion", "bash"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert not (folder / "ran").exists()
 
 
 def fake_package(folder: Path, name: str, code: str) -> None:
@@ -46,6 +77,21 @@ def test_what_is_missing_is_named(monkeypatch):
     (*_, last) = doctor.examine()
     assert last.name == "torch"
     assert "make env" in last.remedy
+
+
+def test_versions_that_are_too_old():
+    """pip does not look at them: it may not touch what is there."""
+    too_old = {("torch", "2.5.1+cpu"): "torch 2.6", ("espnet", "202412"): "espnet 202511"}
+    for (package, version), least in too_old.items():
+        remedy = doctor.remedy_for_age(package, version)
+        assert remedy == f"expected {least} or newer: upgrade it"
+    for package, version in (
+        ("torch", "2.6.0"),
+        ("torch", "2.13.0+cpu"),
+        ("espnet", "202511"),
+        ("torchaudio", "2.11.0"),
+    ):
+        assert not doctor.remedy_for_age(package, version)
 
 
 def test_registration_turned_off(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget, terms_of
-from espnet_l0prune.core.gates import log_alpha_of
+from espnet_l0prune.core.gates import draw_all, log_alpha_of
 from espnet_l0prune.core.sites import Call, Claim, Site, inputs, outputs, whole_output
 
 SIZE, CLASSES, FRAMES = 3, 2, 7
@@ -77,6 +77,7 @@ def network(*channels: int, kinds=("channels",), seed: int = 0, **more):
     """A network, its sites with gates for these kinds, and their budget."""
     torch.manual_seed(seed)
     net = Network(*channels).double()
+    net.register_forward_pre_hook(draw_all)
     protect = more.pop("protect", False)
     sites = [Place(net, i, protect) for i in range(len(channels))]
     for site in sites:

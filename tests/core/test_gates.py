@@ -8,6 +8,7 @@ from espnet_l0prune.core.gates import (
     BETA,
     LEFT,
     RIGHT,
+    SHIFT,
     AdaptiveDropout,
     HardConcrete,
     LogAlpha,
@@ -212,3 +213,51 @@ def test_gates_are_removed_without_a_trace():
     remove_gates_(layer)
     assert list(layer.state_dict()) == list(before.state_dict())
     assert len(layer._forward_hooks) == 1  # a stranger's hook stays
+
+
+@pytest.mark.parametrize("kind", [HardConcrete, AdaptiveDropout])
+def test_where_a_gate_starts(kind):
+    gate = kind(3, LEAST_OPEN)
+    assert gate.is_new()
+    assert gate.probability().tolist() == pytest.approx([LEAST_OPEN] * 3)
+    assert gate.is_open().tolist() == [True] * 3
+    gate.log_alpha.data[1] += 1e-3
+    assert not gate.is_new()
+    gate.espnet_initialization_fn()
+    assert gate.is_new()
+    assert not gate.is_decided()
+    gate.log_alpha.data[:2] = torch.tensor([100.0, -100.0])
+    assert not gate.is_decided()
+    gate.decide_(torch.tensor([True, False, False]))
+    assert gate.is_decided()
+    assert gate.is_open().tolist() == [True, False, False]
+    assert repr(gate) == f"{kind.__name__}(3)"
+
+
+def test_values_without_noise():
+    """From where 1.2 sigmoid(a) - 0.1 is 0 on, and to where it is 1."""
+    gate = HardConcrete(4).double()
+    edge = float(torch.logit(torch.tensor(0.1 / 1.2).double()))
+    gate.log_alpha.data = torch.tensor([edge - 1e-6, edge + 1e-6, 0.0, -edge + 1e-6])
+    assert gate.is_open().tolist() == [False, True, True, True]
+    assert gate.values().tolist() == pytest.approx([0, 0, 0.5, 1], abs=1e-6)
+    assert float(gate.values()[3]) == 1
+    assert 0.981 < LEAST_OPEN < 0.983
+    # P(z > 0) in closed form: of the noise that a gate needs
+    expected = torch.sigmoid(gate.log_alpha + 2 / 3 * torch.log(torch.tensor(11.0)))
+    torch.testing.assert_close(gate.probability(), expected.double())
+    assert pytest.approx(1.5986, abs=1e-4) == SHIFT
+
+
+def test_noise_is_drawn_only_where_it_is_used():
+    gate = HardConcrete(4)
+    gate.draw_()
+    assert gate.noise is None
+    gate.sampling = True
+    gate.eval().draw_()
+    assert gate.noise is None
+    first = gate.train()()
+    assert gate.noise is not None
+    assert torch.equal(first, gate())
+    relaxed = torch.sigmoid((gate.noise + gate.log_alpha) / (2 / 3))
+    torch.testing.assert_close(first, (1.2 * relaxed - 0.1).clamp(0, 1))

@@ -2,54 +2,14 @@
 
 import collections
 import os
-import pickle
 import zipfile
 
 import pytest
 import torch
+from attacks import JSON, PICKLES, STEPS, YAML, write_steps
 
 from espnet_l0prune.core import pickles
 from espnet_l0prune.core.reading import read_json, read_tensors, read_text, read_yaml
-
-
-def bomb(depth: int, key: str = "") -> str:
-    """YAML of a few lines that has 10**depth values."""
-    lines = ["a0: &a0 {x: 1}" if key else "a0: &a0 [x]"]
-    for i in range(1, depth + 1):
-        before = f"[{', '.join([f'*a{i - 1}'] * 10)}]"
-        lines.append(f"a{i}: &a{i} " + (f"{{{key}: {before}}}" if key else before))
-    return "\n".join(lines)
-
-
-YAML = {
-    "aliases that multiply": (bomb(9), "too many"),
-    "merges that multiply": (bomb(9, "<<"), "too many"),
-    "a long text, many times": (
-        f"a: &a {'x' * 2**20}\nb: [{', '.join(['*a'] * 100)}]",
-        "too many",
-    ),
-    "a list within itself": ("a: &a [*a]", "holds itself"),
-    "a mapping within itself": ("&a {b: {c: *a}}", "holds itself"),
-    "depth": ("[" * 101 + "]" * 101, "nested more than 100 deep"),
-    "depth, by indentation": (
-        "\n".join(" " * i + "a:" for i in range(102)),
-        "nested more than 100 deep",
-    ),
-    "half of a great depth": (
-        "[" * 10**5,
-        "nested .* 100 deep|nesting depth",
-    ),
-    "digits": ("a: " + "9" * 5000, "more than 64 bits"),
-    "digits of base 16": ("a: 0x" + "f" * 100, "more than 64 bits"),
-    "digits of base 60": ("a: " + ":".join(["1"] * 10**5) + ".5", "more than 64 bits"),
-    "a tag of Python's": ("!!python/object/apply:os.system [x]", "could not determine"),
-    "a tag that does not fit": ("!!bool x", "its tag does not fit"),
-    "a day that is none": ("a: 2024-99-99", "month must be in"),
-    "an alias of nothing": ("[*a]", "undefined alias"),
-    "no YAML": ("a: [", "while parsing"),
-    "two documents": ("a\n---\nb", "single document"),
-    "a list for a key": ("? [a]\n: b", "unhashable key"),
-}
 
 
 @pytest.mark.parametrize("what", YAML)
@@ -72,14 +32,6 @@ def test_yaml_that_is_read(tmp_path):
         "e": {"d": 1, "f": "1e400"},
         "tokens": tokens,
     }
-
-
-JSON = {
-    "depth": ("[" * 101 + "]" * 101, "nested more than 100 deep"),
-    "great depth": ("[" * 10**5 + "]" * 10**5, "nested"),
-    "digits": ("9" * 5000, "more than 64 bits"),
-    "no JSON": ("{", "Expecting"),
-}
 
 
 @pytest.mark.parametrize("what", JSON)
@@ -166,21 +118,40 @@ def test_tensors_in_each_form(form, tmp_path):
 @pytest.mark.parametrize("new", [True, False])
 def test_a_training_is_plain_data_too(new, tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-    optimizer = torch.optim.AdamW(net.parameters())
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 4])
-    net(torch.randn(4, 3)).sum().backward()
-    optimizer.step()
+    state = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 3)}}
+    groups = [{"lr": 1e-3, "betas": (0.9, 0.98), "foreach": None, "params": [0, 1]}]
     saved = {
         "model": net.state_dict(),
-        "optimizers": [optimizer.state_dict()],
-        "schedulers": [scheduler.state_dict()],  # has a Counter
+        "optimizers": [{"state": state, "param_groups": groups}],
+        "schedulers": [{"milestones": collections.Counter([3, 4]), "base_lrs": [1e-3]}],
         "more": [{1, 2}, torch.Size([3]), b"bytes", None, 2.5, torch.device("cpu")],
     }
     torch.save(saved, tmp_path / "in", _use_new_zipfile_serialization=new)
     found = read_tensors(tmp_path / "in")
+    assert found["optimizers"][0]["param_groups"] == groups
     assert found["schedulers"] == saved["schedulers"]
     assert found["more"] == saved["more"]
     assert torch.equal(found["model"]["1.running_var"], net[1].running_var)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_flipped_bits(new, tmp_path):
+    """Read as it was, or refused; the older form has no checksums."""
+    saved = {"weight": torch.ones(64), "more": torch.zeros(2, 3)}
+    torch.save(saved, tmp_path / "in", _use_new_zipfile_serialization=new)
+    good = (tmp_path / "in").read_bytes()
+    refused = 0
+    for place in range(0, len(good), 3):
+        bad = bytearray(good)
+        bad[place] ^= 1 << place % 8
+        (tmp_path / "in").write_bytes(bad)
+        try:
+            found = read_tensors(tmp_path / "in")
+        except ValueError:
+            refused += 1
+        else:
+            assert not new or all(torch.equal(found[k], v) for k, v in saved.items())
+    assert refused > len(good) // (6 if new else 30)
 
 
 def test_every_flipped_bit_of_a_weight_is_found(tmp_path):
@@ -195,51 +166,6 @@ def test_every_flipped_bit_of_a_weight_is_found(tmp_path):
             read_tensors(tmp_path / "in")
 
 
-def nested(times: int = 60) -> tuple:
-    """Of 2**times parts."""
-    found: tuple = (1,)
-    for _ in range(times):
-        found = (found, found)
-    return found
-
-
-class Key:
-    """Is a dict with one key, once it is unpickled."""
-
-    def __init__(self, key):
-        self.key = key
-
-    def __reduce__(self):
-        return collections.OrderedDict, (), None, None, iter([(self.key, 1)])
-
-
-class Call:
-    """Calls something once it is unpickled."""
-
-    def __init__(self, called, *args):
-        self.reduced = called, args
-
-    def __reduce__(self):
-        return self.reduced
-
-
-PICKLES = {
-    "a key of 2**60 parts": (Key(nested()), "a tuple for a key"),
-    "a set of 2**60 parts": (Call(set, [nested()]), "makes a call"),
-    "a count of 2**60 parts": (Call(collections.Counter, [nested()]), "makes a call"),
-    "a dict of pairs": (Call(collections.OrderedDict, [(1, 2)]), "makes a call"),
-    "a terabyte": (Call(bytearray, 10**12), "more than plain tensors"),
-    "a tensor of a terabyte": (Call(torch.FloatTensor, 10**12), "more than plain"),
-    "a command": (Call(os.system, "touch evil"), "more than plain tensors"),
-    "a codec that takes long": (
-        Call(pickle.loads(b"c_codecs\nencode\n."), "x" * 99, "punycode"),
-        "makes a call",
-    ),
-    "an object": (pytest.Session, "more than plain tensors"),
-    "a list": ([1], "it holds a list"),
-}
-
-
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("what", PICKLES)
 def test_pickles_that_are_refused(what, new, tmp_path, monkeypatch):
@@ -252,33 +178,15 @@ def test_pickles_that_are_refused(what, new, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["in"]
 
 
-STEPS = {
-    b"(K\x01K\x02": "no tensor needs|pickle exhausted|makes no sense",
-    b"K\x01p0\n.": "takes a step, PUT, that no tensor needs",
-    b"}(]K\x01u.": "a list or a tuple for a key",
-    b"}]K\x01s.": "a list or a tuple for a key",
-    b"ccollections\nOrderedDict\n)R]]ab.": "a list or a tuple for a key",
-    b"ctorch\nFloatStorage\n)R.": "makes a call that no tensor needs",
-    b"](K\x01)R.": "makes a call that no tensor needs|makes no sense",
-    b"(U\x07storage]]atQ.": "a list or a tuple for a key",
-    b"K\x01K\x02a.": "makes no sense",
-    b"h\x01.": "makes no sense",
-    b"t.": "makes no sense",
-}
-
-
 @pytest.mark.parametrize("steps", STEPS)
 def test_steps_that_no_tensor_needs(steps, tmp_path):
-    with zipfile.ZipFile(tmp_path / "in", "w") as archive:
-        archive.writestr("x/data.pkl", b"\x80\x02" + steps)
-        archive.writestr("x/version", b"3\n")
+    write_steps(tmp_path / "in", steps)
     with pytest.raises(ValueError, match=STEPS[steps]):
         read_tensors(tmp_path / "in")
 
 
 def test_a_pickle_that_is_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(pickles, "MOST_STEPS", 1000)
-    with zipfile.ZipFile(tmp_path / "in", "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("x/data.pkl", b"\x80\x02(" + b"K\x01" * 1000 + b"t.")
+    write_steps(tmp_path / "in", b"(" + b"K\x01" * 1000 + b"t.")
     with pytest.raises(ValueError, match="too long for one of tensors"):
         read_tensors(tmp_path / "in")

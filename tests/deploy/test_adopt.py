@@ -275,7 +275,7 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
         return capsys.readouterr().out.split("Next:")[0]
 
     assert "train for 39 updates (ramp and hold)" in told("default")  # 13 epochs
-    assert "some 270 at gate_lr 0.02" in told("again")
+    assert "ramp_steps and hold_steps of 67.5 epochs in all" in told("again")
     assert "to close one takes" not in told("longer", "--epochs", "90")
     command = ["adopt", str(dense), "--out", str(tmp_path / "none")]
     shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(5)))  # 1 update

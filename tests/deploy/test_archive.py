@@ -3,13 +3,12 @@
 import os
 import pickle
 import shutil
-import stat
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from attacks import META, ZIPS, write_zip
 from builders import save_experiment
 from espnet2.tasks.ssl import SSLTask
 
@@ -25,100 +24,11 @@ class Evil:
         return Path.touch, (Path(os.environ["EVIL_MARK"]),)
 
 
-META = {
-    "yaml_files": {"asr_train_config": "exp/config.yaml"},
-    "files": {"asr_model_file": "exp/model.pth"},
-}
-
-
-def link(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return info
-
-
-def device(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = (stat.S_IFCHR | 0o777) << 16
-    return info
-
-
-def packed(name: str, method: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.compress_type = method
-    return info
-
-
-MALICIOUS = {
-    "a path upwards": ([("../evil", b"x")], "leads out of the folder"),
-    "a path upwards in the middle": ([("a/../../evil", b"x")], "leads out"),
-    "an absolute path": ([("/tmp/evil", b"x")], "leads out"),
-    "a drive": ([("C:evil", b"x")], "leads out"),
-    "a backslash": ([("..\\evil", b"x")], "leads out"),
-    "a control character": ([("a\nb", b"x")], "leads out"),
-    "a symbolic link": ([(link("exp"), b"/etc"), ("exp/passwd", b"x")], "is a link"),
-    "a device": ([(device("zero"), b"")], "is a link or a device"),
-    "a file twice": ([("a", b"1"), ("a", b"2")], "is in it twice"),
-    "one file in another letter case": ([("a", b"1"), ("A", b"2")], "is in it twice"),
-    "a file by another spelling": (
-        [("b", b"1"), ("a/./b", b"2"), ("a/b", b"2")],
-        "twice",
-    ),
-    "an accent in two codes": ([("\u00e9", b"1"), ("e\u0301", b"2")], "is in it twice"),
-    "a file that is a folder": ([("a", b"1"), ("A/b", b"2")], "a file and a folder"),
-    "a long name": ([("a" * 201, b"x")], "is too long"),
-    "a deep name": ([("a/" * 20 + "b", b"x")], "is too long"),
-    "many files": ([(str(i), b"") for i in range(10_001)], "has 10001 files, more than"),
-    "a bomb": ([("bomb", bytes(2**26))], "files expand from"),
-    "many small bombs": ([(str(i), bytes(2**22)) for i in range(5)], "files expand from"),
-    "bzip2": ([(packed("a", zipfile.ZIP_BZIP2), b"x")], "neither stored nor deflated"),
-    "lzma": ([(packed("a", zipfile.ZIP_LZMA), b"x")], "neither stored nor deflated"),
-    "nothing": ([], "has no files"),
-    "no meta.yaml": ([("a", b"x")], "meta.yaml cannot be read"),
-    "code in meta.yaml": (
-        [("meta.yaml", b"!!python/object/apply:os.system ['touch evil']")],
-        "meta.yaml cannot be read",
-    ),
-    "a file outside, in meta.yaml": (
-        [
-            (
-                "meta.yaml",
-                yaml.safe_dump({**META, "files": {"asr_model_file": "/etc/passwd"}}),
-            ),
-            ("exp/config.yaml", b"token_list: []"),
-        ],
-        "and its file in the zip",
-    ),
-    "lists in meta.yaml": (
-        [("meta.yaml", b"files: []\nyaml_files: 3")],
-        "expected a zip",
-    ),
-    "a list for a name in meta.yaml": (
-        [("meta.yaml", b"files: {asr_model_file: [a]}\nyaml_files: {}")],
-        "expected a zip",
-    ),
-    "code in config.yaml": (
-        [
-            ("meta.yaml", yaml.safe_dump(META)),
-            ("exp/config.yaml", b"!!python/object/apply:os.system ['touch evil']"),
-            ("exp/model.pth", b"x"),
-        ],
-        "config.yaml cannot be read",
-    ),
-}
-
-
-def write(path, members) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("what", MALICIOUS)
+@pytest.mark.parametrize("what", ZIPS)
 def test_a_malicious_zip(what, tmp_path, monkeypatch):
-    members, message = MALICIOUS[what]
-    write(tmp_path / "in.zip", members)
+    members, message = ZIPS[what]
+    write_zip(tmp_path / "in.zip", members)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         unpack_model(tmp_path / "in.zip", tmp_path / "new/dense")
@@ -129,7 +39,7 @@ def test_a_malicious_zip(what, tmp_path, monkeypatch):
 def test_flipped_bits(tmp_path):
     """In whatever place: unpacked as it was, or refused."""
     content = b"some text, " * 500
-    write(tmp_path / "in.zip", [("a", content)])
+    write_zip(tmp_path / "in.zip", [("a", content)])
     good = (tmp_path / "in.zip").read_bytes()
     refused = 0
     for place in range(0, len(good)):
@@ -153,7 +63,7 @@ def test_aliases_do_not_multiply(tmp_path):
     bomb = "\n".join(lines)
     for meta, config in ((bomb, "token_list: []"), (yaml.safe_dump(META), bomb)):
         members = [("meta.yaml", meta), ("exp/config.yaml", config)]
-        write(tmp_path / "in.zip", [*members, ("exp/model.pth", b"x")])
+        write_zip(tmp_path / "in.zip", [*members, ("exp/model.pth", b"x")])
         with pytest.raises(ValueError, match="too many, as its aliases repeat them"):
             unpack_model(tmp_path / "in.zip", tmp_path / "new")
         assert not (tmp_path / "new").exists()
@@ -161,7 +71,7 @@ def test_aliases_do_not_multiply(tmp_path):
 
 def test_a_zip_that_expands_further_than_it_says(tmp_path):
     """A byte is said of a file that is a megabyte: no more of it is written, nor kept."""
-    write(tmp_path / "in.zip", [("a", bytes(2**20))])
+    write_zip(tmp_path / "in.zip", [("a", bytes(2**20))])
     content = (tmp_path / "in.zip").read_bytes()
     large, small = (2**20).to_bytes(4, "little"), (1).to_bytes(4, "little")
     assert content.count(large) == 2  # in both of the headers
@@ -172,7 +82,7 @@ def test_a_zip_that_expands_further_than_it_says(tmp_path):
 
 
 def test_what_would_fill_the_disk_or_a_folder_that_exists(tmp_path, monkeypatch):
-    write(tmp_path / "in.zip", [("a", bytes(100))])
+    write_zip(tmp_path / "in.zip", [("a", bytes(100))])
     with pytest.raises(ValueError, match="exists; expected a new folder"):
         unpack(tmp_path / "in.zip", tmp_path)
     free = shutil.disk_usage(tmp_path)._replace(free=98)
@@ -188,7 +98,7 @@ def test_what_would_fill_the_disk_or_a_folder_that_exists(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("keep", [0, 30, 200])
 def test_a_damaged_zip(keep, tmp_path):
-    write(tmp_path / "in.zip", [("a", os.urandom(300))])
+    write_zip(tmp_path / "in.zip", [("a", os.urandom(300))])
     content = (tmp_path / "in.zip").read_bytes()
     (tmp_path / "in.zip").write_bytes(content[:keep])
     with pytest.raises(ValueError, match="cannot be unpacked"):
@@ -202,7 +112,7 @@ def test_a_damaged_zip(keep, tmp_path):
 
 
 def test_an_encrypted_zip(tmp_path):
-    write(tmp_path / "in.zip", [("a", b"x")])
+    write_zip(tmp_path / "in.zip", [("a", b"x")])
     content = bytearray((tmp_path / "in.zip").read_bytes())
     content[6] |= 1  # the flag, in both of the headers
     content[content.index(b"PK\1\2") + 8] |= 1
@@ -221,7 +131,7 @@ def test_a_pickle_for_a_model_runs_nothing(tmp_path, monkeypatch, capsys):
             torch.save({"encoder.after_norm.weight": Evil()}, tmp_path / "exp/model.pth")
         else:
             (tmp_path / "exp/model.pth").write_bytes(content)
-        write(
+        write_zip(
             tmp_path / "in.zip",
             [
                 ("meta.yaml", yaml.safe_dump(META)),
@@ -263,7 +173,7 @@ def test_weights_of_a_front_end_run_nothing(tmp_path, monkeypatch, capsys):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     files = [p for p in folder.rglob("*") if p.is_file()]
     members = [(str(p.relative_to(tmp_path)), p.read_bytes()) for p in files]
-    write(tmp_path / "in.zip", [("meta.yaml", yaml.safe_dump(META)), *members])
+    write_zip(tmp_path / "in.zip", [("meta.yaml", yaml.safe_dump(META)), *members])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")  # which torch ignores
     for command in (["adopt", "in.zip", "--out", "out"], ["inspect", "exp"]):

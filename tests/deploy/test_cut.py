@@ -82,9 +82,11 @@ def message(capsys, *argv) -> str:
     """The error of a command that must fail without a stack trace."""
     assert main([str(word) for word in argv]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"espnet-l0prune {argv[0]}: ")
     assert "Traceback" not in err
-    return err
+    steps, said, reason = err.partition(f"espnet-l0prune {argv[0]}: ")
+    assert said
+    assert all(line.startswith(f"{argv[0]}, ") for line in steps.splitlines())
+    return reason
 
 
 def test_cut_refuses_what_is_not_ready(tmp_path, capsys):

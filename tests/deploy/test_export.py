@@ -116,8 +116,12 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         "license": "cc-by-4.0",
         "datasets": ["digits"],
     }
-    packages = {"plugin": " espnet_l0prune", "onnx": " 'espnet_l0prune[onnx]'"}
-    assert f"espnet_model_zoo{packages.get(form, '')}\n```" in text
+    wheel = "espnet_l0prune-0.1.0-py3-none-any.whl"
+    packages = {"plugin": f" {wheel}", "onnx": f" onnxruntime {wheel}"}.get(form, "")
+    assert f"pip install espnet espnet_model_zoo{packages}\n```" in text
+    source = f"{wheel} is in no registry: `make dist`"
+    told = f"pip install{packages}. {source}"
+    assert (told in capsys.readouterr().out) == (source in text) == bool(packages)
     for part in ('from_pretrained("me/model")', "| MACs of the encoder (M) |", "|WER|",
                  "encoder.encoders.0", "jiang23_interspeech"):  # fmt: skip
         assert part in text

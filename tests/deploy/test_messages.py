@@ -77,7 +77,7 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
     assert "ESPnet's packing failed: no room" in message
     monkeypatch.setattr(onnx, "NEEDED", ("onnx", "none_such"))
     message = refused("export", "onnx", tmp_path / "dense", *out)
-    assert "ONNX needs none_such: pip install" in message
+    assert "ONNX needs none_such: pip install none_such" in message
     assert not (tmp_path / "m.zip").exists()
 
 

@@ -119,7 +119,7 @@ def test_training_and_a_missing_runtime_say_so(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot run .* longer than the subsampling"):
         OnnxGraph(str(tmp_path / "encoder.onnx"))(feats=torch.zeros(1, 2, 20))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"pip install 'espnet_l0prune\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"pip install onnxruntime$"):
         OnnxGraph(str(tmp_path / "decoder.onnx"))
 
 

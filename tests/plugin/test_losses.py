@@ -1,11 +1,15 @@
 """What a student learns from its teacher, beside sums written out by hand."""
 
+import copy
+import inspect
+
 import pytest
 import torch
 from builders import batch
 from espnet2.tasks.asr import ASRTask
 from test_heads import configuration, save
 
+from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.teacher import Trace, record
 
 WEIGHTS = {
@@ -210,3 +214,31 @@ def test_frames_where_the_teacher_has_blank_are_left_out_if_told(pairs, monkeypa
     scale, loss = found["loss_ctc_kl"]
     assert scale == WEIGHTS["ctc_kl_weight"]
     assert float(loss) == pytest.approx(TEMPERATURE**2 * total / 3, rel=1e-4)
+
+
+def test_a_teacher_is_of_the_students_type_and_never_trains(pairs):
+    student, teacher = pairs["hybrid"]
+    wide = copy.deepcopy(student).double().train()
+    wide.load_teacher_(torch.optim.SGD(wide.parameters()))
+    model = wide.teacher.model
+    assert not any(module.training for module in model.modules())
+    for (name, one), two in zip(
+        model.named_parameters(), teacher.parameters(), strict=True
+    ):
+        assert one.dtype == torch.float64, name
+        assert torch.equal(one, two.double())
+        assert not one.requires_grad
+
+
+def test_what_a_student_learns_by_default():
+    """Of a teacher's predictions half, of its layers and of the task all."""
+    parameters = inspect.signature(L0Distilled.__init__).parameters
+    weights = {n: p.default for n, p in parameters.items() if n.endswith("_weight")}
+    assert weights == {
+        "task_weight": 1.0,
+        "layer_weight": 1.0,
+        "att_kl_weight": 0.5,
+        "ctc_kl_weight": 0.5,
+        "transducer_kl_weight": 0.5,
+    }
+    assert parameters["temperature"].default == 1.0

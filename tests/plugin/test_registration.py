@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,7 @@ import torch
 from espnet2.tasks import abs_task
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 
+from espnet_l0prune.deploy.card import WHEEL
 from espnet_l0prune.plugin import register as plugin
 from espnet_l0prune.plugin.network import L0ConformerEncoder
 
@@ -99,12 +102,25 @@ def test_spawned_workers_know_the_names(tmp_path):
     assert "KNOWN True" in python(str(script))
 
 
-def test_the_wheel_carries_the_autoload_file(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """What `make dist` writes, in a copy of the source; pip needs no network for it."""
+    source = tmp_path_factory.mktemp("dist") / "source"
+    skipped = ".*", "build", "dist", "docs", "egs", "exp*", "tests", "*.egg-info"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*skipped))
+    made = subprocess.run(
+        ["make", "dist", f"PYTHON={sys.executable}"],
+        cwd=source,
+        env={**os.environ, "PIP_NO_BUILD_ISOLATION": "false"},  # means true
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    return source / made.stdout.splitlines()[-1]
+
+
+def test_the_wheel_carries_the_autoload_file(wheel, tmp_path):
     """pip owns the .pth, so that uninstalling removes it; elsewhere it starts us."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command = [*build, "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -119,6 +135,34 @@ def test_the_wheel_carries_the_autoload_file(tmp_path):
     off = python("-I", "-S", "-c", code.replace("import site", "import os; os.environ"
                  "['ESPNET_L0PRUNE_AUTOLOAD'] = '0'; import site"))  # fmt: skip
     assert "espnet_l0prune" not in off.split()
+
+
+def test_the_wheel_is_what_all_texts_ask_for(wheel):
+    """None asks a registry for a package that it does not have."""
+    assert wheel.name == WHEEL
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.*"), *ROOT.glob("egs/**/*.*")]
+    texts += [*ROOT.glob("espnet_l0prune/**/*.py"), ROOT / "setup.py"]
+    asked = [
+        found
+        for path in texts
+        if path.suffix in (".md", ".py", ".sh", ".ipynb")
+        for found in re.findall(r"pip install[^`\n]*", path.read_text("utf-8"))
+    ]
+    ours = [line for line in asked if "espnet_l0prune" in line]
+    assert len(ours) >= 3
+    assert all(WHEEL in line for line in ours)
+
+
+def test_pip_has_no_reason_to_touch_espnet_or_torch(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
+        lines = archive.read(name).decode().splitlines()
+    needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist:")]
+    always = [line for line in lines if line.startswith("Requires-Dist:")]
+    always = [line for line in always if "extra ==" not in line]
+    names = {re.match(r"[\w-]+", line.split()[1])[0] for line in always}
+    assert names == {"matplotlib", "rich", "shtab", "typeguard"}
+    assert {"espnet>=202511;", "torch>=2.6;", "torchaudio;"} <= {*needed}
 
 
 def test_trainings_of_other_models_are_left_alone():

@@ -268,7 +268,7 @@ def test_numbers_in_results_that_are_none(tmp_path):
         f'{{"seconds": "10", "models": {{"a\\ud800": {model}, "b": {{}}}}}}'
     )
     a, b = read_results(tmp_path / "RESULTS.json")
-    assert (a.name, a.wer, a.mean_wer) == ("a\\ud800", {"c": 0.5}, 0.5)
+    assert (a.name, a.wer, a.mean_wer) == ("a\ufffd", {"c": 0.5}, 0.5)
     costs = ["encoder_parameters", "parameters", "macs", "rtf", "seconds"]
     assert a.missing == ["cer", *costs]
     assert b.missing == ["wer", "cer", *costs]
