@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,55 @@ def _at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
+def run(configs: list[Path], egs2: Path, keep: Callable[[dict], None]) -> None:
+    """Follow each configuration; hand over each row as soon as it is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, work = Path(folder) / "data", Path(folder) / "work"
+        data.mkdir()
+        make_data(data)
+        begin = time.monotonic()
+        for done, config in enumerate(configs, 1):
+            work.mkdir()
+            row = follow(config, egs2, data, work)
+            shutil.rmtree(work)
+            keep(row)
+            left = (time.monotonic() - begin) / done * (len(configs) - done) / 60
+            print(
+                f"{done}/{len(configs)}, {left:.0f} min left: {row['configuration']}: "
+                f"{row['outcome']}: {row['message']}",
+                flush=True,
+            )
+
+
+def read(out: Path | None) -> list[dict[str, str]]:
+    """The rows of an earlier run, none without its file."""
+    if out is None or not out.exists():
+        return []
+    with out.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def append(out: Path, row: dict[str, str]) -> None:
+    """Add a row to a table, with a headline if it is new."""
+    new = not out.exists()
+    with out.open("a", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+        if new:
+            table.writeheader()
+        table.writerow(row)
+
+
+def make_tree(folder: Path) -> Path:
+    """A tree of one recipe, where a run only has to work: one that can be pruned, and one
+    that cannot."""
+    egs2 = folder / "egs2"
+    (egs2 / "one/asr1/conf").mkdir(parents=True)
+    for encoder, size in (("transformer", "num_blocks"), ("vgg_rnn", "num_layers")):
+        text = f"encoder: {encoder}\nencoder_conf: {{{size}: 3}}\n"
+        (egs2 / f"one/asr1/conf/train_{encoder}.yaml").write_text(text, "utf-8")
+    return egs2
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--egs2", type=Path, help="of an ESPnet tree")
@@ -265,50 +314,31 @@ def main(argv: list[str] | None = None) -> None:
     start(args)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    todo = [p for p in find(args.egs2) if fnmatch.fnmatch(str(p), args.only)]
-    rows: list[dict[str, str]] = []
-    if args.out and args.out.exists():
-        with args.out.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    there = {row["configuration"] for row in rows}
-    todo = [p for p in todo if str(p.relative_to(args.egs2.parent)) not in there]
-    todo = todo[: args.limit]
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        data.mkdir()
-        make_data(data)
-        begin = time.monotonic()
-        for i, config in enumerate(todo):
-            work = Path(folder) / "work"
-            work.mkdir()
-            row = follow(config, args.egs2, data, work)
-            shutil.rmtree(work)
+        egs2 = args.egs2 or (args.quick and make_tree(Path(folder)))
+        if not egs2 or not egs2.is_dir():
+            raise SystemExit(f"--egs2 is {egs2}; expected the folder of an ESPnet tree")
+        rows = read(args.out)
+        there = {row["configuration"] for row in rows}
+        todo = [
+            path
+            for path in find(egs2)
+            if fnmatch.fnmatch(str(path), args.only)
+            and str(path.relative_to(egs2.parent)) not in there
+        ]
+
+        def keep(row: dict[str, str]) -> None:
             rows.append(row)
             if args.out:
-                _append(args.out, row)
-            left = (time.monotonic() - begin) / (i + 1) * (len(todo) - i - 1)
-            print(
-                f"{i + 1}/{len(todo)}, {left / 60:.0f} min left: "
-                f"{row['configuration']}: {row['outcome']}: {row['message']}",
-                flush=True,
-            )
+                append(args.out, row)
+
+        run(todo[: args.limit], egs2, keep)
     counts = collections.Counter((row["outcome"], row["message"]) for row in rows)
-    write(
-        args,
-        [
-            {"configurations": n, "outcome": outcome, "message": message}
-            for (outcome, message), n in counts.most_common()
-        ],
-    )
-
-
-def _append(out: Path, row: dict[str, str]) -> None:
-    new = not out.exists()
-    with out.open("a", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-        if new:
-            table.writeheader()
-        table.writerow(row)
+    table = [
+        {"configurations": n, "outcome": outcome, "message": message}
+        for (outcome, message), n in counts.most_common()
+    ]
+    write(args, table)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ def modernize(config: Mapping) -> dict:
             )
     left = {name: value for name, value in config.items() if name in known}
     for choices in task.class_choices_list:
-        if choices.name == "preprocessor" and left.get("preprocessor_conf"):
+        if choices.name == "preprocessor" and left.get("preprocessor"):
             # ESPnet gives it some options twice where the defaults are written out
             default = get_default_kwargs(choices.get_class(left["preprocessor"]))
             left["preprocessor_conf"] = {
                 name: value
-                for name, value in left["preprocessor_conf"].items()
+                for name, value in (left.get("preprocessor_conf") or {}).items()
                 if name not in default or value != default[name]
             }
     read = vars(parse(left))
