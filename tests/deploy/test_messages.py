@@ -17,6 +17,7 @@ from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import compare, outputs
 from espnet_l0prune.plugin.espnet_modules import _find
 from espnet_l0prune.plugin.experiment import load_weights
+from espnet_l0prune.plugin.onnx import OnnxEncoder
 
 SMALL = {"units": [], "output_size": 8, "num_blocks": 1}
 
@@ -102,13 +103,13 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
 def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
     net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
     form = export.onnx_form(net, arguments(), tmp_path, int8=False)
-    assert "differ by at most" in form.verify(net)
+    assert "the largest difference of log-probabilities is" in form.verify(net)
     with torch.no_grad():
         net.ctc.ctc_lo.bias[0] += 1
     other = copy.deepcopy(net)
     with torch.no_grad():
         other.ctc.ctc_lo.bias[0] += 1
-    with pytest.raises(ValueError, match="the packed model differs from the experiment"):
+    with pytest.raises(ValueError, match=r"is not the experiment's: .* Export a plugin"):
         form.verify(other)
 
     class Branch(torch.nn.Module):
@@ -118,6 +119,20 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
     net.encoder.encoders[0].feed_forward = Branch()
     with pytest.raises(ValueError, match=r"torch cannot write encoder\.onnx of"):
         onnx.write_onnx(net, tmp_path)
+
+
+def test_an_int8_that_is_far_from_the_float(tmp_path):
+    """One large weight in a matrix leaves no step of int8 to the others."""
+    net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
+    with torch.no_grad():
+        for parameter in net.encoder.encoders.parameters():
+            if parameter.dim() == 2:
+                parameter[0, 0] = 300.0
+    form = export.onnx_form(net, arguments(), tmp_path, int8=True)
+    packed = copy.deepcopy(net)
+    packed.encoder = OnnxEncoder(20, str(tmp_path / "encoder.onnx"))
+    with pytest.raises(ValueError, match=r"mean divergence, .* it without --int8"):
+        form.verify(packed)
 
 
 def test_what_plain_espnet_cannot_build():
