@@ -15,7 +15,7 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.deploy import export, onnx
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import compare, outputs
-from espnet_l0prune.plugin.espnet_modules import _find
+from espnet_l0prune.plugin.espnet_modules import PositionwiseFeedForward, _find
 from espnet_l0prune.plugin.experiment import load_weights
 from espnet_l0prune.plugin.onnx import OnnxEncoder
 
@@ -122,12 +122,15 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
 
 
 def test_an_int8_that_is_far_from_the_float(tmp_path):
-    """One large weight in a matrix leaves no step of int8 to the others."""
+    """A large weight that is never used leaves no step of int8 to the others."""
     net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
     with torch.no_grad():
-        for parameter in net.encoder.encoders.parameters():
-            if parameter.dim() == 2:
-                parameter[0, 0] = 300.0
+        net.ctc.ctc_lo.weight *= 5
+        for module in net.encoder.modules():
+            if isinstance(module, PositionwiseFeedForward):
+                module.w_1.weight[0] = module.w_1.bias[0] = 0
+                module.w_2.weight *= 10
+                module.w_2.weight[:, 0] = 10_000
     form = export.onnx_form(net, arguments(), tmp_path, int8=True)
     packed = copy.deepcopy(net)
     packed.encoder = OnnxEncoder(20, str(tmp_path / "encoder.onnx"))
