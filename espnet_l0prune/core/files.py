@@ -106,8 +106,12 @@ def replace_all(files: Mapping[Path, Write], force: bool = True) -> None:
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
     """A hidden folder on the disk that `out` is to be on, removed in the end."""
-    place = {"prefix": f".{out.name}.", "dir": out.parent}
-    with _parents(out), _named(out), tempfile.TemporaryDirectory(**place) as folder:
+    hidden = f".{out.name}."
+    with (
+        _parents(out),
+        _named(out),
+        tempfile.TemporaryDirectory(prefix=hidden, dir=out.parent) as folder,
+    ):
         yield Path(folder)
 
 

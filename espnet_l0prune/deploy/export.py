@@ -41,8 +41,7 @@ from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
 
-# bytes of weights a second, on a thread
-RATES = {"plugin": 11e6, "stock": 11e6, "onnx": 4e6}
+RATE = 11e6  # bytes of weights a second, on a thread; torch's ONNX exporter has none
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
@@ -184,7 +183,8 @@ def export(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
-    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATES[form])}")
+    time = "" if form == "onnx" else f": {how_long(experiment / checkpoint, RATE)}"
+    step(f"loading {experiment}{time}")
     model, args = load_finished(experiment, checkpoint)
     with beside(out) as part:
         folder = part / "packed"

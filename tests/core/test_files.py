@@ -122,10 +122,6 @@ def test_what_a_kill_left_is_no_obstacle(tmp_path):
     assert content(tmp_path) == {"a": b"new"}
 
 
-def write_file(folder):
-    replace(folder / "a", lambda part: part.write_text("new"))
-
-
 def write_files(folder):
     texts = {folder / "a": "new", folder / "b": "new"}
     replace_all({path: partial(Path.write_text, data=t) for path, t in texts.items()})
@@ -177,7 +173,7 @@ def is_old_or_new(found: dict[str, bytes | None]) -> bool:
     return whole and {found["a"], found["b"]} <= {b"old", b"new"}
 
 
-@pytest.mark.parametrize("write", [write_file, write_files, write_folder])
+@pytest.mark.parametrize("write", [write_files, write_folder])
 def test_interrupted_at_any_line(write, tmp_path):
     def interrupt():
         raise KeyboardInterrupt
@@ -201,7 +197,7 @@ def test_interrupted_at_any_line(write, tmp_path):
     assert found != OLD
 
 
-@pytest.mark.parametrize("write", [write_file, write_files, write_folder])
+@pytest.mark.parametrize("write", [write_files, write_folder])
 def test_killed_at_any_line(write, tmp_path):
     """The earlier result is where it was, or beside under its name; a next run works."""
     for line in range(1, 1000):
