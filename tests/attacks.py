@@ -99,7 +99,8 @@ class Call:
 
 
 PICKLES = {
-    "a key of 2**60 parts": (Key(nested()), "a tuple for a key"),
+    "a key of 2**60 parts": (Key(nested()), "a tuple or a long integer for a key"),
+    "a key of a hundred digits": (Key(10**100), "a long integer for a key"),
     "a set of 2**60 parts": (Call(set, [nested()]), "makes a call"),
     "a count of 2**60 parts": (Call(collections.Counter, [nested()]), "makes a call"),
     "a dict of pairs": (Call(collections.OrderedDict, [(1, 2)]), "makes a call"),
@@ -118,12 +119,12 @@ PICKLES = {
 STEPS = {
     b"(K\x01K\x02": "no tensor needs|pickle exhausted|makes no sense",
     b"K\x01p0\n.": "takes a step, PUT, that no tensor needs",
-    b"}(]K\x01u.": "a list or a tuple for a key",
-    b"}]K\x01s.": "a list or a tuple for a key",
-    b"ccollections\nOrderedDict\n)R]]ab.": "a list or a tuple for a key",
+    b"}(]K\x01u.": "a list, a tuple or a long integer for a key",
+    b"}]K\x01s.": "a list, a tuple or a long integer for a key",
+    b"ccollections\nOrderedDict\n)R]]ab.": "a list, a tuple or a long integer for a key",
     b"ctorch\nFloatStorage\n)R.": "makes a call that no tensor needs",
     b"](K\x01)R.": "makes a call that no tensor needs|makes no sense",
-    b"(U\x07storage]]atQ.": "a list or a tuple for a key",
+    b"(U\x07storage]]atQ.": "a list, a tuple or a long integer for a key",
     b"K\x01K\x02a.": "makes no sense",
     b"h\x01.": "makes no sense",
     b"t.": "makes no sense",

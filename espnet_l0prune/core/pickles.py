@@ -30,8 +30,12 @@ def _parts(value: Any) -> bool:
 
 
 def _leaves(values: Any) -> bool:
-    """Whether none of the values has parts itself, so that each is hashed in no time."""
-    return not any(map(_parts, values))
+    """Whether none of the values has parts itself, so that each is hashed in no time, and
+    apart from the others: long integers can be made to have one hash."""
+    return not any(
+        _parts(value) or (isinstance(value, int) and value.bit_length() > 64)
+        for value in values
+    )
 
 
 def _any(args: tuple) -> bool:
@@ -85,7 +89,8 @@ def _follow(file: IO[bytes], names: set[str]) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     steps = 0
-    for opcode, arg, _ in pickletools.genops(file):
+    found: Any = pickletools.genops(file)
+    for opcode, arg, _ in found:
         steps += 1
         if steps > MOST_STEPS:
             raise ValueError("its pickle is too long for one of tensors")
@@ -166,4 +171,4 @@ def _check_call(called: Any, args: Any) -> None:
 
 def _check_keys(keys: Any) -> None:
     if not _leaves(keys):
-        raise ValueError("its pickle has a list or a tuple for a key")
+        raise ValueError("its pickle has a list, a tuple or a long integer for a key")
