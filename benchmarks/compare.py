@@ -29,7 +29,7 @@ TIMED, SECONDS = 20, 10
 def training_seconds(folder: Path) -> float:
     """Of all epochs of all trainings in a folder, with their validation."""
     found = [file.parent for file in within(folder, "checkpoint.pth")]
-    return sum(epoch.seconds for one in found for epoch in read_history(one))
+    return sum(epoch.seconds for one in found for epoch in read_history(one)[0])
 
 
 def modules(cut: Path) -> dict | None:

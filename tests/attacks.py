@@ -383,6 +383,9 @@ for _name, (_text, _) in YAML.items():
 for _name, (_text, _) in JSON.items():
     _damage = written("exp/RESULTS.json", _text)
     TEXTS[f"RESULTS.json: {_name}"] = Attack(_damage, REPORT)
+TEXTS["config.yaml: a number for a key"] = Attack(
+    written("exp/config.yaml", "token_list: []\n1: 2"), INSPECT, "a key that is no name"
+)
 TENSORS = {
     f"{_name}{form}": Attack(
         saved({"x": value}, new), INSPECT, "model.pth cannot be load"
@@ -390,6 +393,12 @@ TENSORS = {
     for form, new in (("", True), (", in torch's older form", False))
     for _name, (value, _) in PICKLES.items()
 }
+TENSORS["numbers in place of weights"] = Attack(
+    saved({"x": 5}), INSPECT, "it holds a int for weights"
+)
+TENSORS["a pickle of Python's own"] = Attack(
+    written("exp/model.pth", pickle.dumps(5, 2)), INSPECT, "no file that torch.save wrote"
+)
 TENSORS |= {
     f"steps {steps!r}": Attack(
         lambda steps=steps: write_steps(Path("exp/model.pth"), steps),
@@ -578,7 +587,6 @@ NAMES = {
         (("encoder_conf", "structure"), "C:\\secret"),
         (("decoder_conf", "model_name_or_path"), "file:///etc/passwd"),
         (("model_conf", "teacher_config"), "/etc/passwd"),
-        (("deepspeed_config",), "/etc/passwd"),
         (("cleaner",), "__import__('os').system('touch evil')"),
         (("g2p",), "$(touch evil)"),
         (("freeze_param",), ["x; touch evil"]),

@@ -34,7 +34,7 @@ ARITHMETIC = {
     ast.BitOr: ast.BitAnd,
 }
 SPEAKING = ("logging.", "warnings.")
-DELETED = ast.Expr | ast.AugAssign | ast.Raise | ast.Break | ast.Continue
+DELETED = ast.Expr | ast.Assign | ast.AugAssign | ast.Raise | ast.Break | ast.Continue
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -100,8 +100,8 @@ def _changes(
     elif within and isinstance(node, ast.stmt):
         last = node.body[0].lineno if hasattr(node, "body") else node.end_lineno + 1
         lines = range(node.lineno, last)
-    for new in _instead(node):
-        yield node, new, scope, lines
+    for place, new in _instead(node):
+        yield place, new, scope, lines
     for child in _inside(node):
         yield from _changes(child, scope, lines, within)
 
@@ -133,8 +133,22 @@ def _speaks(node: ast.AST) -> bool:
     return bool(call) and call.startswith(SPEAKING)
 
 
-def _instead(node: ast.AST) -> Iterator[str]:
-    """The texts that may stand in a node's place."""
+def _instead(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """What in a node may be replaced, and the text that may stand there."""
+    for new in _other(node):
+        yield node, new
+    tests = [node.test] if isinstance(node, ast.If | ast.While) else []
+    tests += node.ifs if isinstance(node, ast.comprehension) else []
+    for test in tests:
+        if ast.unparse(test) != "TYPE_CHECKING":
+            yield test, f"not ({ast.unparse(test)})"
+    new_name = isinstance(node, ast.Assign) and all(map(_is_new, node.targets))
+    if isinstance(node, DELETED) and not new_name and not _speaks(node):
+        yield node, "pass"
+
+
+def _other(node: ast.AST) -> Iterator[str]:
+    """What may stand in a node's place."""
     match node:
         case ast.Compare(left=left, ops=ops, comparators=others):
             for i, op in enumerate(ops):
@@ -149,17 +163,20 @@ def _instead(node: ast.AST) -> Iterator[str]:
                 other = ARITHMETIC[type(op)]()
                 yield ast.unparse(ast.AugAssign(target, other, value))
         case ast.BoolOp(op=op, values=values):
-            other = ast.Or() if isinstance(op, ast.And) else ast.And()
-            yield _text(ast.BoolOp(other, values))
+            yield _text(
+                ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
+            )
         case ast.UnaryOp(operand=operand):
             yield _text(operand)
             if _is_negative(node):
                 yield f"({-operand.value - 1})"
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            yield _text(ast.IfExp(ast.UnaryOp(ast.Not(), test), body, orelse))
         case ast.Constant(value=bool() as value):
             yield str(not value)
         case ast.Constant(value=int() | float() as value):
-            yield _text(ast.Constant(value + 1))
-            yield f"({-value})" if value else "(-1)"
+            yield f"({value + 1})"
+            yield f"({-value or -1})"
         case ast.Call(func=func, args=args, keywords=keywords):
             if len(args) > 1 and not any(isinstance(a, ast.Starred) for a in args[:2]):
                 swapped = [args[1], args[0], *args[2:]]
@@ -173,20 +190,8 @@ def _instead(node: ast.AST) -> Iterator[str]:
                 yield ast.unparse(ast.Slice(None, upper, step))
             if upper:
                 yield ast.unparse(ast.Slice(lower, None, step))
-        case ast.Return(value=value) if value and not _is_none(value):
+        case ast.Return(value=value) if value and ast.unparse(value) != "None":
             yield "return None"
-    test = getattr(node, "test", None)
-    if isinstance(node, ast.If | ast.While) and ast.unparse(test) != "TYPE_CHECKING":
-        yield f"{type(node).__name__.lower()} not ({ast.unparse(test)}):"
-    if isinstance(node, ast.IfExp):
-        yield _text(ast.IfExp(ast.UnaryOp(ast.Not(), test), node.body, node.orelse))
-    if isinstance(node, ast.comprehension):
-        for test in node.ifs:
-            yield f"if not ({ast.unparse(test)})"
-    if isinstance(node, DELETED) and not _speaks(node):
-        yield "pass"
-    if isinstance(node, ast.Assign) and not all(map(_is_new, node.targets)):
-        yield "pass"
 
 
 def _text(node: ast.expr) -> str:
@@ -210,30 +215,19 @@ def _is_negative(node: ast.AST) -> bool:
     )
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
 def _is_new(target: ast.expr) -> bool:
     """Whether it is a name, without which a function mostly cannot go on at all."""
     return isinstance(target, ast.Name | ast.Tuple)
 
 
 def _replaced(source: str, node: ast.AST, new: str) -> str:
-    """The source with a text in a node's place: of a condition, of that alone."""
-    first, last = node, node
-    if isinstance(node, ast.If | ast.While):
-        first, last = node.test, node.test
-        new = new.partition(" ")[2].removesuffix(":")
-    if isinstance(node, ast.comprehension):
-        first = last = next(t for t in node.ifs if f"if not ({ast.unparse(t)})" == new)
-        new = new.removeprefix("if ")
-    starts = [0]
-    for line in source.encode().splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    begin = starts[first.lineno - 1] + first.col_offset
-    end = starts[last.end_lineno - 1] + last.end_col_offset
+    """The source with a text in a node's place; columns are counted in bytes."""
     content = source.encode()
+    starts = [0]
+    for line in content.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    begin = starts[node.lineno - 1] + node.col_offset
+    end = starts[node.end_lineno - 1] + node.end_col_offset
     return (content[:begin] + new.encode() + content[end:]).decode()
 
 

@@ -104,15 +104,42 @@ step() {
         echo "stage $number: already done ($done)"
         return
     fi
-    echo "stage $number: $(date +%T) $1"
-    if $dry_run; then echo "  $*"; return; fi
+    if $dry_run; then echo "stage $number: $(date +%T) $1"; echo "  $*"; return; fi
+    foretell
+    echo "stage $number: $(date +%T) $1$(left "$number")"
     mkdir -p "$(dirname "$done")"
     rm -f "$done"
+    local begin=$SECONDS
     "$@"
+    spent=$((spent + SECONDS - begin)) planned=$((planned + ${expected[number - 1]:-0}))
     for output in $outputs; do
         [ -e "$output" ] || die "stage $number ended without writing $output"
     done
     echo "$key" >"$done"
+}
+
+# `foretell` says once, before the first stage of the demo that has anything to do, what is
+# to come, and measures how long it takes; `left STAGE` says how long the rest takes, as the
+# stages before have gone.
+expected=() spent=0 planned=0
+foretell() {
+    if [ "$corpus" != mini ] || [ ${#expected[@]} -gt 0 ]; then return; fi
+    echo "The demo: half an hour of synthetic speech, a recognizer that is trained on it,"
+    echo "pruned, cut, fine-tuned and packed; then both decode, and a table shows dense"
+    echo "beside pruned: parameters, multiply-accumulates (MACs), time and error rates."
+    echo "Measuring how fast this machine is, by some updates of the training ..."
+    local seconds
+    seconds=$(python3 local/forecast.py "$train_config" 2>/dev/null) ||
+        die "no training step can be timed: \`espnet-l0prune doctor\` says what is wrong"
+    read -ra expected <<<"$seconds"
+}
+
+left() {
+    if [ ${#expected[@]} -eq 0 ]; then return; fi
+    local rest=0 i
+    for ((i = $1; i <= stop_stage; i++)); do rest=$((rest + expected[i - 1])); done
+    if [ "$planned" -ge 60 ]; then rest=$((rest * spent / planned)); fi
+    echo ", about $((rest / 60 + 1)) min left"
 }
 
 # --- the stages' commands ------------------------------------------------------------
@@ -234,7 +261,8 @@ step 9 "$expdir/.decode.done" "$small $dense/$dense_model $tests" \
     --config "$decode_config" --datadir "$datadir/test" --out "$expdir/decode" \
     --sets $test_sets
 if [ "$stop_stage" -ge 10 ]; then
-    echo "stage 10: $(date +%T) score"
+    $dry_run || foretell
+    echo "stage 10: $(date +%T) score$(left 10)"
     # shellcheck disable=SC2086 # the sets are lists
     $dry_run || python3 local/score.py --decode "$expdir/decode" \
         --datadir "$datadir/test" --out "$expdir/RESULTS.md" --sets $test_sets

@@ -6,6 +6,7 @@ or an interrupt nothing is left.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ UNREADABLE = (
     RuntimeError,  # encrypted
     UnicodeDecodeError,  # of a name
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Write = Callable[[Path], object]
 
 

@@ -52,7 +52,7 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
-RATE = 15e6  # bytes of weights a second, on a thread
+RATE = 11e6  # bytes of weights a second, on a thread
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import yaml
 
-from espnet_l0prune.core.files import UNREADABLE
+from espnet_l0prune.core.files import NO_ROOM, UNREADABLE
 from espnet_l0prune.core.reading import PACKED, open_binary
 from espnet_l0prune.plugin.experiment import read_mapping
 
@@ -31,6 +31,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         ValueError: no zip; see `check_members`; too little space; a folder that exists
+        OSError: the space ran out meanwhile
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; expected a new folder")
@@ -51,6 +52,8 @@ def unpack(archive: Path, folder: Path) -> None:
                         shutil.copyfileobj(source, copy)
                 Path(part, "unpacked").rename(folder)
     except (*UNREADABLE, struct.error) as e:
+        if isinstance(e, OSError) and e.errno in NO_ROOM:
+            raise
         raise ValueError(
             f"{archive} cannot be unpacked ({e}); expected a zip of ESPnet's model zoo"
         ) from e

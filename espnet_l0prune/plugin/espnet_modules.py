@@ -28,6 +28,7 @@ __all__ = [
     "RelPositionalEncoding",
     "TooShortUttError",
     "TransformerLayer",
+    "check_short_utt",
 ]
 
 _PLACES = ("espnet.nets", "espnet2.legacy.nets")
@@ -56,6 +57,7 @@ ConvolutionalPositionalEmbedding = _find(
 PositionalEncoding = _find("transformer.embedding", "PositionalEncoding")
 RelPositionalEncoding = _find("transformer.embedding", "RelPositionalEncoding")
 TooShortUttError = _find("transformer.subsampling", "TooShortUttError")
+check_short_utt = _find("transformer.subsampling", "check_short_utt")
 BatchScorerInterface = _find("scorer_interface", "BatchScorerInterface", folder="")
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
 Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")

@@ -1,5 +1,6 @@
 """`encoder: onnx` and `decoder: onnx`: networks that onnxruntime runs, to decode with."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,23 +9,36 @@ from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_l0prune.plugin.espnet_modules import BatchScorerInterface
+from espnet_l0prune.core.reading import open_binary
+from espnet_l0prune.plugin.espnet_modules import BatchScorerInterface, TooShortUttError
+
+Shape = tuple[int | type[int] | None, ...]
+INTEGERS = "ys"  # the input that holds tokens; all else is numbers in float32
 
 
 class OnnxGraph:
     """A file of `espnet-l0prune export onnx`, run on the CPU.
 
-    It uses as many threads as torch does when it is loaded.
+    It uses as many threads as torch does when it is loaded. Weights that are too large
+    for one file lie beside it; onnxruntime opens none that lie elsewhere.
 
     Args:
         file: path of the graph
+        inputs, outputs: the shape that each must have, by name: a size, `int` for any
+            size that the graph states, None for any other; by default, all that there are
 
     Raises:
         ImportError: onnxruntime is not installed
-        ValueError: a file that is missing, or no graph
+        ValueError: a file that is missing, no graph, or one with other inputs or outputs
     """
 
-    def __init__(self, file: str):
+    def __init__(
+        self,
+        file: str,
+        inputs: Mapping[str, Shape] | None = None,
+        outputs: Mapping[str, Shape] | None = None,
+    ):
+        self._made_of = file, inputs, outputs
         self.file = file
         try:
             import onnxruntime
@@ -32,36 +46,77 @@ class OnnxGraph:
             raise ImportError(f"{file} needs onnxruntime: pip install onnxruntime") from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # what goes wrong is raised
         try:
-            self._session = onnxruntime.InferenceSession(
-                file, options, providers=["CPUExecutionProvider"]
-            )
+            with open_binary(file):  # onnxruntime waits for whoever writes into a pipe
+                self._session = onnxruntime.InferenceSession(
+                    file, options, providers=["CPUExecutionProvider"]
+                )
         except Exception as e:  # onnxruntime's have no common base
             raise ValueError(
-                f"onnxruntime cannot load {file} ({e}); expected a graph that "
-                "`espnet-l0prune export onnx` wrote"
+                f"onnxruntime cannot load {file} ({_line(e)}); expected a graph that "
+                "`espnet-l0prune export onnx` wrote, and the .data file beside it where "
+                "there was one"
             ) from e
-        self.shapes = {x.name: x.shape for x in self._session.get_inputs()}
-        self.shapes |= {x.name: x.shape for x in self._session.get_outputs()}
+        there = [*self._session.get_inputs(), *self._session.get_outputs()]
+        self.shapes = {x.name: x.shape for x in there}
+        types = {x.name: x.type for x in there}
+        taken = {x.name for x in self._session.get_inputs()}
+        expected = {**(inputs or {}), **(outputs or {})}
+        fits = all(
+            types.get(name) == f"tensor({'int64' if name == INTEGERS else 'float'})"
+            and _fits(self.shapes[name], shape)
+            for name, shape in expected.items()
+        )
+        if not fits or (inputs is not None and taken != {*inputs}):
+            found = ", ".join(f"{k} {types[k]} {v}" for k, v in self.shapes.items())
+            raise ValueError(
+                f"{file} is another graph: it has {found}; expected "
+                f"{_written(inputs)} to {_written(outputs)}. Take the file that was "
+                "exported with this model."
+            )
+        self.outputs = [*outputs] if outputs else None
 
     def __reduce__(self):
-        return OnnxGraph, (self.file,)
+        return OnnxGraph, self._made_of
 
     def __call__(self, **inputs: Tensor) -> list[Tensor]:
         """Run it; what is returned is on the CPU.
 
         Raises:
-            ValueError: inputs that the graph does not take, such as too short a speech
+            ValueError: inputs that the graph does not take
         """
         arrays = {name: x.detach().cpu().numpy() for name, x in inputs.items()}
         try:
-            return [torch.from_numpy(x) for x in self._session.run(None, arrays)]
+            return [torch.from_numpy(x) for x in self._session.run(self.outputs, arrays)]
         except Exception as e:
             shapes = {name: tuple(x.shape) for name, x in inputs.items()}
             raise ValueError(
-                f"onnxruntime cannot run {self.file} on {shapes} ({e}); expected "
-                f"{self.shapes}, and speech that is longer than the subsampling takes"
+                f"onnxruntime cannot run {self.file} on {shapes} ({_line(e)}); expected "
+                f"{self.shapes}"
             ) from e
+
+
+def _fits(shape: list, expected: Shape) -> bool:
+    """Whether a graph's sizes, numbers or names, are those that are expected."""
+    return len(shape) == len(expected) and all(
+        isinstance(n, int) if wanted is int else wanted in (None, n)
+        for n, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def _written(shapes: Mapping[str, Shape] | None) -> str:
+    def size(n: int | type[int] | None) -> str:
+        return "any" if n is None else "a number" if n is int else str(n)
+
+    return ", ".join(
+        f"{k} ({', '.join(map(size, v))})" for k, v in (shapes or {}).items()
+    )
+
+
+def _line(e: Exception) -> str:
+    """The first line of a message of onnxruntime."""
+    return str(e).split("\n", 1)[0]
 
 
 class OnnxEncoder(AbsEncoder):
@@ -70,11 +125,24 @@ class OnnxEncoder(AbsEncoder):
     Args:
         input_size: of the features
         file: the graph: `feats` (1, frames, input_size) to `encoder_out`
+        shortest: the fewest frames that the encoder takes
+
+    Raises:
+        ImportError, ValueError: see `OnnxGraph`; `shortest` that is no number
     """
 
-    def __init__(self, input_size: int, file: str):
+    def __init__(self, input_size: int, file: str, shortest: int = 1):
         super().__init__()
-        self.input_size, self.graph = input_size, OnnxGraph(file)
+        if not isinstance(shortest, int):
+            raise ValueError(
+                f"encoder_conf: shortest is {shortest!r}; expected a number of frames"
+            )
+        self.input_size, self.shortest = input_size, shortest
+        self.graph = OnnxGraph(
+            file,
+            inputs={"feats": (1, None, input_size)},
+            outputs={"encoder_out": (1, None, int)},
+        )
 
     def output_size(self) -> int:
         return self.graph.shapes["encoder_out"][-1]
@@ -83,7 +151,20 @@ class OnnxEncoder(AbsEncoder):
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
         """Encode (batch, frames, input_size), each utterance by itself, as
-        `Speech2Text` does."""
+        `Speech2Text` does.
+
+        Raises:
+            TooShortUttError: see `shortest`; as ESPnet's encoders do, whose commands
+                then give an empty text
+        """
+        frames = int(ilens.min())
+        if frames < self.shortest:
+            raise TooShortUttError(
+                f"has {frames} frames and is too short for subsampling "
+                f"(it needs {self.shortest} frames), return empty results",
+                frames,
+                self.shortest,
+            )
         found = [
             self.graph(feats=x[None, :n].float())[0][0]
             for x, n in zip(xs_pad, ilens.tolist(), strict=True)
@@ -100,11 +181,22 @@ class OnnxDecoder(AbsDecoder, BatchScorerInterface):
         file: the graph: `ys` (batch, length), `memory` (batch, frames,
             encoder_output_size) and `cache` (blocks, batch, length - 1, width) to `logp`
             (batch, vocab_size) and `new_cache`
+
+    Raises:
+        ImportError, ValueError: see `OnnxGraph`
     """
 
     def __init__(self, vocab_size: int, encoder_output_size: int, file: str):
         super().__init__()
-        self.graph = OnnxGraph(file)
+        self.graph = OnnxGraph(
+            file,
+            inputs={
+                "ys": (None, None),
+                "memory": (None, None, encoder_output_size),
+                "cache": (int, None, None, int),
+            },
+            outputs={"logp": (None, vocab_size), "new_cache": (int, None, None, int)},
+        )
 
     def forward(self, *args: Any, **kwargs: Any):
         """Raise NotImplementedError: there is nothing to train."""

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
 from espnet_l0prune.core.files import replace_all
-from espnet_l0prune.core.text import file_name, in_html, plain
+from espnet_l0prune.core.text import file_name, in_html, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.report import curves
@@ -117,9 +117,9 @@ def write_report(
     runs = [read_run(folder, name) for name, folder in track([*found.items()])]
     missing += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     decoded, problems = find_results([run.folder for run in runs])
-    missing = [" ".join(plain(what).split()) for what in [*missing, *problems]]
+    missing = [one_line(what) for what in [*missing, *problems]]
     results = [*itertools.chain(*decoded.values())]
-    lines = headlines(runs, decoded)
+    lines = [one_line(line) for line in headlines(runs, decoded)]
     earlier = pictures_of(out)
     with rc_context(STYLE):
         sections = [

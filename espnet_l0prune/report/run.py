@@ -96,8 +96,9 @@ def read_run(folder: Path, name: str) -> Run:
     accum_grad = count(getattr(args, "accum_grad", 1))
     if accum_grad is None:
         problems.append("config.yaml has no accum_grad from 1 on: shown as if it were 1")
+    nothing: tuple[list[Epoch], list[str]] = ([], [])
     history, missing = attempt(
-        "the history", lambda: read_history(folder, accum_grad or 1), ([], [])
+        "the history", lambda: read_history(folder, accum_grad or 1), nothing
     )
     problems += missing
     inspection = None

@@ -185,6 +185,15 @@ def test_the_least_probable_close_and_no_more_of_them_than_needed(count):
         assert sum(map(len, closed(more, sites))) == count + 1
 
 
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_target_that_is_met_to_the_last_digit_is_met(count):
+    _, sites, budget = network(6)
+    set_(budget, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    rest = opened(budget, [0.0] * count + [1.0] * (6 - count))
+    plan = select(budget, {"params": float(budget.sparsity(rest)["params"])})
+    assert closed(plan, sites) == [list(range(count))]
+
+
 def test_scores_of_another_kind_decide_where_they_are_given():
     _, sites, budget = network(3, 3)
     set_(budget, [3.0, 2.0, 1.0], [6.0, 5.0, 4.0])

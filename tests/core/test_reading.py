@@ -2,6 +2,7 @@
 
 import collections
 import os
+import shutil
 import zipfile
 
 import pytest
@@ -113,6 +114,28 @@ def test_tensors_in_each_form(form, tmp_path):
     for name, tensor in saved.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_parts_that_torch_and_python_would_not_read_alike(tmp_path):
+    torch.save({"x": torch.zeros(2**16)}, tmp_path / "in")
+    repack(tmp_path / "in", tmp_path / "bzip2", zipfile.ZIP_BZIP2)
+    repack(tmp_path / "in", tmp_path / "zeros", zipfile.ZIP_DEFLATED)
+    shutil.copy(tmp_path / "in", tmp_path / "twice")
+    with zipfile.ZipFile(tmp_path / "twice", "a") as archive:
+        archive.writestr("in/data.pkl", b"x")
+    content = bytearray((tmp_path / "in").read_bytes())
+    size = content.rindex((2**18).to_bytes(4, "little"))  # as the list of parts has it
+    content[size - 4 : size + 4] = 2 * (2**24).to_bytes(4, "little")
+    (tmp_path / "larger").write_bytes(content)
+    for name, message in (
+        ("bzip2", "compressed in a way that torch does not know"),
+        ("zeros", "expands to more than 20 times its size"),
+        ("twice", "has a part twice"),
+        ("larger", "parts overlap"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize("new", [True, False])

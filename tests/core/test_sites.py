@@ -78,6 +78,10 @@ def test_where_there_are_no_units_there_is_no_gate():
     net.branches[0].first.out_features = 0
     site.attach_(["channels"])
     assert site.gates == {}
+    bare = Claims(nn.Linear(2, 2), 2)
+    bare._sizes = {}
+    bare.attach_(["units"])
+    assert bare.gates == {}
 
 
 def test_a_gate_acts_once_on_what_it_folds_into():

@@ -166,8 +166,12 @@ def make_speech(folder) -> None:
         (folder / name).write_text("\n".join(entries) + "\n")
 
 
-def test_a_zip_of_the_model_zoo(data, tmp_path, capsys, monkeypatch):
-    dense, out = tmp_path / "dense", tmp_path / "l0"
+def test_a_zip_of_the_model_zoo(tmp_path, capsys, monkeypatch):
+    """Its data lie below the folder that one works in, as those of ESPnet's recipes."""
+    monkeypatch.chdir(tmp_path)
+    dense, out, data = tmp_path / "dense", tmp_path / "l0", Path("data")
+    data.mkdir()
+    make_data(data)
     run(data, dense, encoder="conformer", encoder_conf=ENCODERS["conformer"], **STOCK)
     monkeypatch.chdir(dense)
     pack([
@@ -180,7 +184,7 @@ def test_a_zip_of_the_model_zoo(data, tmp_path, capsys, monkeypatch):
     assert 0.4 <= cut_sparsity(out) < 0.5
 
     data_of = "train_data_path_and_name_and_type"
-    for entry in (["feats", "speech", "kaldi_ark"], ["cat feats |", "speech", "npy"]):
+    for entry in (["feats", "speech", "kaldi_ark"], ["feats", "speech", "kaldi_ark_x"]):
         with zipfile.ZipFile("packed.zip") as packed, zipfile.ZipFile("z.zip", "w") as z:
             for name in packed.namelist():
                 content = packed.read(name)
@@ -189,7 +193,7 @@ def test_a_zip_of_the_model_zoo(data, tmp_path, capsys, monkeypatch):
                     content = yaml.safe_dump(config)
                 z.writestr(name, content)
         assert main(["adopt", "z.zip", "--out", "new"]) == 1
-        assert "whose lists can run commands" in capsys.readouterr().err
+        assert "have lists that can run commands" in capsys.readouterr().err
         assert not Path("new").exists()
     adopt("z.zip", "new", capsys, "--no_data")
     assert data_of not in yaml.safe_load(Path("new/prune.yaml").read_text())

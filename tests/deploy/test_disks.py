@@ -64,6 +64,7 @@ def all_or_nothing(command, exp, folder, tight, reason, capsys) -> None:
         *_, message = capsys.readouterr().err.splitlines()
         assert message.startswith(f"espnet-l0prune {words[0]}: ")
         assert reason in message, (size, message)
+        assert "expected" not in message  # the user did nothing wrong
         assert content(folder) == before, size
     assert codes[0] == 1
     assert codes[-1] == 0

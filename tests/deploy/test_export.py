@@ -1,5 +1,6 @@
 """Packed models: what is in them, and that they decode to the same text."""
 
+import copy
 import importlib
 import os
 import shutil
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import arguments, disturb_
+from builders import arguments, disturb_, save_experiment
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
 from PIL import Image
 from test_stock import cut_model
+from torch.onnx._internal.exporter import _onnx_program
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.plugin.espnet_modules import TooShortUttError
+
+TINY = {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
 
 # The plugin is not there: it cannot even be imported.
 DECODE = """
@@ -190,6 +195,82 @@ def test_an_slu_model(form, tmp_path, capsys):
     args.encoder_conf |= {"units": []}
     args.optim, args.optim_conf = "adamw", {}
     exported(form, task, args, inference.Speech2Understand, tmp_path, beam_size=3)
+
+
+def wave(samples: int) -> np.ndarray:
+    rng = np.random.default_rng(samples)
+    return 0.1 * rng.standard_normal(samples, np.float32)
+
+
+TEN_MINUTES = 600 * 16_000
+
+
+def test_audio_of_any_length(tmp_path, capsys):
+    """The same text for it in all forms, or that it is too short.
+
+    From what the STFT takes to what is longer than a table of legacy positions, of which
+    ESPnet then makes another.
+    """
+    args = arguments(
+        **{"input_size": None, "frontend": "default", "normalize": "utterance_mvn"},
+        model="espnet",
+        encoder="conformer",
+        optim="adamw",
+    )
+    args.frontend_conf = {"hop_length": 256}
+    args.encoder_conf = {
+        **{"output_size": 8, "attention_heads": 1, "num_blocks": 1, "linear_units": 8},
+        **{"input_layer": "conv2d6", "cnn_module_kernel": 5},  # 11 frames, or more
+    }
+    exp = tmp_path / "exp"
+    exp.mkdir()
+    torch.manual_seed(0)
+    model = ASRTask.build_model(copy.deepcopy(args))
+    disturb_(model.encoder)
+    (exp / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(model.state_dict(), exp / "model.pth")
+    options = {"beam_size": 2, "maxlenratio": -4.0}
+    forms = [Speech2Text(exp / "config.yaml", exp / "model.pth", **options)]
+    for form in ("plugin", "stock", "onnx"):
+        out = tmp_path / f"{form}.zip"
+        assert main(["export", form, str(exp), "--out", str(out)]) == 0
+        files = ModelDownloader(tmp_path / form).download_and_unpack(str(out))
+        forms.append(Speech2Text.from_pretrained(**files, **options))
+    for samples in (256 + 1, 300, 10 * 256 - 1):
+        for speech2text in forms:
+            with pytest.raises(TooShortUttError):
+                speech2text(wave(samples))
+    scores = set()
+    for samples in (10 * 256, 3_000, 16_000, TEN_MINUTES):
+        found = [speech2text(wave(samples))[0] for speech2text in forms]
+        assert len({text for text, *_ in found}) == 1
+        plain, *others = (float(hypothesis.score) for *_, hypothesis in found)
+        assert others == pytest.approx([plain] * 3, rel=1e-4, abs=1e-3)
+        scores.add(plain)
+    assert len(scores) == 4
+
+
+def test_weights_beside_a_large_graph(tmp_path, monkeypatch, capsys):
+    """In float and in int8: torch decides by their size that one file is too small."""
+    save_experiment(
+        tmp_path / "exp", decoder=None, model_conf={"ctc_weight": 1.0}, encoder_conf=TINY
+    )
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+    exp, options = tmp_path / "exp", {"beam_size": 2, "ctc_weight": 1.0}
+    plain = Speech2Text(exp / "config.yaml", exp / "model.pth", **options)
+    for form in ("float", "int8"):
+        out = tmp_path / f"{form}.zip"
+        command = ["export", "onnx", str(exp), "--out", str(out)]
+        assert main([*command, *(["--int8"] if form == "int8" else [])]) == 0
+        names, _, card = read(out)
+        assert {"encoder.onnx", "encoder.onnx.data"} <= names
+        assert "`encoder.onnx.data`: the weights of `encoder.onnx`" in card
+        files = ModelDownloader(tmp_path / form).download_and_unpack(str(out))
+        speech2text = Speech2Text.from_pretrained(**files, **options)
+        if form == "float":
+            require_same(speech2text, plain)
+        else:
+            assert texts(speech2text) == texts(plain)
 
 
 def test_bad_input_writes_nothing(experiment, tmp_path, capsys):

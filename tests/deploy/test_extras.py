@@ -59,6 +59,12 @@ def saved(**arrays) -> bytes:
     return content.getvalue()
 
 
+def kaldi(rows: int) -> bytes:
+    content = io.BytesIO()
+    np.save(content, np.ones((rows, 4)))
+    return content.getvalue()
+
+
 def picture() -> bytes:
     content = io.BytesIO()
     Image.new("L", (4, 4)).save(content, "png")
@@ -128,11 +134,12 @@ def test_what_is_something_else_is_not_packed(exp, tmp_path, capsys):
         (check_statistics, saved(count=1, sum=np.ones(3), sum_square=np.ones(2))),
         (check_statistics, saved(count=np.array([{}]), sum=1, sum_square=1)),
         (check_statistics, bytes(LARGEST_STATISTICS + 1)),
+        (check_statistics, kaldi(3)),
     ],
 )
 def test_contents_that_are_something_else(check, content, tmp_path):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ValueError, match="file cannot be packed .*; expected this"):
+    with pytest.raises(ValueError, match=r"file cannot be packed .*; expected this"):
         copy_checked(tmp_path / "file", tmp_path / "copy", "this", check)
     assert not (tmp_path / "copy").exists()
 
@@ -150,10 +157,4 @@ def test_what_is_no_file(tmp_path):
 
 def test_both_kinds_of_statistics():
     check_statistics(saved(count=5, sum=np.ones(3), sum_square=np.ones(3)))
-    kaldi = io.BytesIO()
-    np.save(kaldi, np.ones((2, 4)))
-    check_statistics(kaldi.getvalue())
-    with pytest.raises(ValueError, match="other shapes"):
-        kaldi = io.BytesIO()
-        np.save(kaldi, np.ones((3, 4)))
-        check_statistics(kaldi.getvalue())
+    check_statistics(kaldi(2))

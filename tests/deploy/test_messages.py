@@ -14,8 +14,9 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.deploy import export, onnx
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import compare, outputs
-from espnet_l0prune.plugin.espnet_modules import _find
+from espnet_l0prune.plugin.espnet_modules import PositionwiseFeedForward, _find
 from espnet_l0prune.plugin.experiment import load_weights
+from espnet_l0prune.plugin.onnx import OnnxEncoder
 
 SMALL = {"units": [], "output_size": 8, "num_blocks": 1}
 
@@ -84,13 +85,13 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
 def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
     net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
     form = export.onnx_form(net, arguments(), tmp_path, int8=False)
-    assert "differ by at most" in form.verify(net)
+    assert "the largest difference of log-probabilities is" in form.verify(net)
     with torch.no_grad():
         net.ctc.ctc_lo.bias[0] += 1
     other = copy.deepcopy(net)
     with torch.no_grad():
         other.ctc.ctc_lo.bias[0] += 1
-    with pytest.raises(ValueError, match="the packed model differs from the experiment"):
+    with pytest.raises(ValueError, match=r"is not the experiment's: .* Export a plugin"):
         form.verify(other)
 
     class Branch(torch.nn.Module):
@@ -100,6 +101,23 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
     net.encoder.encoders[0].feed_forward = Branch()
     with pytest.raises(ValueError, match=r"torch cannot write encoder\.onnx of"):
         onnx.write_onnx(net, tmp_path)
+
+
+def test_an_int8_that_is_far_from_the_float(tmp_path):
+    """A large weight that is never used leaves no step of int8 to the others."""
+    net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
+    with torch.no_grad():
+        net.ctc.ctc_lo.weight *= 5
+        for module in net.encoder.modules():
+            if isinstance(module, PositionwiseFeedForward):
+                module.w_1.weight[0] = module.w_1.bias[0] = 0
+                module.w_2.weight *= 10
+                module.w_2.weight[:, 0] = 10_000
+    form = export.onnx_form(net, arguments(), tmp_path, int8=True)
+    packed = copy.deepcopy(net)
+    packed.encoder = OnnxEncoder(20, str(tmp_path / "encoder.onnx"))
+    with pytest.raises(ValueError, match=r"mean divergence, .* it without --int8"):
+        form.verify(packed)
 
 
 def test_what_plain_espnet_cannot_build():

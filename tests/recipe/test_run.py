@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -96,6 +98,30 @@ def test_from_corpus_to_score(work):
     repaired = run(work, "--stop_stage", "6")
     assert repaired.stdout.count("already done") == 5, repaired.stdout
     assert (work / "exp/asr_cut/model.pth").exists()
+
+
+def test_the_demo_says_what_it_shows_and_how_long_it_takes(work, tmp_path):
+    """Once, before the first stage that has anything to do: here, tokens alone."""
+    bpe = ["--token_type", "bpe", "--nbpe", "40", "--stage", "2", "--stop_stage", "2"]
+    first, again = (run(work, "--corpus", "mini", *bpe).stdout for _ in range(2))
+    assert "and a table shows dense\nbeside pruned:" in first
+    assert re.search(r"\nstage 2: [\d:]+ python3, about 1 min left\n", first)
+    assert again.startswith("stage 2: already done")
+    assert "min left" not in run(work, *bpe, "--nbpe", "39").stdout  # of another corpus
+    bad = ["--train_config", shrink("train", tmp_path, encoder="none"), "--nbpe", "38"]
+    broken = run(work, "--corpus", "mini", *bpe, *bad, check=False)
+    assert broken.returncode == 1
+    assert "no training step can be timed" in broken.stderr
+
+
+def test_the_forecast_follows_what_was_measured(work):
+    """Of the three trainings, the dense one takes longest, and fine-tuning least."""
+    forecast = runpy.run_path(str(RECIPE / "local/forecast.py"))
+    assert 0 < forecast["update_seconds"](work / "train.yaml") < 60
+    seconds = forecast["stage_seconds"](6.0, 0.3)
+    assert len(seconds) == 10
+    assert 10 < sum(seconds) / 60 < 18
+    assert seconds[3] > seconds[4] > seconds[6] > 0
 
 
 def test_the_pack_is_whole_and_has_no_teacher(work):

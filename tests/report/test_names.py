@@ -42,9 +42,9 @@ class Shape(HTMLParser):
 
 def page_with(text: str) -> str:
     """A page on which everything is called so."""
-    run = Run(text, Path(), {text: text}, [], None, [], [text, f"a {text}"])
+    run = Run(text, Path(), {text: text}, [], None, [], None, [])
     body = card("<svg/>", text, "name") + table([text, text], {text: [text]})
-    return whole_page([run, run], body)
+    return whole_page([run, run], [text], [text, f"a {text}"], body)
 
 
 @given(st.one_of(st.text(), st.text("<>&\"'/-! =ab\n", max_size=20)))
