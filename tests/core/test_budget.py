@@ -19,6 +19,7 @@ from branches import (
 from espnet_l0prune.core.budget import (
     Budget,
     _least,
+    _without_needless,
     check_compatible,
     check_reachable,
     count_parameters,
@@ -243,6 +244,30 @@ def test_every_closed_unit_is_needed(seed, share):
         more = now.clone()
         more[row, unit] = 1
         assert excess(more) < 0
+
+
+def test_what_would_overshoot_is_passed_over_where_smaller_units_do():
+    """The first branch is least probable, but two channels are all that must go."""
+    _, sites, budget = network(8, 4, kinds=BOTH)
+    set_(budget, [-5.0], [5.0] * 8, [9.0], [-4.0, -3.0, -2.0, -1.0])
+    target = 2 * (2 * SIZE + 1) / budget.totals["params"] - 1e-9
+    plan = select(budget, {"params": target})
+    assert closed(plan, sites) == [[], [0, 1]]
+    assert plan["branches.0"]["modules"] == plan["branches.1"]["modules"] == [0]
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 5])
+def test_the_most_probable_open_again_first(needed):
+    """Of five that are closed, as many as can; at last the least probable are left."""
+    order = torch.arange(5.0)[None]
+    found = _without_needless(
+        torch.ones(1, 5, dtype=torch.bool),
+        order,
+        torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]),
+        lambda closed: float(closed.sum() - needed),
+        0.0,
+    )
+    assert found.tolist() == [[unit < needed for unit in range(5)]]
 
 
 def test_units_go_in_groups_and_what_exceeds_a_multiple_goes_first():

@@ -196,11 +196,14 @@ def test_a_resumed_frozen_run_stays_frozen_as_it_is():
     ],
 )
 def test_other_settings_are_refused(changes, message):
-    _, begun, _ = controlled()
+    _, begun, first = controlled()
     _, controller, _ = controlled(**changes)
     with pytest.raises(ValueError, match=message):
         controller.check_settings(begun.settings)
     begun.check_settings(begun.settings)
+    _, _, other = controlled(target=0.3)  # and so does a resume
+    with pytest.raises(ValueError, match="begun with other settings: target was"):
+        other.load_state_dict(first.state_dict())
 
 
 def test_targets_that_cannot_be_met_are_refused_at_once():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from espnet_l0prune.core.budget import select
 from espnet_l0prune.core.constraints import (
     ControlledL2Constraint,
     InequalityConstraint,
@@ -152,6 +153,7 @@ def test_defaults_that_experiments_rely_on():
         "weight_decay": 1e-2,
         "order": "joint",
     }
+    assert defaults(select) == {"tolerance": 1e-3, "scores": None}
     assert defaults(HardConcrete) == {
         "open_probability": 0.99,
         "round_to": 1,
