@@ -33,9 +33,16 @@ setup(
     package_data={"espnet_l0prune": ["py.typed"]},
     cmdclass={"build_py": BuildWithAutoload},
     entry_points={"console_scripts": ["espnet-l0prune = espnet_l0prune.cli:main"]},
-    # Nothing that ESPnet brings: ESPnet and torch disagree on setuptools, so that pip,
-    # once it is asked for both, exchanges the torch that is there for another.
-    install_requires=["matplotlib", "rich>=13", "shtab", "typeguard>=4"],
+    # Neither ESPnet nor torch: they disagree on setuptools, so that pip, once it is asked
+    # for both, exchanges the torch that is there for another.
+    install_requires=[
+        "matplotlib",
+        "pyyaml",
+        "rich>=13",
+        "sentencepiece",
+        "shtab",
+        "typeguard>=4",
+    ],
     extras_require={
         "espnet": ["espnet>=202511", "torch>=2.6", "torchaudio"],
         "recipe": [
