@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Print how many seconds each stage of the demo takes on this machine, from 1 to 10.
 
-Measured here: how long ESPnet takes to import, which every stage does, and an update of
-the dense training. All else is a number of these, as the demo was seen to take.
+Measured here: how long ESPnet takes to import, which almost every stage does, and an
+update of the dense training. All else is a number of these.
 """
 
 import argparse
@@ -11,15 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-# Of each stage: imports of ESPnet, updates of the dense training. An epoch has 66
-# updates; one of pruning takes as long as 1.5, since the teacher runs too, one of
-# fine-tuning as long as 1, and a decoded utterance as long as 1.
+# Of each stage: imports of ESPnet, updates of the dense training. An epoch has 66 of
+# these, and its validation takes as long as 4. By CPU time, an update of pruning takes as
+# long as 1.3 in warm-up and more once gates are trained; decoding an utterance, as 1.2
+# where the model is dense. The rest is guessed: it is corrected as the stages go.
 STAGES = {
     1: (0, 100),
     2: (0, 2),
     3: (1, 30),
     4: (1, 18 * 70),
-    5: (1, 8 * 66 * 1.5),
+    5: (1, 8 * 70 * 1.4),
     6: (1, 10),
     7: (1, 3 * 70),
     8: (2, 5),
