@@ -35,12 +35,15 @@ def modernize(config: Mapping) -> dict:
     left = {name: value for name, value in config.items() if name in known}
     for choices in task.class_choices_list:
         if choices.name == "preprocessor" and left.get("preprocessor"):
-            # ESPnet gives it some options twice where the defaults are written out
+            # where its defaults are written out, ESPnet gives it twice what is an option
+            # of its own, under this name or, as `cleaner`, another
             default = get_default_kwargs(choices.get_class(left["preprocessor"]))
             left["preprocessor_conf"] = {
                 name: value
                 for name, value in (left.get("preprocessor_conf") or {}).items()
-                if name not in default or value != default[name]
+                if not (value is None or name in known)
+                or name not in default
+                or value != default[name]
             }
     read = vars(parse(left))
     return {name: read[name] for name in left}

@@ -236,4 +236,5 @@ def test_verify_tells_different_models_apart(tmp_path, capsys):
     state = torch.load(path, weights_only=True)
     state["encoder.after_norm.weight"][0] += 1e-6
     torch.save(state, path)
+    capsys.readouterr()
     assert "differ by" in message(capsys, "verify", tmp_path / "exp", tmp_path / "cut")
