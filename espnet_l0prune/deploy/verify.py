@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
 from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import evaluation
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
@@ -49,8 +49,8 @@ def outputs(model: nn.Module) -> Outputs:
     and converted back: no second copy of a big model is made, and no digit is lost.
 
     Returns:
-        by type, the encoder's valid frames (frames, size) and, with a decoder that can be
-        cut, its logits (batch, tokens, vocabulary)
+        by type, the encoder's valid frames (frames, size) and, with a decoder of the
+        Transformer's kind, its logits (batch, tokens, vocabulary)
     """
     with evaluation(model):
         return {dtype: _outputs(model, dtype) for dtype in (torch.float64, torch.float32)}
@@ -85,7 +85,7 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         output, valid = encode(model, feats.to(dtype), lengths)
     mask = torch.arange(output.size(1)) < valid[:, None]
     found = {"encoder": output[mask]}
-    if model.decoder is not None and find_sites(model.decoder):
+    if isinstance(model.decoder, BaseTransformerDecoder):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
         with _converted(dtype, model.decoder):
