@@ -390,6 +390,7 @@ def test_each_phase_is_announced_once(caplog):
 
 
 def test_multipliers_that_are_no_numbers_end_the_run():
-    run = controlled(LagrangianConstraint(1e308))
-    with pytest.raises(ValueError, match="the multipliers of params diverged"):
+    run = controlled()
+    run[1].multipliers["params"]["lambda1"] = float("inf")
+    with pytest.raises(ValueError, match="the multipliers of params are .*nan"):
         update(*run, 9)
