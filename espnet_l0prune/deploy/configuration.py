@@ -37,7 +37,7 @@ def modernize(config: Mapping) -> dict:
         if choices.name == "preprocessor" and left.get("preprocessor"):
             # where its defaults are written out, ESPnet gives it twice what is an option
             # of its own, under this name or, as `cleaner`, another
-            default = get_default_kwargs(choices.get_class(left["preprocessor"]))
+            default = get_default_kwargs(choices.get_class(str(left["preprocessor"])))
             left["preprocessor_conf"] = {
                 name: value
                 for name, value in (left.get("preprocessor_conf") or {}).items()

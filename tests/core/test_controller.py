@@ -392,5 +392,5 @@ def test_each_phase_is_announced_once(caplog):
 def test_multipliers_that_are_no_numbers_end_the_run():
     run = controlled()
     run[1].multipliers["params"]["lambda1"] = float("inf")
-    with pytest.raises(ValueError, match="the multipliers of params are .*nan"):
+    with pytest.raises(ValueError, match=r"the multipliers of params are .*nan"):
         update(*run, 9)
