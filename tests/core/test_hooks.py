@@ -164,6 +164,9 @@ def test_what_a_narrower_stream_reads_and_gives():
     assert torch.equal(read, x[..., index])
     assert rest == [mask, more]
     assert torch.equal(gather_output(layer, (), x), x[..., index])
+    out, same = gather_output(layer, (), (x, mask))
+    assert torch.equal(out, x[..., index])
+    assert same is mask
     (out, position), same = gather_output(layer, (), ((x, more), mask))
     assert torch.equal(out, x[..., index])
     assert position is more
