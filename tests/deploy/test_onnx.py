@@ -84,10 +84,8 @@ ATTENTION = {
 }
 KINDS = [
     *(("conformer", attention) for attention in ATTENTION),
-    *((f"{e}branchformer", a) for e in ("", "e_") for a in ("latest", "legacy")),
-    ("branchformer", "scaled"),
-    ("e_branchformer", "convolution"),
-    ("transformer", "absolute"),
+    ("branchformer", "latest"),
+    ("e_branchformer", "legacy"),
     ("transformer", "convolution"),
 ]
 
