@@ -72,8 +72,8 @@ def copy_checked(
 
 
 def copy_results(experiment: Path, folder: Path) -> list[str]:
-    """Copy what an experiment shows of itself, RESULTS.md and images/*.png, but no links:
-    they could show anything.
+    """Copy what an experiment shows of itself, RESULTS.md and the PNG pictures in images,
+    but no links: they could show anything.
 
     Returns:
         the names that are there
