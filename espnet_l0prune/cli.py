@@ -254,7 +254,7 @@ def _stoppable() -> Iterator[None]:
     nothing half-written is left."""
 
     def stop(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        sys.exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -109,7 +109,7 @@ def wheel(tmp_path_factory) -> Path:
     skipped = ".*", "build", "dist", "docs", "egs", "exp*", "tests", "*.egg-info"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*skipped))
     made = subprocess.run(
-        ["make", "dist", f"PYTHON={sys.executable}"],
+        ["make", "--no-print-directory", "dist", f"PYTHON={sys.executable}"],
         cwd=source,
         env={**os.environ, "PIP_NO_BUILD_ISOLATION": "false"},  # means true
         capture_output=True,

@@ -108,7 +108,7 @@ def test_the_demo_says_what_it_shows_and_how_long_it_takes(work, tmp_path):
     assert re.search(r"\nstage 2: [\d:]+ python3, about 1 min left\n", first)
     assert again.startswith("stage 2: already done")
     assert "min left" not in run(work, *bpe, "--nbpe", "39").stdout  # of another corpus
-    bad = ["--train_config", shrink("train", tmp_path, encoder="none"), "--nbpe", "38"]
+    bad = ["--train_config", shrink("train", tmp_path, encoder="unknown"), "--nbpe", "38"]
     broken = run(work, "--corpus", "mini", *bpe, *bad, check=False)
     assert broken.returncode == 1
     assert "no training step can be timed" in broken.stderr
