@@ -52,7 +52,6 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
-RATE = 11e6  # bytes of weights a second, on a thread
 LOSS = 20.0  # an utterance's, where it is not normalized by length
 
 
@@ -168,7 +167,7 @@ def _adopt(
     finetune = {**dense, **_fine_tuning(dense, choice, files, out / "cut")}
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
     _as_trained(finetune, gpus)
-    step(f"loading {model_file}: {how_long(model_file, RATE)}")
+    step(f"loading {model_file}: {how_long(model_file)}")
     trained = load_trained(argparse.Namespace(**copy.deepcopy(config)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(

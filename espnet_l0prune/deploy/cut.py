@@ -28,7 +28,6 @@ from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
-RATE = 11e6  # bytes of weights a second, on a thread
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
 PRUNING_OPTIONS = (
@@ -150,7 +149,7 @@ def cut_experiment(
         OSError: `out` cannot be written
     """
     _check_free(out, force)
-    step(f"loading {experiment}: {how_long(experiment / checkpoint, RATE)}")
+    step(f"loading {experiment}: {how_long(experiment / checkpoint)}")
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
     budget, scheduler = check_settled(model, args, experiment), make_scheduler(args)

@@ -41,7 +41,6 @@ from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
 
-RATE = 11e6  # bytes of weights a second, on a thread; torch's ONNX exporter has none
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
@@ -183,7 +182,8 @@ def export(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
-    time = "" if form == "onnx" else f": {how_long(experiment / checkpoint, RATE)}"
+    # of torch's ONNX exporter no rate was measured
+    time = "" if form == "onnx" else f": {how_long(experiment / checkpoint)}"
     step(f"loading {experiment}{time}")
     model, args = load_finished(experiment, checkpoint)
     with beside(out) as part:

@@ -13,12 +13,18 @@ from espnet_l0prune.core import pickles
 from espnet_l0prune.core.reading import read_json, read_tensors, read_text, read_yaml
 
 
-@pytest.mark.parametrize("what", YAML)
-def test_yaml_that_is_refused(what, tmp_path):
-    text, message = YAML[what]
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        pytest.param(read, *case, id=f"{read.__name__}-{what}")
+        for read, cases in ((read_yaml, YAML), (read_json, JSON))
+        for what, case in cases.items()
+    ],
+)
+def test_a_text_that_is_refused(read, text, message, tmp_path):
     (tmp_path / "x").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_yaml(tmp_path / "x")
+        read(tmp_path / "x")
 
 
 def test_yaml_that_is_read(tmp_path):
@@ -33,14 +39,6 @@ def test_yaml_that_is_read(tmp_path):
         "e": {"d": 1, "f": "1e400"},
         "tokens": tokens,
     }
-
-
-@pytest.mark.parametrize("what", JSON)
-def test_json_that_is_refused(what, tmp_path):
-    text, message = JSON[what]
-    (tmp_path / "x").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_json(tmp_path / "x")
 
 
 def test_json_that_is_read(tmp_path):
