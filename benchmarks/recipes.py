@@ -86,13 +86,17 @@ def shrink(conf: dict[str, Any], task: str) -> dict[str, Any]:
     """A configuration, small and without what cannot be had here.
 
     Two blocks in encoder and decoder and narrow layers, with as many heads; no front end
-    and no preencoder, but features; utterance_mvn for global_mvn, which needs
-    statistics; no augmentation with noises and rooms; no files to begin from.
+    and no preencoder, but features, of which masks leave some; utterance_mvn for
+    global_mvn, which needs statistics; no augmentation with noises and rooms; no files
+    to begin from.
     """
     small = {**conf, **TRAINING, "input_size": SIZE}
     for name in ("frontend", "preencoder", "noise_scp", "rir_scp", "init_param"):
         small.pop(name, None)
         small.pop(f"{name}_conf", None)
+    specaug = small.get("specaug_conf") or {}
+    if "freq_mask_width_range" in specaug:
+        small["specaug_conf"] = {**specaug, "freq_mask_width_range": [0, SIZE // 4]}
     if task == "mt":  # whose features are embeddings of discrete units
         del small["input_size"], small["normalize"]
         small |= {"frontend": "embed", "frontend_conf": {"embed_dim": SIZE}}
