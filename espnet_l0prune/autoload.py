@@ -1,5 +1,7 @@
-"""Register with each of ESPnet's tasks the moment it is imported, and not before."""
+"""Register with each of ESPnet's tasks the moment it is imported, and not before; or
+stand aside, where that cannot be done."""
 
+import os
 import sys
 
 WATCHED = tuple(f"espnet2.tasks.{name}" for name in ("asr", "s2t", "slu", "st"))
@@ -38,19 +40,36 @@ class _RegisterAfter:
         loader = self._loaders.pop(module.__name__)
         module.__spec__.loader = module.__loader__ = loader
         loader.exec_module(module)
-        register(module.__name__)
+        _register_or_stand_aside(module.__name__)
 
 
 def register(module: str) -> None:
+    """Enter our names into one of the tasks.
+
+    Raises:
+        Exception: whatever an ESPnet that we do not know makes of it
+    """
     from espnet_l0prune.plugin.register import register
 
     register(module.rpartition(".")[2])
 
 
+def _register_or_stand_aside(*modules: str) -> None:
+    """Without us ESPnet goes on as if we were not there: here, and in all processes that
+    this one starts, so that they do not say it again."""
+    try:
+        for module in modules:
+            register(module)
+    except Exception as e:
+        from espnet_l0prune.doctor import why_aside
+
+        os.environ["ESPNET_L0PRUNE_AUTOLOAD"] = "0"
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _RegisterAfter)]
+        print(why_aside(e), file=sys.stderr)
+
+
 def install() -> None:
     """Register with the tasks that are there, and with the others as soon as they are."""
-    for module in WATCHED:
-        if module in sys.modules:
-            register(module)
     if not any(isinstance(finder, _RegisterAfter) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfter())
+    _register_or_stand_aside(*(module for module in WATCHED if module in sys.modules))

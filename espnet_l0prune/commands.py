@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_l0prune.autoload import register
+
 Track = Callable[[Sequence], Iterable]
 
 
@@ -86,10 +88,12 @@ def _import_espnet() -> None:
             contextlib.redirect_stdout(noise),
             contextlib.redirect_stderr(noise),
         ):
-            import espnet2.tasks.asr  # noqa: F401
+            import espnet2.tasks.asr
+
+            register(espnet2.tasks.asr.__name__)  # says why, where the import could not
     except (ImportError, OSError) as e:
         raise ImportError(
-            f"ESPnet cannot be imported: {e}. `espnet-l0prune doctor` says what is wrong"
+            f"this ESPnet cannot be used: {e}. `espnet-l0prune doctor` says what is wrong"
         ) from e
 
 

@@ -19,7 +19,10 @@ from espnet_l0prune.core.python import last_line, run_python
 
 REGISTRATION = """
 import sys, espnet2.tasks.asr as asr
-sys.exit(0 if "l0_conformer" in asr.encoder_choices.classes else 3)
+if "espnet_l0prune" not in sys.modules:
+    sys.exit(3)
+from espnet_l0prune.autoload import register
+register(asr.__name__)
 """
 OLDEST = {"torch": "2.6", "espnet": "202511"}
 
@@ -130,5 +133,17 @@ def _registration() -> Check:
     if result.returncode == 3:
         remedy = "run `espnet-l0prune enable` (an editable install needs it once)"
         return Check("registration", "ESPnet does not know l0_conformer", remedy)
-    remedy = "remove the other extension, or set ESPNET_L0PRUNE_AUTOLOAD=0"
+    other = "remove the other extension, or set ESPNET_L0PRUNE_AUTOLOAD=0"
+    remedy = remedy_for_age("espnet", _version("espnet") or "0") or other
     return Check("registration", last_line(result), remedy)
+
+
+def why_aside(error: Exception) -> str:
+    """The sentence for where we cannot register, and ESPnet goes on without us."""
+    version = _version("espnet") or "0"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    remedy = remedy_for_age("espnet", version) or "see `espnet-l0prune doctor`"
+    return (
+        "espnet_l0prune stands aside: it cannot register with ESPnet "
+        f"{version} ({what}); {remedy}"
+    )

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,41 +69,44 @@ MODELS = {
 def register(name: str = "asr") -> None:
     """Enter our classes into the registries of a task of ESPnet's, by its short name.
 
-    A second call changes nothing.
+    All of them or none; a second call changes nothing.
 
     Raises:
         RuntimeError: something else has taken one of the names
     """
     module = importlib.import_module(f"espnet2.tasks.{name}")
     task = getattr(module, TASKS[name])
-    for registry, ours, what in (
-        (module.encoder_choices, ENCODERS | OTHER_ENCODERS, "encoder"),
-        (module.decoder_choices, DECODERS | {"onnx": OnnxDecoder}, "decoder"),
-    ):
-        for key, network in ours.items():
-            _add(registry.classes, key, network, what)
-    _add(abs_task.optim_classes, "l0_adamw", L0AdamW, "optim")
-    _wrap(task, "build_model", before=inline_structure, after=settle_options)
-    _wrap(task, "build_optimizers", before=check_optimizer, after=prepare_training)
+    entries: list[tuple[str, dict, dict]] = [
+        ("encoder", module.encoder_choices.classes, ENCODERS | OTHER_ENCODERS),
+        ("decoder", module.decoder_choices.classes, DECODERS | {"onnx": OnnxDecoder}),
+        ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
+    ]
+    options = []
     if name in MODELS:
         where, what = MODELS[name]
         model = getattr(importlib.import_module(where), what)
-        _add(module.model_choices.classes, "l0_distill", model, "model")
-        choices = {c.name: c for c in task.class_choices_list}
-        for option in OPTIONS:
-            _add(choices, option.name, option, "option")
-            if option not in task.class_choices_list:
-                task.class_choices_list.append(option)
+        entries.append(("model", module.model_choices.classes, {"l0_distill": model}))
+        there = {option.name: option for option in task.class_choices_list}
+        entries.append(("option", there, {option.name: option for option in OPTIONS}))
+        options = [option for option in OPTIONS if option.name not in there]
+    for what, registry, ours in entries:
+        _require_free(what, registry, ours)
+    for _, registry, ours in entries:
+        registry.update(ours)
+    task.class_choices_list += options
+    _wrap(task, "build_model", before=inline_structure, after=settle_options)
+    _wrap(task, "build_optimizers", before=check_optimizer, after=prepare_training)
 
 
-def _add(registry: dict, name: str, value: object, what: str) -> None:
-    taken = registry.setdefault(name, value)
-    if taken is not value:
-        raise RuntimeError(
-            f"the {what} name {name!r} is already taken in ESPnet by {taken}; "
-            f"expected it to be free for {value}. Remove the other extension, or set "
-            "ESPNET_L0PRUNE_AUTOLOAD=0 to run without espnet_l0prune."
-        )
+def _require_free(what: str, registry: Mapping, ours: Mapping) -> None:
+    for name, value in ours.items():
+        taken = registry.get(name, value)
+        if taken is not value:
+            raise RuntimeError(
+                f"the {what} name {name!r} is already taken in ESPnet by {taken}; "
+                f"expected it to be free for {value}. Remove the other extension, or set "
+                "ESPNET_L0PRUNE_AUTOLOAD=0 to run without espnet_l0prune."
+            )
 
 
 def _wrap(task: type[AbsTask], name: str, after, before=None) -> None:

@@ -205,7 +205,7 @@ def test_an_espnet_that_cannot_be_imported(dense, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "espnet2.tasks.asr", None)
     assert main(["inspect", str(dense)]) == 1
     message = capsys.readouterr().err
-    assert "ESPnet cannot be imported: " in message
+    assert "this ESPnet cannot be used: " in message
     assert "`espnet-l0prune doctor` says what is wrong" in message
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.tasks import abs_task
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 
@@ -54,10 +55,48 @@ def test_names_and_second_registration():
         assert option in help_text
 
 
-def test_a_taken_name_is_an_error(monkeypatch):
-    monkeypatch.setitem(encoder_choices.classes, "l0_conformer", int)
-    with pytest.raises(RuntimeError, match="'l0_conformer' is already taken"):
+@pytest.mark.parametrize("name", ["l0_conformer", "l0_distill"])
+def test_a_taken_name_is_an_error_that_changes_nothing(name, monkeypatch):
+    registries = encoder_choices.classes, model_choices.classes, abs_task.optim_classes
+    for registry in registries:
+        for ours in [key for key in registry if key.startswith("l0_")]:
+            monkeypatch.delitem(registry, ours)
+    taken = encoder_choices if name == "l0_conformer" else model_choices
+    monkeypatch.setitem(taken.classes, name, int)
+    before = [dict(registry) for registry in registries]
+    with pytest.raises(RuntimeError, match=f"'{name}' is already taken"):
         plugin.register()
+    assert [dict(registry) for registry in registries] == before
+
+
+def test_where_we_cannot_register_espnet_goes_on_and_one_sentence_says_why(tmp_path):
+    """In an ESPnet without a module that we need: here, in a task that is imported later,
+    and in a worker. Our own commands name it too."""
+    script = tmp_path / "spawn.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        f"sys.modules['{RNNTLossNumba.__module__}'] = None\n"
+        f"def work():\n    {ASK}\n"
+        "if __name__ == '__main__':\n"
+        "    work()\n"
+        "    import espnet2.tasks.slu\n"
+        "    p = multiprocessing.get_context('spawn').Process(target=work)\n"
+        "    p.start(); p.join()\n"
+        "    from espnet_l0prune.cli import main\n"
+        "    print('EXIT', main(['inspect', '.']))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line[:4] in ("KNOW", "EXIT")]
+    assert found == ["KNOWN False", "KNOWN False", "EXIT 1"]
+    said = [line for line in done.stderr.splitlines() if "l0prune" in line]
+    aside, command = said
+    reason = f"import of {RNNTLossNumba.__module__} halted"
+    assert aside.startswith("espnet_l0prune stands aside: it cannot register with ESPnet")
+    assert f"(ModuleNotFoundError: {reason}" in aside
+    assert aside.endswith("; see `espnet-l0prune doctor`")
+    assert command.startswith(
+        f"espnet-l0prune inspect: this ESPnet cannot be used: {reason}"
+    )
 
 
 def test_print_config_lists_our_options_and_espnets():
