@@ -1,4 +1,4 @@
-"""How many updates close a gate, and schedules that have fewer."""
+"""How many updates close a gate, schedules that have fewer, and how long files take."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import shortage, updates_to_close
 from espnet_l0prune.core.schedules import LinearSparsityScheduler
+from espnet_l0prune.core.steps import how_long
 
 
 @pytest.mark.parametrize("kind", [HardConcrete, AdaptiveDropout])
@@ -45,3 +46,11 @@ def test_a_schedule_with_too_few_updates_says_what_would_do():
     assert "some 270 at gate_lr 0.02" in said
     assert "Raise gate_lr in optim_conf to 0.1, or train for longer" in said
     assert not shortage(scheduler, [gate], L0AdamW(gate.parameters(), gate_lr=0.1))
+
+
+def test_what_there_is_to_load_and_for_how_long(tmp_path):
+    weights = tmp_path / "model.pth"
+    assert how_long(weights) == "0 MB of weights, about 1 s in all"
+    with weights.open("wb") as file:
+        file.truncate(1_100_000_000)
+    assert how_long(weights) == "1,100 MB of weights, about 101 s in all"

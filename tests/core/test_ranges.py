@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.ranges import RANGES, Pair, Range, check
 
 ALL = [(where, name) for where, found in RANGES.items() for name in found]
@@ -16,6 +17,29 @@ def test_no_range_has_room_for_what_is_no_sensible_number(where, name):
         given = [0.5, value] if isinstance(RANGES[where][name], Pair) else value
         with pytest.raises(ValueError, match=f"{where}: {name} is .*; expected .* in "):
             check(where, {name: given})
+
+
+@pytest.mark.parametrize(("where", "name"), ALL)
+def test_every_range_has_room_and_only_a_log_alpha_or_multiplier_is_negative(where, name):
+    of = RANGES[where][name]
+    signed = name in ("lambda1", "centre")
+    assert of.low == -of.high if signed else of.low >= 0
+    assert of.low < of.high
+
+
+def test_what_the_ends_of_some_ranges_mean():
+    opened = RANGES["encoder_conf"]["open_probability"]
+    for probability, is_dense in ((opened.low, True), (opened.low - 0.001, False)):
+        gate = HardConcrete(1, probability).eval()
+        assert bool((gate() == 1).all()) is is_dense
+    assert (opened.high, opened.high in opened) == (1, False)  # its log_alpha is infinite
+    for option, value in {"--epochs": 1, "--rounds": 1, "--seconds": 0.01}.items():
+        check("command line", {option: value})
+    check("model_conf", {"task_weight": 0, "layer_weight": 0})  # a loss less
+    check("frontend_conf", {"fs": 1})
+    for option in ("--epochs", "--finetune_epochs", "--rounds", "--seconds"):
+        with pytest.raises(ValueError, match=option):
+            check("command line", {option: 0})
 
 
 def test_ends_are_in_or_out_as_written():

@@ -1,0 +1,15 @@
+"""Code in a Python of its own."""
+
+from espnet_l0prune.core.python import last_line, run_python
+
+
+def test_the_current_folder_is_read_and_not_run(tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger ran')")
+    code = "import json, os, sys; print(os.listdir(), *sys.argv[1:])"
+    done = run_python(code, "a", "b c", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "['json.py'] a b c\n")
+
+
+def test_the_last_line_of_a_failure():
+    assert last_line(run_python("raise ValueError('too late')")) == "ValueError: too late"
+    assert last_line(run_python("")) == "no message"
