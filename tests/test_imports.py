@@ -34,6 +34,17 @@ def test_layers(layer):
                 assert not name.startswith(("espnet.", "espnet2", "espnetez")), path
 
 
+def test_one_file_knows_where_espnet_has_its_layers():
+    parts = "encoder", "decoder", "frontend", "layers", "transducer"
+    places = "espnet.nets", "espnet2.legacy", *(f"espnet2.asr.{part}" for part in parts)
+    files = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if any(name.startswith(places) for name in imported(path))
+    }
+    assert files == {"espnet_modules.py"}
+
+
 def python(code: str) -> str:
     environment = {**os.environ, "ESPNET_L0PRUNE_AUTOLOAD": "0"}
     command = [sys.executable, "-c", code]

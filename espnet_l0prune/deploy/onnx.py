@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
-from espnet2.asr.frontend.default import DefaultFrontend
 from torch import Tensor, nn
 
 from espnet_l0prune.deploy.verify import encode, probe
 from espnet_l0prune.plugin.espnet_modules import (
+    BaseTransformerDecoder,
     BatchScorerInterface,
+    DefaultFrontend,
     PositionalEncoding,
     RelPositionalEncoding,
     check_short_utt,

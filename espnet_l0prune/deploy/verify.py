@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
 from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Site
+from espnet_l0prune.plugin.espnet_modules import BaseTransformerDecoder
 from espnet_l0prune.plugin.workload import evaluation
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude

@@ -1,32 +1,58 @@
-"""The parts of ESPnet that we build on, imported in one place.
+"""The networks and layers of ESPnet that we build on, and where each ESPnet has them.
 
-Upstream moves `espnet.nets` to `espnet2.legacy.nets`: only this file has to follow.
+Up to 202511 the layers are in `espnet.nets`, from 202609 on in `espnet2.legacy.nets`.
 """
 
 import importlib
 from typing import Any
 
-from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoderLayer
-from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoderLayer
+from espnet2.asr.decoder.abs_decoder import AbsDecoder
+from espnet2.asr.decoder.transformer_decoder import (
+    BaseTransformerDecoder,
+    TransformerDecoder,
+)
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.asr.encoder.branchformer_encoder import (
+    BranchformerEncoder,
+    BranchformerEncoderLayer,
+)
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.e_branchformer_encoder import (
+    EBranchformerEncoder,
+    EBranchformerEncoderLayer,
+)
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 
 __all__ = [
     "SUBSAMPLINGS",
+    "AbsDecoder",
+    "AbsEncoder",
+    "BaseTransformerDecoder",
     "BatchScorerInterface",
+    "BranchformerEncoder",
     "BranchformerEncoderLayer",
+    "ConformerEncoder",
     "ConformerLayer",
     "Conv1dLinear",
     "ConvolutionModule",
     "ConvolutionalGatingMLP",
     "ConvolutionalPositionalEmbedding",
     "DecoderLayer",
+    "DefaultFrontend",
+    "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
     "MultiHeadedAttention",
     "MultiLayeredConv1d",
     "PositionalEncoding",
     "PositionwiseFeedForward",
+    "RNNTLossNumba",
     "RelPositionalEncoding",
     "TooShortUttError",
+    "TransformerDecoder",
+    "TransformerEncoder",
     "TransformerLayer",
     "check_short_utt",
 ]

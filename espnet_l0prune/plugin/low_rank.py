@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from torch import Tensor, nn
 
+from espnet_l0prune.plugin.espnet_modules import ConformerEncoder
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 
 

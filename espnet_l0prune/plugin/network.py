@@ -3,21 +3,22 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
-from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
-from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
-from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
-
 from espnet_l0prune.core.gates import GATES, draw_all
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Plan, Site, Structure, cut_, structure_of
+from espnet_l0prune.plugin.espnet_modules import (
+    BranchformerEncoder,
+    ConformerEncoder,
+    EBranchformerEncoder,
+    TransformerDecoder,
+    TransformerEncoder,
+)
 from espnet_l0prune.plugin.linear_attention import linearize_
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites import choose_units, find_sites
 
 if TYPE_CHECKING:
-    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder as MixedWith
+    from espnet_l0prune.plugin.espnet_modules import ConformerEncoder as MixedWith
 else:
     MixedWith = object
 

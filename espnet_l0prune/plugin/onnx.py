@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from espnet2.asr.decoder.abs_decoder import AbsDecoder
-from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_l0prune.core.reading import open_binary
-from espnet_l0prune.plugin.espnet_modules import BatchScorerInterface, TooShortUttError
+from espnet_l0prune.plugin.espnet_modules import (
+    AbsDecoder,
+    AbsEncoder,
+    BatchScorerInterface,
+    TooShortUttError,
+)
 
 Shape = tuple[int | type[int] | None, ...]
 INTEGERS = "ys"  # the input that holds tokens; all else is numbers in float32

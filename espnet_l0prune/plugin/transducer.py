@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 
-from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
+from espnet_l0prune.plugin.espnet_modules import RNNTLossNumba
 
 PACKAGE = "warprnnt_pytorch"
 
