@@ -186,11 +186,12 @@ def test_the_least_probable_close_and_no_more_of_them_than_needed(count):
         assert sum(map(len, closed(more, sites))) == count + 1
 
 
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_a_target_that_is_met_to_the_last_digit_is_met(count):
-    _, sites, budget = network(6)
-    set_(budget, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    rest = opened(budget, [0.0] * count + [1.0] * (6 - count))
+@pytest.mark.parametrize(("count", "units"), [(1, 6), (3, 6), (5, 6), (1000, 2000)])
+def test_a_target_that_is_met_to_the_last_digit_is_met(count, units):
+    """Also where one unit more would be within the tolerance."""
+    _, sites, budget = network(units)
+    set_(budget, torch.arange(float(units)).tolist())
+    rest = opened(budget, [0.0] * count + [1.0] * (units - count))
     plan = select(budget, {"params": float(budget.sparsity(rest)["params"])})
     assert closed(plan, sites) == [list(range(count))]
 
@@ -254,6 +255,18 @@ def test_what_would_overshoot_is_passed_over_where_smaller_units_do():
     plan = select(budget, {"params": target})
     assert closed(plan, sites) == [[], [0, 1]]
     assert plan["branches.0"]["modules"] == plan["branches.1"]["modules"] == [0]
+
+
+def test_what_overshoots_by_less_than_the_tolerance_may_close():
+    """The first branch is least probable, though one channel is all that must go."""
+    _, sites, budget = network(2, 3000, kinds=BOTH)
+    set_(budget, [-5.0], [5.0] * 2, [9.0], torch.linspace(-4, 4, 3000).tolist())
+    target = {"params": (2 * SIZE + 1) / budget.totals["params"] - 1e-9}
+    plan = select(budget, target)
+    assert closed(plan, sites)[1] == []
+    assert plan["branches.0"]["modules"] == []
+    plan = select(budget, target, tolerance=1e-9)
+    assert closed(plan, sites) == [[], [0]]
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 5])

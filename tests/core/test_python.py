@@ -10,6 +10,12 @@ def test_the_current_folder_is_read_and_not_run(tmp_path):
     assert (done.returncode, done.stdout) == (0, "['json.py'] a b c\n")
 
 
+def test_its_environment_is_given_and_its_output_need_be_no_text():
+    code = "import os, sys; sys.stdout.buffer.write(os.environ['X'].encode() + b'\\xff')"
+    done = run_python(code, env={"X": "given"})
+    assert done.stdout == "given\N{REPLACEMENT CHARACTER}"
+
+
 def test_the_last_line_of_a_failure():
     assert last_line(run_python("raise ValueError('too late')")) == "ValueError: too late"
     assert last_line(run_python("")) == "no message"

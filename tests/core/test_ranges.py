@@ -36,6 +36,7 @@ def test_what_the_ends_of_some_ranges_mean():
     for option, value in {"--epochs": 1, "--rounds": 1, "--seconds": 0.01}.items():
         check("command line", {option: value})
     check("model_conf", {"task_weight": 0, "layer_weight": 0})  # a loss less
+    check("sparsity_constraint_conf", {"lambda1": 0, "lambda2": 0})
     check("frontend_conf", {"fs": 1})
     for option in ("--epochs", "--finetune_epochs", "--rounds", "--seconds"):
         with pytest.raises(ValueError, match=option):

@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from attacks import JSON, PICKLES, STEPS, YAML, write_steps
@@ -25,6 +26,25 @@ def test_a_text_that_is_refused(read, text, message, tmp_path):
     (tmp_path / "x").write_text(text)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("number", [-(2**63), 2**63, 2**64 - 1, 2**64, -(2**63) - 1])
+def test_integers_of_64_bits(number, tmp_path):
+    (tmp_path / "x").write_text(str(number))
+    assert read_json(tmp_path / "x") == number
+    if -(2**63) <= number < 2**64:
+        assert read_yaml(tmp_path / "x") == number
+    else:
+        with pytest.raises(ValueError, match="a number of more than 64 bits"):
+            read_yaml(tmp_path / "x")
+
+
+def test_empty_lists_count_too(tmp_path):
+    """Each takes memory, in particular as often as an alias repeats it."""
+    lists = f"a: &a [{'[], ' * 2000}]\nb: [{'*a, ' * 1000}]"
+    (tmp_path / "x").write_text(lists)
+    with pytest.raises(ValueError, match="too many, as its aliases repeat them"):
+        read_yaml(tmp_path / "x")
 
 
 def test_yaml_that_is_read(tmp_path):
@@ -153,6 +173,20 @@ def test_a_training_is_plain_data_too(new, tmp_path):
     assert found["schedulers"] == saved["schedulers"]
     assert found["more"] == saved["more"]
     assert torch.equal(found["model"]["1.running_var"], net[1].running_var)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_types_that_the_caller_allows(named, tmp_path):
+    """By themselves, or with the name that the file has for them."""
+    saved = {"x": np.float64(1.5), "y": torch.ones(2)}
+    torch.save(saved, tmp_path / "in")
+    with pytest.raises(ValueError, match="more than plain tensors"):
+        read_tensors(tmp_path / "in")
+    scalar = saved["x"].__reduce__()[0]
+    name = f"{scalar.__module__}.{scalar.__qualname__}"
+    types = [(scalar, name) if named else scalar, np.dtype, type(saved["x"].dtype)]
+    found = read_tensors(tmp_path / "in", types)
+    assert found["x"] == 1.5
 
 
 @pytest.mark.parametrize("new", [True, False])

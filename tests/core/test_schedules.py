@@ -1,6 +1,9 @@
+import inspect
+
 import pytest
 
 from espnet_l0prune.core.schedules import (
+    SCHEDULERS,
     ConstantSparsityScheduler,
     CosineSparsityScheduler,
     CubicSparsityScheduler,
@@ -8,6 +11,14 @@ from espnet_l0prune.core.schedules import (
     LinearSparsityScheduler,
     StaircaseSparsityScheduler,
 )
+
+
+def test_an_option_has_one_default():
+    expected = {"in_epochs": False, "warmup_steps": 1000, "start": 0.0}
+    for scheduler in SCHEDULERS.values():
+        found = {k: p.default for k, p in inspect.signature(scheduler).parameters.items()}
+        for option, default in found.items():
+            assert expected.setdefault(option, default) == default, (scheduler, option)
 
 
 def test_phases_and_target():
