@@ -153,3 +153,25 @@ def test_transducer_kl_where_a_class_has_no_probability_left():
     loss.backward()
     assert student.grad.isfinite().all()
     assert student.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_autocast_gives_in_half_precision_is_compared_in_single(dtype):
+    torch.manual_seed(0)
+    one, other = (20 * torch.randn(2, 4, 3, 50).to(dtype) for _ in range(2))
+    flat = [
+        (x[:, :, 0], y[:, :, 0]) for x, y in ((one, other), (one.float(), other.float()))
+    ]
+    lengths, labels = torch.tensor([4, 2]), torch.randint(1, 50, (2, 2))
+    tokens = torch.tensor([2, 1])
+    (half, full) = (
+        [
+            prediction_kl(x, y, lengths, 3.0),
+            layerwise_mse([x], [y], lengths),
+            layerwise_l1_cosine([x], [y], lengths),
+        ]
+        for x, y in flat
+    )
+    half.append(transducer_kl(one, other, labels, lengths, tokens))
+    full.append(transducer_kl(one.float(), other.float(), labels, lengths, tokens))
+    assert half == full
