@@ -158,20 +158,17 @@ def test_transducer_kl_where_a_class_has_no_probability_left():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_autocast_gives_in_half_precision_is_compared_in_single(dtype):
     torch.manual_seed(0)
-    one, other = (20 * torch.randn(2, 4, 3, 50).to(dtype) for _ in range(2))
-    flat = [
-        (x[:, :, 0], y[:, :, 0]) for x, y in ((one, other), (one.float(), other.float()))
-    ]
-    lengths, labels = torch.tensor([4, 2]), torch.randint(1, 50, (2, 2))
-    tokens = torch.tensor([2, 1])
-    (half, full) = (
-        [
-            prediction_kl(x, y, lengths, 3.0),
-            layerwise_mse([x], [y], lengths),
-            layerwise_l1_cosine([x], [y], lengths),
+    logits = [20 * torch.randn(2, 4, 3, 50).to(dtype) for _ in range(2)]
+    lengths, tokens = torch.tensor([4, 2]), torch.tensor([2, 1])
+    labels = torch.randint(1, 50, (2, 2))
+
+    def losses(student, teacher) -> list:
+        ours, theirs = student[:, :, 0], teacher[:, :, 0]
+        return [
+            prediction_kl(ours, theirs, lengths, 3.0),
+            layerwise_mse([ours], [theirs], lengths),
+            layerwise_l1_cosine([ours], [theirs], lengths),
+            transducer_kl(student, teacher, labels, lengths, tokens),
         ]
-        for x, y in flat
-    )
-    half.append(transducer_kl(one, other, labels, lengths, tokens))
-    full.append(transducer_kl(one.float(), other.float(), labels, lengths, tokens))
-    assert half == full
+
+    assert losses(*logits) == losses(*(x.float() for x in logits))
