@@ -38,15 +38,18 @@ prepare() { # FOLDER DATA
 }
 
 measure() { # FOLDER OUT [OPTION ...]
-    local folder=$1 out=$2 python site
+    local folder=$1 out=$2 site
     shift 2
     [ -d "$folder/wheels" ] || die "no $folder/wheels; \`gpu.sh prepare $folder DATA\` makes it"
-    python=$(mktemp -d)/venv
-    trap 'rm -rf "$(dirname "$python")"' EXIT
+    python=$(mktemp -d)
+    trap 'rm -rf "$python"' EXIT
     python3 -m venv --system-site-packages --without-pip "$python"
-    # a python3 that is in an environment itself: its packages, not the system's
+    # a python3 that is in an environment itself: its packages, not the system's alone, and
+    # its .pth files (setuptools' brings distutils, which ESPnet imports)
     site=$("$python/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    python3 -c 'import site; print(*site.getsitepackages(), sep="\n")' >"$site/a_parent.pth"
+    python3 -c 'import site
+for folder in site.getsitepackages():
+    print(f"import site; site.addsitedir({folder!r})")' >"$site/a_parent.pth"
     python3 -c 'import torch, torchaudio, numpy, scipy, numba' ||
         die "python3 lacks one of torch, torchaudio, numpy, scipy and numba"
     local wheel missing=()

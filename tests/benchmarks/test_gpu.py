@@ -38,5 +38,5 @@ def test_from_recordings_to_error_rates(fsdd, tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_it_can_do(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    with pytest.raises(SystemExit, match="there is no GPU .* or --quick"):
+    with pytest.raises(SystemExit, match=r"there is no GPU .* or --quick"):
         importlib.import_module("gpu").main([])
