@@ -323,7 +323,8 @@ def prune_digits(rows: Rows, scale: Scale) -> None:
         try:
             follow(rows, scale, data.resolve(), Path(folder))
         except RuntimeError as e:
-            rows.add("run", stage="stopped", why=str(e))
+            print(e, file=sys.stderr)
+            rows.add("run", stage="stopped", why=str(e).splitlines()[-1])
 
 
 def follow(rows: Rows, scale: Scale, data: Path, work: Path) -> None:
