@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -20,6 +21,7 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
 
 from espnet_l0prune.core.budget import select
+from espnet_l0prune.core.files import replace
 from espnet_l0prune.core.sites import Plan, decide_
 from espnet_l0prune.plugin.workload import (
     FRAMES_A_SECOND,
@@ -144,16 +146,26 @@ def resident(peak: bool = False) -> int:
 
 def write(options: argparse.Namespace, rows: list[dict]) -> None:
     """Print rows as a table, and keep them with where they come from."""
+    show(rows)
+    keep(options, rows)
+
+
+def show(rows: list[dict]) -> None:
+    """Print rows as a table of Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for row in rows:
         cells = (row.get(name, "") for name in names)
         texts = (f"{c:.4g}" if isinstance(c, float) else f"{c}" for c in cells)
-        print("| " + " | ".join(texts) + " |")
+        print("| " + " | ".join(texts) + " |", flush=True)
+
+
+def keep(options: argparse.Namespace, rows: list[dict]) -> None:
+    """Write rows with where they come from, if a file was asked for."""
     if options.json is not None:
         found = {"machine": machine(), "options": vars(options), "rows": rows}
-        text = json.dumps(found, indent=1, default=str)
-        options.json.write_text(text + "\n", "utf-8")
+        text = json.dumps(found, indent=1, default=str) + "\n"
+        replace(options.json, lambda part: part.write_text(text, "utf-8"))
 
 
 def machine() -> dict[str, object]:
@@ -161,7 +173,10 @@ def machine() -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     model = next((line for line in lines if line.startswith("model name")), ":")
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
+    commit = None
+    if shutil.which("git"):
+        found = subprocess.run(git, capture_output=True, text=True, check=False)
+        commit = found.stdout.strip() or None
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.date.today().isoformat(),
@@ -171,5 +186,5 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "espnet": espnet.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit,
     }

@@ -33,13 +33,15 @@ TARGETS = {
 }
 
 
-def encoders(size: str, units: dict, seconds: float) -> dict:
-    """The dense encoder of a size, and a cut one for each target."""
+def encoders(
+    size: str, units: dict, seconds: float, budgets: dict[str, dict] = TARGETS
+) -> dict:
+    """The dense encoder of a size, and a cut one for each budget."""
     gated = arguments(size, encoder="l0_conformer", encoder_conf=units)
     model = ASRTask.build_model(gated)
     draw_gates_(model)
     found = {"dense": ASRTask.build_model(arguments(size)).encoder}
-    for name, targets in TARGETS.items():
+    for name, targets in budgets.items():
         trial = copy.deepcopy(model)
         plan = decide_gates_(trial, targets, Workload(seconds=seconds))
         cut_(trial, sites_of(trial), plan)

@@ -8,7 +8,7 @@ imports.
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,24 +24,37 @@ GATED = {
     "sparsity_scheduler_conf": {"warmup_steps": 0},
 }
 SIZE = "librispeech100"
+# What autocast computes in; ESPnet's `use_amp` takes bfloat16 where the GPU has it, from
+# 202609 on, else float16, and scales the loss in both cases
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def make_step(name: str, teacher: Path, batch: int, seconds: float) -> Callable[[], None]:
-    """One update of one of the models, ready to be repeated.
+def make_step(
+    name: str,
+    teacher: Path,
+    batch: int,
+    seconds: float,
+    size: str = SIZE,
+    conf: Mapping | None = None,
+) -> Callable[..., None]:
+    """One update of one of the models, ready to be repeated in any of `PRECISIONS`.
 
     Args:
         name: of `NAMES`
-        teacher: a dense experiment
+        teacher: a dense experiment of this size
         batch: utterances
         seconds: of audio in each
+        size: of `common.SIZES`
+        conf: options to replace in its configuration
     """
     changes: dict = {"optim": "adamw"} if name == "stock" else dict(GATED)
+    changes |= conf or {}
     if name == "gated with teacher":
         changes["model_conf"] = {
             "teacher_config": str(teacher / "config.yaml"),
             "teacher_model_file": str(teacher / "latest.pth"),
         }
-    args = arguments(SIZE, **changes)
+    args = arguments(size, **changes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = ASRTask.build_model(args).to(device).train()
     (optimizer,) = ASRTask.build_optimizers(args, model)
@@ -53,12 +66,23 @@ def make_step(name: str, teacher: Path, batch: int, seconds: float) -> Callable[
         "text_lengths": torch.full((batch,), tokens),
     }
     data = {key: value.to(device) for key, value in data.items()}
+    scaler = torch.amp.GradScaler(device)
 
-    def step() -> None:
-        loss, _, _ = model(**data)
-        loss.backward()
+    def step(precision: str = "float32") -> None:
+        dtype = PRECISIONS[precision]
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss, _, _ = model(**data)
+        if dtype is None:
+            loss.backward()
+        else:
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
+        if dtype is None:
+            optimizer.step()
+        else:  # which leaves an update out where a gradient is not finite
+            scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad()
 
     return step

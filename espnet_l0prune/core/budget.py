@@ -503,13 +503,15 @@ def _ranks(
     Args:
         scores: of each gate's units: the lowest go first; by default the least probable
     """
-    rank = torch.full_like(budget.all_open(), torch.inf)
+    # on the CPU: a GPU would be waited for at each of thousands of groups
+    full = budget.all_open()
+    rank = torch.full_like(full, torch.inf, device="cpu")
     score_of: ScoreOf = log_alpha_of
     if scores is not None:
         score_of = dict(zip(budget.gates.values(), scores, strict=True)).__getitem__
     groups: dict[tuple, list[tuple[float, int, Tensor]]] = {}  # score, row, units
     for row, ((i, kind), gate) in enumerate(budget.gates.items()):
-        score = score_of(gate).clone()
+        score = score_of(gate).to("cpu", copy=True)
         stays = budget.sites[i].protected(kind, score_of)
         if stays is not None:
             score[stays] = torch.inf
@@ -532,4 +534,4 @@ def _ranks(
         for _, row, units in members:
             rank[row, units] = place
     remainders = sum(members[0][0] == -torch.inf for members in ordered)
-    return rank, len(ordered), remainders
+    return rank.to(full.device), len(ordered), remainders

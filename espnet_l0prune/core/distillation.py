@@ -25,6 +25,12 @@ def _valid(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: under autocast layers give half precision, in which sums over
+    a vocabulary or over features are off by several percent."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 # Which layers are compared: pairs (student's, teacher's) of places. The student's layers
 # are those that still exist.
 
@@ -69,12 +75,12 @@ LAYER_MAPS = {
 
 def _mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     valid = _valid(lengths, student.size(1))
-    return F.mse_loss(student[valid], teacher[valid])
+    return F.mse_loss(_wide(student[valid]), _wide(teacher[valid]))
 
 
 def _l1_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
     valid = _valid(lengths, student.size(1))
-    s, t = student[valid], teacher[valid]
+    s, t = _wide(student[valid]), _wide(teacher[valid])
     return F.l1_loss(s, t) - F.logsigmoid(F.cosine_similarity(s, t, dim=-1)).mean()
 
 
@@ -124,8 +130,8 @@ def prediction_kl(
     valid = _valid(lengths, student.size(1))
     if without is not None:
         valid = valid & (teacher.argmax(-1) != without)
-    log_p = F.log_softmax(teacher[valid] / temperature, dim=-1)
-    log_q = F.log_softmax(student[valid] / temperature, dim=-1)
+    log_p = F.log_softmax(_wide(teacher[valid]) / temperature, dim=-1)
+    log_q = F.log_softmax(_wide(student[valid]) / temperature, dim=-1)
     loss = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return temperature**2 * loss / student.size(0)
 
@@ -156,6 +162,7 @@ def transducer_kl(
 
     def classes(logits: Tensor) -> Tensor:
         """Log-probabilities of the three classes at each valid node, (nodes, 3)."""
+        logits = _wide(logits)
         total = logits.logsumexp(-1)
         index = following.expand(-1, logits.size(1), -1, -1)
         label = (logits.gather(-1, index).squeeze(-1) - total)[valid]

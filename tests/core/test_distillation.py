@@ -153,3 +153,22 @@ def test_transducer_kl_where_a_class_has_no_probability_left():
     loss.backward()
     assert student.grad.isfinite().all()
     assert student.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_autocast_gives_in_half_precision_is_compared_in_single(dtype):
+    torch.manual_seed(0)
+    logits = [20 * torch.randn(2, 4, 3, 50).to(dtype) for _ in range(2)]
+    lengths, tokens = torch.tensor([4, 2]), torch.tensor([2, 1])
+    labels = torch.randint(1, 50, (2, 2))
+
+    def losses(student, teacher) -> list:
+        ours, theirs = student[:, :, 0], teacher[:, :, 0]
+        return [
+            prediction_kl(ours, theirs, lengths, 3.0),
+            layerwise_mse([ours], [theirs], lengths),
+            layerwise_l1_cosine([ours], [theirs], lengths),
+            transducer_kl(student, teacher, labels, lengths, tokens),
+        ]
+
+    assert losses(*logits) == losses(*(x.float() for x in logits))
