@@ -1,4 +1,4 @@
-.PHONY: demo test env lint docs dist clean
+.PHONY: demo test matrix env lint docs dist clean
 
 PYTHON ?= python3
 
@@ -9,6 +9,10 @@ demo: env
 
 test: env
 	.venv/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+# The tests with every Python, ESPnet and torch that we promise: see docs/matrix.md
+matrix: env
+	.venv/bin/nox
 
 env: .venv/.done
 
@@ -31,5 +35,5 @@ dist:
 	@ls dist/*.whl
 
 clean:
-	rm -rf .venv build dist *.egg-info egs/librispeech/data/mini egs/librispeech/exp/mini \
+	rm -rf .venv .nox build dist *.egg-info egs/librispeech/data/mini egs/librispeech/exp/mini \
 	    egs/librispeech/downloads docs/_build docs/_generated docs/jupyter_execute

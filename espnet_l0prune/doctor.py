@@ -24,7 +24,9 @@ if "espnet_l0prune" not in sys.modules:
 from espnet_l0prune.autoload import register
 register(asr.__name__)
 """
-OLDEST = {"torch": "2.6", "espnet": "202511"}
+# Of Python, the first and the last; see setup.py and docs/matrix.md
+PYTHON = (3, 11), (3, 13)
+OLDEST = {"torch": "2.11", "espnet": "202506"}
 
 
 @dataclass
@@ -93,12 +95,10 @@ def examine() -> list[Check]:
     What comes after a broken part is not looked at.
     """
     python = ".".join(map(str, sys.version_info[:3]))
-    well = sys.version_info >= (3, 10)
-    checks = [
-        Check(
-            "Python", python, "" if well else "use Python 3.10 or newer; 3.11 is tested"
-        )
-    ]
+    oldest, newest = PYTHON
+    well = oldest <= sys.version_info[:2] <= newest
+    remedy = "use Python {}.{} to {}.{}".format(*oldest, *newest)
+    checks = [Check("Python", python, "" if well else remedy)]
     install = "run `make env`, or `pip install {0}` in this environment"
     for package in ("torch", "torchaudio", "espnet"):
         version = _version(package)

@@ -2,14 +2,24 @@
 # Make .venv with everything in it: no root, nothing but Python 3 needed before.
 # A local CPU build of torch that pip knows of (find-links) is used; otherwise uv picks
 # the build for this machine: CPU without a GPU, CUDA with one.
+# PYTHON, VENV, ESPNET and TORCH choose others than these: `make matrix` does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 venv=${VENV:-.venv}
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    { echo "install: $python is too old; give PYTHON=python3.11" >&2; exit 1; }
-echo "install: $venv with $("$python" --version)"
+# The python3 of this shell where ESPnet has a release for it; else the newest that has one
+for python in ${PYTHON:-python3 python3.13 python3.12 python3.11} ''; do
+    case $("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null) in
+        3.11) espnet=${ESPNET:-202511} torch=${TORCH:-2.13}; break ;;
+        3.12 | 3.13) espnet=${ESPNET:-202611} torch=${TORCH:-2.14}; break ;;
+    esac
+done
+[ -n "$python" ] || {
+    echo "install: ${PYTHON:-no python3 here} is not Python 3.11, 3.12 or 3.13;" \
+        "give PYTHON=/path/to/python3.12" >&2
+    exit 1
+}
+echo "install: $venv with $("$python" --version), ESPnet $espnet, torch $torch"
 "$python" -m venv --clear "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
 
@@ -19,20 +29,22 @@ index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null
 [ -z "$links" ] || export UV_FIND_LINKS=${links// /,}
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 uv=("$venv/bin/uv" pip install --python "$venv/bin/python")
-install=("${uv[@]}" --override tools/overrides.txt --constraint tools/constraints.txt
-    -e '.[docs,espnet,ez,onnx,recipe,test]')
+install=("${uv[@]}" --constraint tools/constraints.txt "espnet==$espnet"
+    -e '.[docs,espnet,onnx,recipe,test]')
+[ "$espnet" -ge 202609 ] || install+=(--override tools/overrides.txt)
 
-torch=
+torch="torch==$torch.*"
+build=
 if [ -n "$links" ]; then
-    torch=$("${uv[@]}" --dry-run --no-index --no-deps torch 2>&1 |
+    build=$("${uv[@]}" --dry-run --no-index --no-deps "$torch" 2>&1 |
         sed -n 's/^ + \(torch==.*\)/\1/p' || true)
 fi
-if [ -n "$torch" ]; then
-    echo "install: local build $torch"
-    "${install[@]}" "$torch"
-elif ! "${install[@]}" 'torch==2.13.*' --torch-backend auto; then
+if [ -n "$build" ]; then
+    echo "install: local build $build"
+    "${install[@]}" "$build"
+elif ! "${install[@]}" "$torch" --torch-backend auto; then
     echo "install: no torch build for this machine's backend; taking the usual one"
-    "${install[@]}" 'torch==2.13.*'
+    "${install[@]}" "$torch"
 fi
 
 # The CPU/torchaudio trap: see espnet_l0prune/doctor.py

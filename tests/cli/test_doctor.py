@@ -1,7 +1,11 @@
+import runpy
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+import pytest
+import setuptools
 
 from espnet_l0prune import doctor
 from espnet_l0prune.cli import main
@@ -81,17 +85,38 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_versions_that_are_too_old():
     """pip does not look at them: it may not touch what is there."""
-    too_old = {("torch", "2.5.1+cpu"): "torch 2.6", ("espnet", "202412"): "espnet 202511"}
+    too_old = {("torch", "2.9.1"): "torch 2.11", ("espnet", "202412"): "espnet 202506"}
     for (package, version), least in too_old.items():
         remedy = doctor.remedy_for_age(package, version)
         assert remedy == f"expected {least} or newer: upgrade it"
     for package, version in (
-        ("torch", "2.6.0"),
+        ("torch", "2.11.0"),
         ("torch", "2.13.0+cpu"),
-        ("espnet", "202511"),
+        ("espnet", "202506"),
         ("torchaudio", "2.11.0"),
     ):
         assert not doctor.remedy_for_age(package, version)
+
+
+@pytest.mark.parametrize("version", [(3, 10, 13), (3, 14, 0)])
+def test_a_python_outside_the_matrix(version, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    python, _ = doctor.examine()
+    assert python.remedy == "use Python 3.11 to 3.13"
+
+
+def test_setup_says_the_same(monkeypatch):
+    """To pip, which looks before it installs anything."""
+    found = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: found.update(arguments))
+    runpy.run_path("setup.py")
+    (_, first), (_, last) = doctor.PYTHON
+    assert found["python_requires"] == f">=3.{first},<3.{last + 1}"
+    for package, version in doctor.OLDEST.items():
+        bounds = [x for x in found["extras_require"]["espnet"] if x.startswith(package)]
+        assert bounds[0].startswith(f"{package}>={version},")
 
 
 def test_registration_turned_off(monkeypatch):

@@ -200,10 +200,10 @@ def test_a_zip_of_the_model_zoo(tmp_path, capsys, monkeypatch):
 
 
 def test_the_example_in_python(data, tmp_path):
-    """egs/librispeech/ez_prune.py, in a process of its own."""
+    """egs/librispeech/prune.py, in a process of its own."""
     dense = tmp_path / "dense"
     run(data, dense, encoder="conformer", encoder_conf=ENCODERS["conformer"], **STOCK)
-    script = Path(__file__).parents[2] / "egs/librispeech/ez_prune.py"
+    script = Path(__file__).parents[2] / "egs/librispeech/prune.py"
     command = [sys.executable, script, dense, tmp_path / "l0", "--train", data, "--valid"]
     command += [data, "--speech", "feats,npy", "--params", "0.4", "--epochs", "6", "2"]
     result = subprocess.run(map(str, command), capture_output=True, text=True)

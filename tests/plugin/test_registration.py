@@ -117,6 +117,7 @@ def test_registration_can_be_turned_off():
 
 
 def test_espnet_ez_builds_and_connects_our_classes():
+    pytest.importorskip("espnetez", reason="ESPnet has it up to 202511")
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from espnetez.task import get_ez_task\n"
@@ -201,8 +202,10 @@ def test_pip_has_no_reason_to_touch_espnet_or_torch(wheel):
     always = [line for line in always if "extra ==" not in line]
     names = {re.match(r"[\w-]+", line.split()[1])[0] for line in always}
     small = {"matplotlib", "pyyaml", "rich", "sentencepiece", "shtab", "typeguard"}
-    assert {name.lower() for name in names} == small
-    assert {"espnet>=202511;", "torch>=2.6;", "torchaudio;"} <= {*needed}
+    trainings = {"editdistance", "tensorboard"}
+    assert {name.lower() for name in names} == small | trainings
+    optional = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
+    assert {"espnet", "torch", "torchaudio"} <= optional
 
 
 def test_trainings_of_other_models_are_left_alone():

@@ -1,18 +1,15 @@
 #!/usr/bin/env python3
-"""Prune an experiment from Python, by ESPnet-EZ: adopt, train, cut, fine-tune.
+"""Prune an experiment from Python: adopt, train, cut, fine-tune.
 
-    python ez_prune.py exp/asr_dense exp/asr_l0 --train data/train --valid data/valid
+    python prune.py exp/asr_dense exp/asr_l0 --train data/train --valid data/valid
 
-Needs `pip install six` beside ESPnet, which espnetez imports. Run it again after an
-interruption: what was finished is kept, and trainings resume.
+Run it again after an interruption: what was finished is kept, and trainings resume.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from espnetez.config import from_yaml
-from espnetez.trainer import Trainer
+from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.deploy.adopt import Choice, adopt
 from espnet_l0prune.deploy.cut import cut_experiment
@@ -21,27 +18,27 @@ from espnet_l0prune.plugin.experiment import average_of, load_experiment
 
 def train(config: Path, out: Path, folders: tuple[Path, Path], speech: str) -> None:
     """One training by a configuration that `adopt` wrote."""
-    file, kind = speech.split(",")
-    trainer = Trainer(
-        task="asr",
-        train_config=from_yaml("asr", config) | {"resume": True},
-        output_dir=str(out),
-        stats_dir=str(out.parent / "stats"),
-        train_dump_dir=str(folders[0]),
-        valid_dump_dir=str(folders[1]),
-        data_info={"speech": [file, kind], "text": ["text", "text"]},
-        ngpu=0,
-    )
-    if not (out.parent / "stats/valid/stats_keys").exists():  # the last file
-        trainer.collect_stats()
-    trainer.train()
+    stats = out.parent / "stats"
+    command = ["--config", str(config)]
+    shapes = []
+    for part, folder in zip(("train", "valid"), folders, strict=True):
+        file, kind = speech.split(",")
+        for data in (f"{file},speech,{kind}", "text,text,text"):
+            command += [f"--{part}_data_path_and_name_and_type", f"{folder}/{data}"]
+        for name in ("speech", "text"):
+            shapes += [f"--{part}_shape_file", f"{stats}/{part}/{name}_shape"]
+    if not (stats / "valid/stats_keys").exists():  # the last file
+        ASRTask.main(
+            cmd=[*command, "--output_dir", str(stats), "--collect_stats", "true"]
+        )
+    ASRTask.main(cmd=[*command, *shapes, "--output_dir", str(out), "--resume", "true"])
 
 
 def prune(
     dense: Path,
     checkpoint: str | None,
     out: Path,
-    folders: tuple,
+    folders: tuple[Path, Path],
     speech: str,
     choice: Choice,
 ) -> Path:
@@ -67,7 +64,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--params", type=float, default=0.5, help="sparsity")
     parser.add_argument("--epochs", type=int, nargs=2, help="of pruning, of fine-tuning")
     args = parser.parse_args(argv)
-    del sys.argv[1:]  # ESPnet-EZ would read them as ESPnet's
     epochs = tuple(args.epochs) if args.epochs else (None, None)
     choice = Choice(target={"params": args.params}, epochs=epochs, data=False)
     found = prune(
