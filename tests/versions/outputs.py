@@ -8,9 +8,11 @@ import torch
 def compute(model) -> np.ndarray:
     """Of features and a text that are no random numbers, in float64: the decoder's
     logits and the logarithms of the CTC posteriors."""
-    model = model.double().eval()
-    frames = torch.arange(2 * 50 * 20, dtype=torch.float64).view(2, 50, 20)
-    encoded, lengths = model.encode((frames / 7).sin(), torch.tensor([50, 41]))
-    text = torch.tensor([[model.sos, 2, 3, 4], [model.sos, 5, 6, 7]])
-    said, _ = model.decoder(encoded, lengths, text, torch.tensor([4, 4]))
-    return torch.cat([said.flatten(), model.ctc.log_softmax(encoded).flatten()]).numpy()
+    model, found = model.double().eval(), []
+    for frames in (50, 41):  # one by one: releases of ESPnet treat padding differently
+        feats = (torch.arange(frames * 20, dtype=torch.float64) / 7).sin()
+        encoded, lengths = model.encode(feats.view(1, frames, 20), torch.tensor([frames]))
+        text = torch.tensor([[model.sos, 2, 3, 4]])
+        said, _ = model.decoder(encoded, lengths, text, torch.tensor([4]))
+        found += [said.flatten(), model.ctc.log_softmax(encoded).flatten()]
+    return torch.cat(found).numpy()
