@@ -24,8 +24,8 @@ GATED = {
     "sparsity_scheduler_conf": {"warmup_steps": 0},
 }
 SIZE = "librispeech100"
-# What autocast computes in; ESPnet's `use_amp` takes bfloat16 where the GPU has it, from
-# 202609 on, else float16, and scales the loss in both cases
+# What autocast computes in; ESPnet's `use_amp` takes bfloat16 where the GPU has it, else
+# float16, and scales the loss in both cases
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
