@@ -26,6 +26,7 @@ from espnet_l0prune.deploy.verify import (
 from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
 TOLERANCE = 0.005  # how far the real sparsity may be from its target
@@ -217,7 +218,7 @@ def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force)
     """Fill a folder beside `out`, which takes its place."""
     out = out.resolve()  # the folder itself, where it is a link to one
     with new_folder(out, lambda: _check_free(out, force)) as part:
-        save(model.state_dict(), part / MODEL)
+        save(portable(model), part / MODEL)
         texts = {CONFIG: config}
         for name, file in STRUCTURE_FILES.items():
             structure = config.get(f"{name}_conf", {}).get("structure")

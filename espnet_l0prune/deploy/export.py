@@ -40,6 +40,7 @@ from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
 from espnet_l0prune.deploy.stock import to_stock
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
+from espnet_l0prune.plugin.weight_names import portable
 
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
@@ -78,7 +79,7 @@ class Form:
 def plugin_form(model: nn.Module, args: argparse.Namespace) -> Form:
     """As small as it was cut."""
     verify = _same_as(model, TOLERANCE)
-    return Form(model.state_dict(), args, verify, packages=PLUGIN_PACKAGES)
+    return Form(portable(model), args, verify, packages=PLUGIN_PACKAGES)
 
 
 def stock_form(model: nn.Module, args: argparse.Namespace) -> Form:
@@ -90,7 +91,7 @@ def stock_form(model: nn.Module, args: argparse.Namespace) -> Form:
     stock, options, tolerance = to_stock(model, args)
     verify = _same_as(model, tolerance)
     verify(stock)
-    return Form(stock.state_dict(), options, verify)
+    return Form(portable(stock), options, verify)
 
 
 def _same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
@@ -116,7 +117,7 @@ def onnx_form(
         files[graph.file] = " ".join(str(graph.__doc__).split())
         if (data := data_of(folder / graph.file)).exists():
             files[data.name] = f"the weights of `{graph.file}`, to be left beside it"
-    conf, state = dict(vars(args)), model.state_dict()
+    conf, state = dict(vars(args)), portable(model)
     for part in ("encoder", "decoder"):
         if f"{part}.onnx" in files:
             conf[part], conf[f"{part}_conf"] = "onnx", {"file": f"{part}.onnx"}

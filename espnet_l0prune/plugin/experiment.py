@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from espnet_l0prune.core.reading import read_tensors, read_yaml
 from espnet_l0prune.plugin.transducer import loss_at_hand
+from espnet_l0prune.plugin.weight_names import read_any_names_
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
 WHOLE = 32  # times that a network may be larger than what was left of it by a cut
@@ -245,6 +246,7 @@ def build_model(args: argparse.Namespace) -> Any:
             f"that ESPnet {espnet.__version__} has"
         ) from e
     note_input_size_(model, args)
+    read_any_names_(model)
     return model
 
 

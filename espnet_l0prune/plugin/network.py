@@ -16,6 +16,7 @@ from espnet_l0prune.plugin.espnet_modules import (
 from espnet_l0prune.plugin.linear_attention import linearize_
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.sites import choose_units, find_sites
+from espnet_l0prune.plugin.weight_names import read_any_names_
 
 if TYPE_CHECKING:
     from espnet_l0prune.plugin.espnet_modules import ConformerEncoder as MixedWith
@@ -85,6 +86,7 @@ class L0Network(MixedWith):
             self._check_rounding(site, kinds, round_to)
             site.attach_(kinds, open_probability, round_to, uniform, GATES[gate])
         self.register_forward_pre_hook(draw_all)
+        read_any_names_(self)
 
     def _check_rounding(self, site: Site, kinds: list[str], round_to: int) -> None:
         for kind, size in site.sizes.items():

@@ -16,7 +16,9 @@ from espnet2.schedulers.abs_scheduler import AbsScheduler, AbsValEpochStepSchedu
 from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.files import is_whole, replace, save
+from espnet_l0prune.plugin.reporter import reported_types
 from espnet_l0prune.plugin.resume import check_options, forget_config, restore_config
+from espnet_l0prune.plugin.weight_names import portable
 
 PREVIOUS = "checkpoint.previous.pth"
 
@@ -93,7 +95,8 @@ class L0Trainer(Trainer):
             logging.warning(f"{checkpoint} is damaged, {cause}: {then}")
         if chosen is None:
             return
-        Trainer.resume(chosen, model, reporter, *args, **kwargs)
+        with torch.serialization.safe_globals(reported_types()):
+            Trainer.resume(chosen, model, reporter, *args, **kwargs)
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
         if is_first() and not is_whole(epoch):  # killed between the checkpoint and this
             logging.warning(f"{epoch} is damaged or missing: written again")
@@ -137,7 +140,7 @@ def check_resumable(folder: Path, args: Namespace, model: torch.nn.Module) -> No
     states = torch.load(chosen, map_location="meta", weights_only=False)
     ours, theirs = (
         {name: tuple(value.shape) for name, value in state.items()}
-        for state in (model.state_dict(), states["model"])
+        for state in (portable(model), portable(model, states["model"]))
     )
     for name in {**theirs, **ours}:
         if ours.get(name) != theirs.get(name):

@@ -1,15 +1,13 @@
 """What ESPnet's reporter noted of a training, from its checkpoint alone."""
 
-import datetime
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from espnet_l0prune.core.files import is_whole
 from espnet_l0prune.core.reading import read_tensors
+from espnet_l0prune.plugin.reporter import reported_seconds, reported_types
 from espnet_l0prune.plugin.trainer import PREVIOUS
 from espnet_l0prune.report.values import amount, count, number
 
@@ -31,14 +29,6 @@ class Epoch:
     valid: dict[str, float]
 
 
-def _types() -> list[Any]:
-    """What ESPnet's reporter saves beside plain data: times, and NumPy's numbers."""
-    value = np.float64(0)
-    scalar = value.__reduce__()[0]
-    types = [datetime.timedelta, scalar, np.dtype, type(value.dtype)]
-    return [*types, (scalar, "numpy.core.multiarray.scalar")]  # the last of NumPy 1
-
-
 def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], list[str]]:
     """The epochs so far, the first one first, and what is missing of them; no epochs
     before the first has ended.
@@ -56,7 +46,7 @@ def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], li
     if whole is None:
         return [], []
     try:
-        stats = dict(read_tensors(whole, _types())["reporter"]["stats"])
+        stats = dict(read_tensors(whole, reported_types())["reporter"]["stats"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"{whole} cannot be read: {type(e).__name__}: {e}. Expected the checkpoint "
@@ -103,10 +93,7 @@ def _figures(parts: object) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
     for part, values in parts.items() if isinstance(parts, dict) else ():
         for name, value in values.items() if isinstance(values, dict) else ():
-            if name == "time":
-                known = isinstance(value, datetime.timedelta)
-                shown = amount(value.total_seconds()) if known else None
-            else:
-                shown = number(value)
+            timed = name == "time"
+            shown = amount(reported_seconds(value)) if timed else number(value)
             found.setdefault(str(part), {})[str(name)] = shown
     return found

@@ -1,0 +1,61 @@
+"""Names of weights, which ESPnet 202609 changed: any release's are read, and what is kept
+has those that each release reads.
+
+The last layer of a subsampling was `out.0`, its positional encoding `out.1`; since then
+they are `out` and `pos_enc`. ESPnet 202609 and later read both, but not by `init_param`,
+where the old names are dropped without a word and the layer stays as it was drawn.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
+
+OLD = {"out.weight": "out.0.weight", "out.bias": "out.0.bias", "pos_enc.": "out.1."}
+
+
+def portable(
+    model: nn.Module, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A model's weights by the names that every ESPnet reads.
+
+    Args:
+        state: of this model, as any ESPnet names it; None for the model's own
+    """
+    state = dict(model.state_dict() if state is None else state)
+    for name, _ in _subsamplings(model):
+        _rename_(state, {f"{name}.{new}": f"{name}.{old}" for new, old in OLD.items()})
+    return state
+
+
+def read_any_names_(network: nn.Module) -> None:
+    """Let a network load weights by the names of any ESPnet, also where `init_param` has
+    put them beside the names of this one."""
+    for name, module in _subsamplings(network):
+        names = {f"{name}.{new}": f"{name}.{old}" for new, old in OLD.items()}
+        if isinstance(module.out, nn.Linear):
+            names = {old: new for new, old in names.items()}
+        network.register_load_state_dict_pre_hook(partial(_before_loading, names))
+
+
+def _before_loading(
+    names: Mapping[str, str], module: nn.Module, state: dict, prefix: str, *args: Any
+) -> None:
+    _rename_(state, {prefix + one: prefix + other for one, other in names.items()})
+
+
+def _subsamplings(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in network.named_modules():
+        if isinstance(module, SUBSAMPLINGS):
+            yield name, module
+
+
+def _rename_(state: dict, names: Mapping[str, str]) -> None:
+    """Change what names begin with; what was under the new name before goes."""
+    for key in list(state):
+        for one, other in names.items():
+            if key.startswith(one):
+                state[other + key.removeprefix(one)] = state.pop(key)
