@@ -40,6 +40,7 @@ setup(
         "editdistance",
         "tensorboard",
         "matplotlib",
+        "packaging",
         "pyyaml",
         "rich>=13",
         "sentencepiece",

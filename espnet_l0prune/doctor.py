@@ -9,11 +9,13 @@ them into a folder beside their own, only where they cannot load.
 import importlib.metadata
 import importlib.util
 import os
-import re
-import sys
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from espnet_l0prune.core.python import last_line, run_python
 
@@ -25,9 +27,6 @@ if not known and "espnet_l0prune" in sys.modules:
     register(asr.__name__)  # it stood aside: this raises the reason
 sys.exit(0 if known else 3)
 """
-# Of Python, the first and the last; see setup.py and docs/matrix.md
-PYTHON = (3, 11), (3, 13)
-OLDEST = {"torch": "2.11", "espnet": "202506"}
 
 
 @dataclass
@@ -82,12 +81,31 @@ def _is_torchaudio_broken() -> bool:
     return _run("import torchaudio").returncode != 0
 
 
-def remedy_for_age(package: str, version: str) -> str:
-    """What to do about a version that is older than ours has to be; else nothing. pip is
-    not asked, lest it exchanges torch: see setup.py."""
-    oldest = OLDEST.get(package, "0")
-    ours, least = ([int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, oldest))
-    return "" if ours >= least else f"expected {package} {oldest} or newer: upgrade it"
+def bounds_of(package: str) -> SpecifierSet:
+    """The versions that setup.py allows for this Python, or of Python itself. pip is not
+    asked, lest it exchanges torch: see there. All of them where we are not installed."""
+    try:
+        about = importlib.metadata.metadata("espnet_l0prune")
+    except importlib.metadata.PackageNotFoundError:
+        return SpecifierSet()
+    if package == "python":
+        return SpecifierSet(about["Requires-Python"])
+    found = SpecifierSet()
+    for requirement in map(Requirement, about.get_all("Requires-Dist", [])):
+        marker = requirement.marker
+        if requirement.name == package and (
+            marker is None or marker.evaluate({"extra": "espnet"})
+        ):
+            found &= requirement.specifier
+    return found
+
+
+def remedy_for(package: str, version: str) -> str:
+    """What to do about a version that is not one of `bounds_of`; else nothing."""
+    bounds = bounds_of(package)
+    if bounds.contains(version, prereleases=True):
+        return ""
+    return f"expected {package} {bounds}: install such a version"
 
 
 def examine() -> list[Check]:
@@ -95,11 +113,8 @@ def examine() -> list[Check]:
 
     What comes after a broken part is not looked at.
     """
-    python = ".".join(map(str, sys.version_info[:3]))
-    oldest, newest = PYTHON
-    well = oldest <= sys.version_info[:2] <= newest
-    remedy = "use Python {}.{} to {}.{}".format(*oldest, *newest)
-    checks = [Check("Python", python, "" if well else remedy)]
+    python = platform.python_version()
+    checks = [Check("Python", python, remedy_for("python", python))]
     install = "run `make env`, or `pip install {0}` in this environment"
     for package in ("torch", "torchaudio", "espnet"):
         version = _version(package)
@@ -108,7 +123,7 @@ def examine() -> list[Check]:
             return checks
         result = _run(f"import {package if package != 'espnet' else 'espnet2.tasks.asr'}")
         if result.returncode == 0:
-            checks.append(Check(package, version, remedy_for_age(package, version)))
+            checks.append(Check(package, version, remedy_for(package, version)))
             continue
         remedy = f"reinstall {package}: its import fails"
         linked = "OSError" in last_line(result)
@@ -135,7 +150,7 @@ def _registration() -> Check:
         remedy = "run `espnet-l0prune enable` (an editable install needs it once)"
         return Check("registration", "ESPnet does not know l0_conformer", remedy)
     other = "remove the other extension, or set ESPNET_L0PRUNE_AUTOLOAD=0"
-    remedy = remedy_for_age("espnet", _version("espnet") or "0") or other
+    remedy = remedy_for("espnet", _version("espnet") or "0") or other
     return Check("registration", last_line(result), remedy)
 
 
@@ -143,7 +158,7 @@ def why_aside(error: Exception) -> str:
     """The sentence for where we cannot register, and ESPnet goes on without us."""
     version = _version("espnet") or "0"
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    remedy = remedy_for_age("espnet", version) or "see `espnet-l0prune doctor`"
+    remedy = remedy_for("espnet", version) or "see `espnet-l0prune doctor`"
     return (
         "espnet_l0prune stands aside: it cannot register with ESPnet "
         f"{version} ({what}); {remedy}"
