@@ -62,7 +62,7 @@ def ranks_above(
 @torch.no_grad()
 def fill_(pair: LowRank, layer: nn.Module) -> None:
     """Give two factors the best approximation of a layer of their rank, in place."""
-    first, second = pair
+    first, second = pair.first, pair.second
     u, s, v = torch.linalg.svd(as_matrix(layer), full_matrices=False)
     rank = second.weight.size(1)
     root = s[:rank].sqrt()

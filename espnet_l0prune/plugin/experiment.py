@@ -23,6 +23,8 @@ TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
 WHOLE = 32  # times that a network may be larger than what was left of it by a cut
 SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any may have
 LARGEST_OPTION = 2**14  # of a network; positions and widths have some thousands
+# Variables by which a user lets torch, and ESPnet from 202609 on, unpickle anything.
+UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "ESPNET_ALLOW_UNSAFE_TORCH_LOAD"
 RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz: nothing is built by their size
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 # Options that only one task of ESPnet's has, of those that are looked for in this order;
@@ -199,11 +201,11 @@ def note_input_size_(model: nn.Module, args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def plain_tensors_only() -> Iterator[None]:
     """A while in which torch.load unpickles nothing but tensors, whoever calls it; unless
-    the user has told torch otherwise, by TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD."""
+    the user has allowed more, by one of `UNSAFE_LOAD`."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
-    allowed = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
-    if allowed not in ("1", "y", "yes", "true"):  # as torch reads it
+    # as torch reads it
+    if not any(os.environ.get(x) in ("1", "y", "yes", "true") for x in UNSAFE_LOAD):
         os.environ[name] = "1"
     try:
         yield
@@ -233,13 +235,13 @@ def build_model(args: argparse.Namespace) -> Any:
             f"the configuration names a file that cannot be read from here ({e}); "
             "expected to be called in the folder that the model was trained from"
         ) from e
-    except pickle.UnpicklingError as e:
-        raise ValueError(
-            "the configuration names a file that holds more than plain tensors, which "
-            f"could run code ({str(e).splitlines()[0]}). If you know who made it, set "
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1."
-        ) from e
     except Exception as e:  # whatever ESPnet makes of options that nobody checks
+        if isinstance(refused := e.__cause__ or e, pickle.UnpicklingError):
+            raise ValueError(
+                "the configuration names a file that holds more than plain tensors, "
+                f"which could run code ({str(refused).splitlines()[0]}). If you know who "
+                f"made it, set {' and '.join(f'{x}=1' for x in UNSAFE_LOAD)}."
+            ) from e
         raise ValueError(
             "the configuration does not describe a model that ESPnet can build here "
             f"({type(e).__name__}: {e}); expected that of a recognizer, with options "

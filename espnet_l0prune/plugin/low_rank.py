@@ -16,7 +16,7 @@ def can_factor(layer: nn.Module | None) -> bool:
     )
 
 
-class LowRank(nn.Sequential):
+class LowRank(nn.Module):
     """Two layers in place of one: to `rank` channels, and from there.
 
     Of a convolution, the first has its kernel, the second a kernel of one. It shows the
@@ -28,12 +28,13 @@ class LowRank(nn.Sequential):
     """
 
     def __init__(self, layer: nn.Module, rank: int):
+        super().__init__()
         bias = layer.bias is not None
         if isinstance(layer, nn.Linear):
-            first = nn.Linear(layer.in_features, rank, bias=False)
-            super().__init__(first, nn.Linear(rank, layer.out_features, bias=bias))
+            self.first = nn.Linear(layer.in_features, rank, bias=False)
+            self.second = nn.Linear(rank, layer.out_features, bias=bias)
             return
-        first = type(layer)(
+        self.first = type(layer)(
             layer.in_channels,
             rank,
             layer.kernel_size,
@@ -42,22 +43,24 @@ class LowRank(nn.Sequential):
             layer.dilation,
             bias=False,
         )
-        super().__init__(first, type(layer)(rank, layer.out_channels, 1, bias=bias))
+        self.second = type(layer)(rank, layer.out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
 
     @property
     def weight(self) -> Tensor:
         """The product of both, in the shape of the one."""
-        first, second = self
-        product = second.weight.flatten(1) @ first.weight.flatten(1)
-        return product.view(-1, *first.weight.shape[1:])
+        product = self.second.weight.flatten(1) @ self.first.weight.flatten(1)
+        return product.view(-1, *self.first.weight.shape[1:])
 
     @property
     def bias(self) -> Tensor | None:
-        return self[1].bias
+        return self.second.bias
 
     @property
     def out_channels(self) -> int:
-        return self[1].out_channels
+        return self.second.out_channels
 
 
 class LowRankConformerEncoder(ConformerEncoder):

@@ -36,7 +36,7 @@ def read_any_names_(network: nn.Module) -> None:
     put them beside the names of this one."""
     for name, module in _subsamplings(network):
         names = {f"{name}.{new}": f"{name}.{old}" for new, old in OLD.items()}
-        if isinstance(module.out, nn.Linear):
+        if not isinstance(module.out, nn.Sequential):  # from 202609 on
             names = {old: new for new, old in names.items()}
         network.register_load_state_dict_pre_hook(partial(_before_loading, names))
 

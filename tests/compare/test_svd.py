@@ -37,7 +37,9 @@ def test_factors_are_the_best_approximation(name):
     for rank in range(1, min(matrix.shape) + 1):
         pair = LowRank(layer, rank).double()
         svd.fill_(pair, layer)
-        first, second = (part.weight.detach().flatten(1) for part in pair)
+        first, second = (
+            part.weight.detach().flatten(1) for part in (pair.first, pair.second)
+        )
         missing = (second @ first - matrix).norm()
         assert float(missing) == pytest.approx(
             float(values[rank:].square().sum().sqrt()), abs=1e-9

@@ -133,7 +133,6 @@ def test_other_tasks_are_told_by_name(name, tmp_path, capsys):
 
 
 def test_a_decoder_that_is_not_cut_need_not_compute_in_float64():
-    pytest.importorskip("einops")
     args = arguments(decoder="s4")
     args.decoder_conf = S4
     net = ASRTask.build_model(args)

@@ -12,7 +12,7 @@ from espnet_l0prune.plugin.low_rank import LowRank
 
 def last_linear(embed: nn.Module) -> nn.Linear:
     """The layer that brings a subsampling's features to the residual stream."""
-    return embed.out if isinstance(embed.out, nn.Linear) else embed.out[0]
+    return embed.out[0] if isinstance(embed.out, nn.Sequential) else embed.out
 
 
 class FrontendSite(Site):
