@@ -202,7 +202,7 @@ def wave(samples: int) -> np.ndarray:
     return 0.1 * rng.standard_normal(samples, np.float32)
 
 
-TEN_MINUTES = 600 * 16_000
+A_MINUTE = 60 * 16_000
 
 
 def test_audio_of_any_length(tmp_path, capsys):
@@ -221,6 +221,7 @@ def test_audio_of_any_length(tmp_path, capsys):
     args.encoder_conf = {
         **{"output_size": 8, "attention_heads": 1, "num_blocks": 1, "linear_units": 8},
         **{"input_layer": "conv2d6", "cnn_module_kernel": 5},  # 11 frames, or more
+        "max_pos_emb_len": 500,
     }
     exp = tmp_path / "exp"
     exp.mkdir()
@@ -241,7 +242,7 @@ def test_audio_of_any_length(tmp_path, capsys):
             with pytest.raises(TooShortUttError):
                 speech2text(wave(samples))
     scores = set()
-    for samples in (10 * 256, 3_000, 16_000, TEN_MINUTES):
+    for samples in (10 * 256, 3_000, 16_000, A_MINUTE):
         found = [speech2text(wave(samples))[0] for speech2text in forms]
         assert len({text for text, *_ in found}) == 1
         plain, *others = (float(hypothesis.score) for *_, hypothesis in found)
