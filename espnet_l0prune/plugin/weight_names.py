@@ -2,8 +2,8 @@
 has those that each release reads.
 
 The last layer of a subsampling was `out.0`, its positional encoding `out.1`; since then
-they are `out` and `pos_enc`. ESPnet 202609 and later read both, but not by `init_param`,
-where the old names are dropped without a word and the layer stays as it was drawn.
+they are `out` and `pos_enc`. ESPnet 202611 reads both, but not by `init_param`, where it
+drops the old names without a word, and the layer stays as it was drawn.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,16 +26,15 @@ def portable(
         state: of this model, as any ESPnet names it; None for the model's own
     """
     state = dict(model.state_dict() if state is None else state)
-    for name, _ in _subsamplings(model):
-        _rename_(state, {f"{name}.{new}": f"{name}.{old}" for new, old in OLD.items()})
+    for _, names in _subsamplings(model):
+        _rename_(state, names)
     return state
 
 
 def read_any_names_(network: nn.Module) -> None:
     """Let a network load weights by the names of any ESPnet, also where `init_param` has
     put them beside the names of this one."""
-    for name, module in _subsamplings(network):
-        names = {f"{name}.{new}": f"{name}.{old}" for new, old in OLD.items()}
+    for module, names in _subsamplings(network):
         if not isinstance(module.out, nn.Sequential):  # from 202609 on
             names = {old: new for new, old in names.items()}
         network.register_load_state_dict_pre_hook(partial(_before_loading, names))
@@ -47,10 +46,11 @@ def _before_loading(
     _rename_(state, {prefix + one: prefix + other for one, other in names.items()})
 
 
-def _subsamplings(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, module in network.named_modules():
+def _subsamplings(network: nn.Module) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Each of them, with the old name of what is in it by the new one."""
+    for path, module in network.named_modules():
         if isinstance(module, SUBSAMPLINGS):
-            yield name, module
+            yield module, {f"{path}.{new}": f"{path}.{old}" for new, old in OLD.items()}
 
 
 def _rename_(state: dict, names: Mapping[str, str]) -> None:

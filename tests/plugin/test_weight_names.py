@@ -34,7 +34,7 @@ def make(request):
 
 
 def by_name(model, release: str) -> dict[str, torch.Tensor]:
-    """Its state as ESPnet up to 202511 names it, or as from 202609 on, said anew."""
+    """Its state as ESPnet up to 202511 names it, or as from 202609 on."""
     found = {}
     for name, value in portable(model).items():
         if release == "202611":
