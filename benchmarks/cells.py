@@ -24,7 +24,8 @@ from espnet2.tasks.asr import ASRTask
 from espnet_l0prune.compare.one_shot import IMPORTANCES, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly
 from espnet_l0prune.compare.svd import factorize
-from espnet_l0prune.core.budget import COSTS, count_parameters
+from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.experiment import read_config
 from espnet_l0prune.plugin.register import make_workload

@@ -22,7 +22,7 @@ from common import (
 )
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.core.budget import count_parameters
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.plugin.register import make_workload
 

@@ -49,7 +49,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from step_cost import NAMES, PRECISIONS, make_step
 
-from espnet_l0prune.core.budget import count_parameters
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.adopt import Choice, adopt
 from espnet_l0prune.deploy.cut import cut_experiment
 

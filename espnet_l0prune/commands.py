@@ -139,7 +139,9 @@ def inspect(args: argparse.Namespace) -> Answer:
     for column in ("parameters", "MACs (M)"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in found.rows:
-        if not row.params and all(left == size for size, left in row.units.values()):
+        if not row.amounts["params"] and all(
+            left == size for size, left in row.units.values()
+        ):
             continue  # the width of a stream that was not touched
         units = ", ".join(
             f"{kind} {left}" + (f"/{size}" if left != size else "")
@@ -152,11 +154,12 @@ def inspect(args: argparse.Namespace) -> Answer:
         table.add_row(
             module,
             units,
-            f"{row.params:,} {row.params_share:6.1%}",
-            f"{row.macs / 1e6:,.1f} {row.macs_share:6.1%}",
+            f"{row.amounts['params']:,} {row.shares['params']:6.1%}",
+            f"{row.amounts['macs'] / 1e6:,.1f} {row.shares['macs']:6.1%}",
         )
     lines = [
-        f"{part}: {found.params[part]:,} parameters, {found.macs[part] / 1e6:,.1f} M "
+        f"{part}: {found.amounts['params'][part]:,} parameters, "
+        f"{found.amounts['macs'][part] / 1e6:,.1f} M "
         f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
         for part in ("encoder", "decoder", "model")
     ]
@@ -253,8 +256,8 @@ def bench(args: argparse.Namespace) -> Answer:
     _import_espnet()
     from rich.table import Table
 
-    from espnet_l0prune.core.budget import count_parameters
     from espnet_l0prune.core.ranges import check
+    from espnet_l0prune.core.terms import count_parameters
     from espnet_l0prune.deploy.bench import encoder_macs, noise, real_time_factors
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
     from espnet_l0prune.plugin.register import make_workload

@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.budget import Budget, select
+from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.gates import DECIDED, HardConcrete
-from espnet_l0prune.core.sites import Claim
+from espnet_l0prune.core.selection import select
+from espnet_l0prune.core.sites import Claim, Units
 
 Batches = Sequence[Mapping[str, Tensor]]  # as ESPnet's model takes them
 Scores = list[Tensor]  # (units,) of each gate
@@ -115,9 +116,9 @@ def removal(
     """
     before, scores = harm(), []
     squares = _over_groups(budget, lambda claim, w: w.square(), whole=False)
-    for (key, gate), total in zip(budget.gates.items(), squares, strict=True):
+    for ((_, kind), gate), total in zip(budget.gates.items(), squares, strict=True):
         score = torch.full_like(gate.log_alpha.detach(), torch.inf)
-        if kinds is None or key[1] in kinds:
+        if kinds is None or kind in kinds:
             order = score.argsort() if total is None else total.argsort()
             for units in order.tensor_split(min(groups, len(order))):
                 with closed(gate, units):
@@ -169,9 +170,9 @@ def width_then_depth(
         return scores
     plan = select(budget, goal, scores=scores)
     with ExitStack() as narrow:
-        for (i, kind), gate in budget.gates.items():
+        for (site, kind), gate in budget.gates.items():
             gone = torch.ones_like(gate.log_alpha, dtype=torch.bool)
-            gone[plan[budget.sites[i].name][kind]] = False
+            gone[plan[site.name][kind]] = False
             narrow.enter_context(closed(gate, gone))
         depth = per_cost(budget, removal(budget, harm, {"blocks"}), goal)
     for row in sorted(rows, key=lambda row: float(depth[row]))[:blocks]:
@@ -233,11 +234,12 @@ def _over_groups(
     Args:
         whole: whether a module may be a unit, of which only the last layer is counted
     """
-    rows = {key: row for row, key in enumerate(budget.gates)}
+    rows = {units: row for row, units in enumerate(budget.gates)}
     sums: list[Tensor | None] = [None] * len(rows)
-    for i, site in enumerate(budget.sites):
+    for site in budget.sites:
         for claim in site.claims():
-            row, tensor = rows.get((i, claim.kind)), getattr(claim.module, claim.tensor)
+            row = rows.get(Units(site, claim.kind))
+            tensor = getattr(claim.module, claim.tensor)
             if row is None or not isinstance(tensor, nn.Parameter):
                 continue
             if claim.whole and not whole:
@@ -256,10 +258,10 @@ def _owned(budget: Budget, sums: Sequence[Tensor | None]) -> Scores:
     Raises:
         ValueError: units that own no weights
     """
-    for (i, kind), total in zip(budget.gates, sums, strict=True):
+    for (site, kind), total in zip(budget.gates, sums, strict=True):
         if total is None:
             raise ValueError(
-                f"{budget.sites[i].name}: {kind} own no weights by which they could be "
+                f"{site.name}: {kind} own no weights by which they could be "
                 "ranked; expected units without them"
             )
     return [total for total in sums if total is not None]

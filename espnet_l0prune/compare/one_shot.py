@@ -12,9 +12,10 @@ from torch import nn
 
 from espnet_l0prune.compare import importance
 from espnet_l0prune.compare.importance import Batches, Scores
-from espnet_l0prune.core.budget import Budget, select
+from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.files import beside, save
 from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import decide_
 from espnet_l0prune.plugin.experiment import (
     build_model,

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from espnet_l0prune.core.budget import COSTS
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_scheduler_conf"

@@ -10,6 +10,7 @@ matter, as in the residual stream:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -225,22 +226,30 @@ def structure_of(sites: Sequence[Site]) -> Structure:
     return {site.name: site.structure() for site in sites}
 
 
+class Units(NamedTuple):
+    """The units of one kind at one site."""
+
+    site: Site
+    kind: str
+
+
 def plan_of(sites: Sequence[Site]) -> Plan:
     """List the units that survive."""
-    return make_plan(sites, lambda i, kind: sites[i].survivors(kind))
+    return make_plan(sites, lambda units: units.site.survivors(units.kind))
 
 
-def make_plan(sites: Sequence[Site], kept: Callable[[int, str], Tensor]) -> Plan:
+def make_plan(sites: Sequence[Site], kept: Callable[[Units], Tensor]) -> Plan:
     """List the units that stay; those without a gate all do.
 
     Args:
-        kept: of a site's place and a kind with gates: which units stay, (units,) bool
+        kept: of units with gates: which of them stay, (units,) bool
     """
     plan: Plan = {}
-    for i, site in enumerate(sites):
+    for site in sites:
         plan[site.name] = {k: list(range(n)) for k, n in site.sizes.items()}
         for kind in site.gates:
-            plan[site.name][kind] = kept(i, kind).nonzero().flatten().tolist()
+            left = kept(Units(site, kind)).nonzero().flatten().tolist()
+            plan[site.name][kind] = left
     return plan
 
 

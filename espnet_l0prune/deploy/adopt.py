@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import COSTS, check_compatible, check_reachable
+from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.files import claimed
 from espnet_l0prune.core.gates import HardConcrete, LogAlpha
 from espnet_l0prune.core.optim import L0AdamW

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from espnet_l0prune import __version__
-from espnet_l0prune.core.budget import COSTS
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.reading import read_text
 from espnet_l0prune.core.text import in_markdown, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
@@ -177,13 +177,11 @@ def _costs(args: argparse.Namespace, found: Inspection) -> str:
     for scope in ("model", "encoder"):
         workload = replace(workload, scope=scope)
         totals = make_budget(dense, workload).totals
-        for cost, what in zip(COSTS, ("parameters", "MACs"), strict=True):
-            now, before = getattr(found, cost)[scope], totals[cost]
+        for name, cost in COSTS.items():
+            now, before = found.amounts[name][scope], totals[name]
             share = f"{now / before - 1:+.1%}" if before else ""
-            lines.append(
-                f"| {what} of the {scope} (M) | {before / 1e6:,.2f} | {now / 1e6:,.2f} "
-                f"| {share} |"
-            )
+            figures = f"{before / 1e6:,.2f} | {now / 1e6:,.2f} | {share}"
+            lines.append(f"| {cost.label} of the {scope} (M) | {figures} |")
     note = f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens."
     return "\n".join([*lines, "", note])
 
@@ -196,5 +194,5 @@ def _structure(found: Inspection) -> str:
             for kind, (before, now) in row.units.items()
             if before != now or before > 1
         )
-        lines.append(f"| {row.module} | {units} | {row.params:,} |")
+        lines.append(f"| {row.module} | {units} | {row.amounts['params']:,} |")
     return "\n".join(lines)

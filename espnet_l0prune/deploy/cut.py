@@ -11,11 +11,12 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-from espnet_l0prune.core.budget import Budget, count_parameters
+from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.sites import Plan, cut_, plan_of
 from espnet_l0prune.core.steps import Step, how_long, quiet
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.verify import (
     Difference,
     compare,
@@ -103,15 +104,15 @@ def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
     opened = budget.opened()
     before = budget.sparsity(opened)
     together: dict[tuple, list[tuple[int, HardConcrete]]] = {}
-    for row, ((_, kind), gate) in enumerate(budget.gates.items()):
-        key = (kind, len(gate.log_alpha)) if gate.uniform else (row,)
+    for row, (units, gate) in enumerate(budget.gates.items()):
+        key = (units.kind, len(gate.log_alpha)) if gate.uniform else (row,)
         together.setdefault(key, []).append((row, gate))
     for members in together.values():
         for value in (0, 1):
             changed = opened.clone()
             for row, gate in members:
-                units = (opened[row, : len(gate.log_alpha)] != value).nonzero().flatten()
-                changed[row, units[: gate.round_to]] = value
+                others = (opened[row, : len(gate.log_alpha)] != value).nonzero()
+                changed[row, others.flatten()[: gate.round_to]] = value
             after = budget.sparsity(changed)
             steps = (abs(float(after[cost] - before[cost])) for cost in goal)
             largest = max(largest, *steps)

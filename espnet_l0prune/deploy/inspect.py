@@ -4,13 +4,13 @@ import argparse
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from espnet_l0prune.core.budget import COSTS, terms_of
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.sites import cut_, plan_of
+from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.register import make_workload
 from espnet_l0prune.plugin.sites import find_sites
@@ -23,10 +23,8 @@ class Row:
 
     module: str
     units: dict[str, tuple[int, int]]  # by kind: before, now
-    params: int
-    macs: int
-    params_share: float  # of the whole model's
-    macs_share: float
+    amounts: dict[str, int]  # by cost
+    shares: dict[str, float]  # of the whole model's
 
 
 @dataclass
@@ -37,8 +35,7 @@ class Inspection:
     rows: list[Row]
     seconds: float  # of audio, for the MACs
     tokens: int  # emitted for it
-    params: dict[str, int]  # of encoder, decoder and model, now
-    macs: dict[str, int]
+    amounts: dict[str, dict[str, int]]  # by cost; of encoder, decoder and model, now
     scope: str | None  # of the budget, where there are gates
     expected_sparsity: dict[str, float]
     actual_sparsity: dict[str, float]
@@ -75,28 +72,25 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     cut_(model, sites_of(model), plan_of(sites_of(model)))
     sites, shapes = sites_of(model), trace(model, lambda: run(model, workload))
     terms = terms_of(model, sites, shapes)
-    amounts = torch.tensor([[t.params, t.macs] for t in terms], dtype=torch.float64)
     places = _rows(model, build_dense(args))
     for term in terms:
         row = places[_longest(term.owner, places)]
-        row.params += round(term.params)
-        row.macs += round(term.macs)
-    total = amounts.sum(0).tolist()
-    for row in places.values():
-        row.params_share = row.params / total[0]
-        row.macs_share = row.macs / max(total[1], 1)
-    sums: dict[str, Any] = {
-        cost: {"model": round(all_)} for cost, all_ in zip(COSTS, total, strict=True)
-    }
-    for part in ("encoder", "decoder"):
-        own = [row for row in places.values() if row.module.split(".")[0] == part]
-        for cost in COSTS:
-            sums[cost][part] = sum(getattr(row, cost) for row in own)
+        for cost, amount in term.amounts.items():
+            row.amounts[cost] += round(amount)
+    amounts = {}
+    for cost in COSTS:
+        whole = round(sum(term.amounts[cost] for term in terms))
+        amounts[cost] = {"model": whole}
+        for part in ("encoder", "decoder"):
+            own = [row for row in places.values() if row.module.split(".")[0] == part]
+            amounts[cost][part] = sum(row.amounts[cost] for row in own)
+        for row in places.values():
+            row.shares[cost] = row.amounts[cost] / max(whole, 1)
     return Inspection(
-        rows=[row for row in places.values() if row.params or row.units],
+        rows=[row for row in places.values() if row.amounts["params"] or row.units],
         seconds=workload.seconds,
         tokens=workload.tokens,
-        **sums,
+        amounts=amounts,
         **sparsities,
     )
 
@@ -130,7 +124,7 @@ def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:
     places: dict[str, Row] = {}
 
     def add(path: str, units: dict[str, tuple[int, int]]) -> None:
-        places[path] = Row(path, units, 0, 0, 0.0, 0.0)
+        places[path] = Row(path, units, dict.fromkeys(COSTS, 0), {})
 
     for part, child in dense.named_children():
         sites = {site.name: site.sizes for site in find_sites(child)}

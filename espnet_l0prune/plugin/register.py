@@ -269,11 +269,11 @@ def require_gates_in_scope(model: torch.nn.Module, workload: Workload) -> None:
 
 def _require_moving_gates(args: argparse.Namespace, budget: Budget) -> None:
     """Raise ValueError for gates that cannot train."""
-    for (i, kind), gate in budget.gates.items():
+    for (site, kind), gate in budget.gates.items():
         if not gate.log_alpha.requires_grad:
             raise ValueError(
                 f"freeze_param is {args.freeze_param}, which holds the gates of "
-                f"{budget.sites[i].name}; expected units without {kind}, or other "
+                f"{site.name}; expected units without {kind}, or other "
                 "parameters to freeze"
             )
 

@@ -12,8 +12,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.constraints import CONSTRAINTS
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.optim import ORDERS, L0AdamW
 from espnet_l0prune.core.ranges import RANGES, SHARE

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.budget import Budget, split, terms_of
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Call, Shapes, Site
+from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.plugin.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.sites import find_sites
 

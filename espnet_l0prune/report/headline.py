@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.report.results import Result, results_file
 from espnet_l0prune.report.run import Run
 from espnet_l0prune.report.values import count
-
-WORDS = {"params": "parameters", "macs": "MACs"}
 
 
 def headlines(runs: Sequence[Run], decoded: Mapping[Path, Sequence[Result]]) -> list[str]:
@@ -60,7 +59,11 @@ def standing(run: Run) -> str:
 
 def shares(values: Mapping[str, float]) -> str:
     """Sparsities by cost, in words."""
-    known = [f"{values[c]:.1%} of the {word}" for c, word in WORDS.items() if c in values]
+    known = [
+        f"{values[name]:.1%} of the {cost.label}"
+        for name, cost in COSTS.items()
+        if name in values
+    ]
     return " and ".join(known)
 
 

@@ -210,9 +210,10 @@ def structures(runs: Sequence[Run]) -> Iterator[Picture]:
             if not shares or (network == "decoder" and min(shares) == 1):
                 continue
             figure = structure_figure(modules, network)
+            parameters = found.amounts["params"][network]
             caption = (
-                f"{', '.join(names)}: {network}, {found.params[network]:,} parameters. "
-                "Units left of those before; dark is all, light is nothing."
+                f"{', '.join(names)}: {network}, {parameters:,} parameters. Units left "
+                "of those before; dark is all, light is nothing."
             )
             yield Picture(figure, f"structure_{names[0]}_{network}", caption)
 

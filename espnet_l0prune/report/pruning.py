@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_l0prune.core.budget import COSTS
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.reading import read_json
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.register import make_scheduler, make_workload

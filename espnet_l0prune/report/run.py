@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from espnet_l0prune.core.budget import COSTS
 from espnet_l0prune.core.constraints import CONSTRAINTS
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.text import plain
 from espnet_l0prune.deploy.inspect import Inspection, inspect_experiment
 from espnet_l0prune.plugin.experiment import last_of, read_config

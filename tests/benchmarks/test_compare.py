@@ -9,7 +9,8 @@ import yaml
 from builders import TOKENS
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable, count_parameters
+from espnet_l0prune.core.feasibility import check_compatible, check_reachable
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget
 

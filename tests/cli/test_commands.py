@@ -64,7 +64,8 @@ def test_json_is_clean_whatever_is_printed(dense):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["params"]["model"] == sum(row["params"] for row in found["rows"])
+    parameters = [row["amounts"]["params"] for row in found["rows"]]
+    assert found["amounts"]["params"]["model"] == sum(parameters)
 
 
 def test_json_of_every_command(dense, tmp_path, capsys, monkeypatch):

@@ -11,8 +11,9 @@ from runs import make_data, run
 from espnet_l0prune.compare import importance
 from espnet_l0prune.compare.one_shot import IMPORTANCES, gated, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly, zero_
-from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.workload import evaluation, sites_of
@@ -31,8 +32,7 @@ def net():
 
 def some_units(net):
     """A few units of every site: row of the budget, site, kind, unit."""
-    for row, (i, kind) in enumerate(budget(net).gates):
-        site = budget(net).sites[i]
+    for row, (site, kind) in enumerate(budget(net).gates):
         for unit in {0, site.sizes[kind] - 1}:
             yield row, site.name, kind, unit
 
@@ -105,8 +105,8 @@ def test_taylor_is_the_slope_of_the_gate(net):
     scores = importance.taylor(budget(net), net, [data])
     consumers = {"feed_forward": "w_2", "self_attn": "linear_out"}
     consumers |= {"feed_forward_macaron": "w_2", "conv_module": "pointwise_conv2"}
-    for score, (i, kind) in zip(scores, budget(net).gates, strict=True):
-        *block, name = budget(net).sites[i].name.split(".")
+    for score, (site, _) in zip(scores, budget(net).gates, strict=True):
+        *block, name = site.name.split(".")
         if name in consumers:
             module = net.encoder.get_submodule(".".join([*block, name]))
             weight = getattr(module, consumers[name]).weight
@@ -119,7 +119,7 @@ def test_taylor_is_the_slope_of_the_gate(net):
             weight.data.copy_(was)
             slope = (losses[0] - losses[1]) / (2 * step)
             found = float(score[unit]) ** 0.5
-            assert found == pytest.approx(abs(slope), rel=0.02, abs=1e-3), kind
+            assert found == pytest.approx(abs(slope), rel=0.02, abs=1e-3), site.name
 
 
 def test_removal_harms_as_a_real_cut_does(net):
@@ -202,8 +202,8 @@ def test_the_lowest_scores_go_first(net):
     actual = budget(net).actual()
     assert all(actual[cost] >= goal for cost, goal in TARGETS.items())
     kept, gone = [], []
-    for (i, kind), score in zip(budget(net).gates, scores, strict=True):
-        units = plan[budget(net).sites[i].name][kind]
+    for (site, kind), score in zip(budget(net).gates, scores, strict=True):
+        units = plan[site.name][kind]
         kept += score[units].tolist()
         gone += [s for u, s in enumerate(score.tolist()) if u not in units]
     # but for the last few, which are passed over to land
@@ -214,8 +214,8 @@ def test_evenly_every_module_keeps_the_same_share(net):
     norms = importance.magnitude(budget(net))
     plan = select(budget(net), {"params": 0.5}, scores=importance.evenly(norms))
     shares = []
-    for (i, kind), norm in zip(budget(net).gates, norms, strict=True):
-        kept = plan[budget(net).sites[i].name][kind]
+    for (site, kind), norm in zip(budget(net).gates, norms, strict=True):
+        kept = plan[site.name][kind]
         gone = [u for u in range(len(norm)) if u not in kept]
         assert norm[kept].min() >= norm[gone].max()
         shares.append((len(kept) / len(norm), 1 / len(norm)))
@@ -255,8 +255,7 @@ def test_the_price_of_a_unit_is_what_its_cut_saves(net):
 def test_one_that_must_stay_is_the_best(net):
     scores = [torch.arange(len(s)).float() for s in importance.random(budget(net))]
     plan = select(budget(net), {"params": 0.7}, scores=scores)
-    for i, kind in budget(net).gates:
-        site = budget(net).sites[i]
+    for site, kind in budget(net).gates:
         if kind == "frontend_channels":
             assert site.sizes[kind] - 1 in plan[site.name][kind]
 

@@ -88,9 +88,11 @@ def test_a_dense_experiment_in_factors(target, tmp_path):
     (tmp_path / "small/config.yaml").write_text(yaml.safe_dump(vars(args)))
     torch.save(small.state_dict(), tmp_path / "small/model.pth")
     found = inspect_experiment(tmp_path / "small", "model.pth")
-    assert found.params["encoder"] == svd.COUNTS["params"](small, 16_000)
+    assert found.amounts["params"]["encoder"] == svd.COUNTS["params"](small, 16_000)
     if "macs" in target:
-        assert found.macs["encoder"] == pytest.approx(svd.COUNTS["macs"](small, 16_000))
+        assert found.amounts["macs"]["encoder"] == pytest.approx(
+            svd.COUNTS["macs"](small, 16_000)
+        )
     for command in ("report", "export plugin"):
         out = tmp_path / {"report": "page", "export plugin": "m.zip"}[command]
         words = [*command.split(), str(tmp_path / "small"), "--out", str(out)]

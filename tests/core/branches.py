@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.budget import Budget, terms_of
+from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.gates import draw_all, log_alpha_of
 from espnet_l0prune.core.sites import Call, Claim, Site, inputs, outputs, whole_output
+from espnet_l0prune.core.terms import terms_of
 
 SIZE, CLASSES, FRAMES = 3, 2, 7
 

@@ -16,20 +16,14 @@ from branches import (
     sparsity,
 )
 
-from espnet_l0prune.core.budget import (
-    Budget,
-    _least,
-    _without_needless,
-    check_compatible,
-    check_reachable,
-    count_parameters,
-    select,
-    split,
-    terms_of,
-)
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.feasibility import _least, check_compatible, check_reachable
 from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.hooks import remember_stream_
+from espnet_l0prune.core.parts import split
+from espnet_l0prune.core.selection import _without_needless, select
 from espnet_l0prune.core.sites import Call, decide_
+from espnet_l0prune.core.terms import count_parameters, terms_of
 
 BOTH = ("modules", "channels")
 
@@ -54,12 +48,12 @@ def opened(budget: Budget, *rows: list[float]) -> torch.Tensor:
 
 
 def test_totals_and_parameters():
-    net, _, budget = network(4, 6, kinds=BOTH)
+    net, sites, budget = network(4, 6, kinds=BOTH)
     whole = {0: (1, 4), 1: (1, 6)}
     assert budget.totals == costs(whole)
     assert count_parameters(net) == count_parameters(net.branches, net.head, None)
     assert count_parameters(net) == costs(whole)["params"]  # the gates are not counted
-    assert list(budget.gates) == [(i, kind) for i in (0, 1) for kind in BOTH]
+    assert list(budget.gates) == [(site, kind) for site in sites for kind in BOTH]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -132,8 +126,9 @@ def test_a_layer_cut_in_width_is_charged_for_the_features_it_has_left():
     call = Call((torch.Size([1, FRAMES, 4]),), torch.Size([1, FRAMES, SIZE]))
     terms = terms_by_owner(net, sites, {layer: [call, call]})
     weight, bias = terms["branches.0.last"]
-    assert (weight.params, weight.macs) == (2 * 4, 2 * FRAMES * 2 * 4)  # of two calls
-    assert (bias.params, bias.macs) == (2, 0)
+    # of two calls
+    assert weight.amounts == {"params": 2 * 4, "macs": 2 * FRAMES * 2 * 4}
+    assert bias.amounts == {"params": 2, "macs": 0}
 
 
 def terms_by_owner(net, sites, shapes) -> dict[str, list]:
@@ -207,7 +202,7 @@ def test_scores_of_another_kind_decide_where_they_are_given():
 
 def brute(budget: Budget, targets) -> float:
     """The least by which any choice of units is beyond all targets."""
-    sizes = [int(n) for n in budget._sizes]
+    sizes = [len(gate.log_alpha) for gate in budget.gates.values()]
     best = float("inf")
     for choice in itertools.product((0.0, 1.0), repeat=sum(sizes)):
         rows, begin = [], 0

@@ -6,7 +6,6 @@ import pytest
 import torch
 from branches import SIZE, network
 
-from espnet_l0prune.core.budget import split
 from espnet_l0prune.core.constraints import (
     ControlledL2Constraint,
     InequalityConstraint,
@@ -15,6 +14,7 @@ from espnet_l0prune.core.constraints import (
 )
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.schedules import LinearSparsityScheduler
 
 LENGTHS = {"warmup_steps": 2, "ramp_steps": 4, "hold_steps": 3}

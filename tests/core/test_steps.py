@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from espnet_l0prune.core.budget import select
 from espnet_l0prune.core.constraints import (
     ControlledL2Constraint,
     InequalityConstraint,
@@ -23,6 +22,7 @@ from espnet_l0prune.core.schedules import (
     LinearSparsityScheduler,
     StaircaseSparsityScheduler,
 )
+from espnet_l0prune.core.selection import select
 
 ALPHA = torch.tensor([1.0, -2.0, 4.0])
 STEPS = {  # a constraint, its multipliers, a shortfall; the penalty, what they are then

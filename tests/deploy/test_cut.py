@@ -10,8 +10,9 @@ from builders import arguments, budget, disturb_, model
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import cut_, decide_
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy import cut
 from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.plugin.experiment import load_model
@@ -68,12 +69,13 @@ def test_cut_inspect_verify(tmp_path, capsys):
     assert gates["actual_sparsity"] == pytest.approx(report["sparsity"])
     assert main(["inspect", str(tmp_path / "cut"), "--json"]) == 0
     cut = json.loads(capsys.readouterr().out)
-    assert cut["params"]["encoder"] == numel
+    assert cut["amounts"]["params"]["encoder"] == numel
     # units and costs now: what the gates promise is what the cut network has
-    for name in ("rows", "params", "macs"):
+    for name in ("rows", "amounts"):
         assert gates[name] == cut[name], name
-    assert sum(row["params"] for row in cut["rows"]) == cut["params"]["model"]
-    assert sum(row["macs_share"] for row in cut["rows"]) == pytest.approx(1)
+    for cost, amounts in cut["amounts"].items():
+        assert sum(row["amounts"][cost] for row in cut["rows"]) == amounts["model"]
+        assert sum(row["shares"][cost] for row in cut["rows"]) == pytest.approx(1)
     assert main(["inspect", str(tmp_path / "cut")]) == 0
     assert "encoders.0.self_attn" in capsys.readouterr().out
 

@@ -6,7 +6,8 @@ import torch
 from builders import disturb_
 from hypothesis import strategies as st
 
-from espnet_l0prune.core.budget import Budget, terms_of
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.verify import probe
 from espnet_l0prune.plugin.network import (
     L0BranchformerEncoder,
@@ -154,7 +155,8 @@ def output(network, seed: int = 0) -> torch.Tensor:
 
 def budget_of(network) -> Budget:
     shapes = trace(network, lambda: output(network))
-    return Budget(network.sites(), terms_of(network, network.sites(), shapes))
+    sites = network.sites()
+    return Budget(sites, terms_of(network, sites, shapes))
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:

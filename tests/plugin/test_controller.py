@@ -8,7 +8,9 @@ from builders import batch, budget, model, save_experiment, train
 from test_training import SCHEDULE, gates, start
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from espnet_l0prune.core.budget import check_compatible, check_reachable, select, split
+from espnet_l0prune.core.feasibility import check_compatible, check_reachable
+from espnet_l0prune.core.parts import split
+from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.cut import largest_step
 
 WIDER = {"linear_units": 32, "cnn_module_kernel": 5}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import ATTENTION, make
 
-from espnet_l0prune.core.budget import terms_of
+from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.plugin.workload import trace
 
@@ -31,4 +31,6 @@ def test_attention(attention):
     assert macs == FRAMES * (2 * FRAMES + POSITIONS[attention]) * SIZE
     assert kinds == ("heads", "head_dims")
     terms = terms_of(network, network.sites(), shapes)
-    assert sum(t.macs for t in terms) == count_macs(network, lambda net: net(*speech))
+    assert sum(t.amounts["macs"] for t in terms) == count_macs(
+        network, lambda net: net(*speech)
+    )

@@ -27,9 +27,11 @@ from networks import (
 )
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_l0prune.core.budget import _ranks, count_parameters, select
 from espnet_l0prune.core.gates import GATES
+from espnet_l0prune.core.ranking import closing_order
+from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.deploy.verify import probe
@@ -229,7 +231,7 @@ def test_nothing_is_closed_for_nothing(units, seed, share):
             gate.log_alpha.data.normal_(generator=generator)
     budget = budget_of(network)
     targets = {"params": share * budget.reachable()["params"]}
-    order, _, _ = _ranks(budget)
+    order = closing_order(budget.gates).rank
     decide_(network.sites(), select(budget, targets))
     opened = budget.opened()
     excess = budget.actual()["params"] - targets["params"]

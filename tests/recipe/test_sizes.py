@@ -12,8 +12,9 @@ import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.core.budget import count_parameters, select
+from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import cut_, decide_
+from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.deploy.verify import Difference, require_equal
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
@@ -94,18 +95,17 @@ def test_every_budget(model):
     for site in gated.encoder.sites():
         for gate in site.gates.values():
             gate.log_alpha.data.normal_()
-    budget, whole = make_budget(gated, make_workload(args)), gated.encoder
-    del gated
+    budget = make_budget(gated, make_workload(args))
     for name, target in BUDGETS.items():
         args.sparsity_scheduler_conf["target"] = target
         goal = make_scheduler(args).goal
         plan = select(budget, goal)
         if name != "50% both" and (model, name) != ("conformer_100", "20% params"):
             continue  # all of them are selected; that these are cut too has to do
-        trial = copy.deepcopy(whole)
+        trial = copy.deepcopy(gated)
+        counted, trial = make_budget(trial, make_workload(args)), trial.encoder
         sites = trial.sites()
         decide_(sites, plan)
-        counted = budget.__class__(sites, budget.terms)
         actual = counted.actual()
         excess = min(actual[cost] - share for cost, share in goal.items())
         assert 0 <= excess <= 0.001 + largest_step(counted, goal)

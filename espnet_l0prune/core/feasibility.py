@@ -1,0 +1,80 @@
+"""Whether a network's units can meet its targets, and all of them at once."""
+
+from collections.abc import Mapping
+
+import torch
+
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.ranking import closing_order
+
+
+def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
+    """Raise ValueError where the units cannot reach a target; name what they reach."""
+    reachable = budget.reachable()
+    for cost, target in targets.items():
+        if cost not in reachable:
+            raise ValueError(
+                f"target has {cost}, which were not counted for this budget; expected "
+                f"some of {', '.join(reachable)}"
+            )
+        if target > reachable[cost]:
+            raise ValueError(
+                f"the target sparsity in {cost} is {target}, but these units reach at "
+                f"most {reachable[cost]:.4f} of the {budget.totals[cost]:,.0f} in scope; "
+                "choose a lower target or add kinds of units"
+            )
+
+
+def check_compatible(
+    budget: Budget, targets: Mapping[str, float], tolerance: float = 0.03
+) -> None:
+    """Raise ValueError for targets of which one takes more of another cost than its
+    target.
+
+    The least that goes of a cost with a target in another one is found by closing the
+    units that take least of it first: close, and no bound, hence the tolerance, a
+    difference of sparsities.
+    """
+    for given, target in targets.items():
+        for cost, other in targets.items():
+            least = _least(budget, given, target, cost) if cost != given else 0.0
+            if least > other + tolerance:
+                raise ValueError(
+                    f"the targets contradict each other: a sparsity of {target} in "
+                    f"{given} takes about {least:.3f} of the {cost} along at least, and "
+                    f"their target is {other}. Raise the target in {cost}, leave it out, "
+                    "or take sparsity_constraint: inequality, which asks for at least "
+                    "so much."
+                )
+
+
+@torch.no_grad()
+def _least(
+    budget: Budget, given: str, target: float, cost: str, steps: int = 10
+) -> float:
+    """About the least sparsity in `cost` that comes with the target in `given`.
+
+    What a unit takes depends on what is closed already: prices are asked anew in steps.
+    """
+    sizes = [len(gate.log_alpha) for gate in budget.gates.values()]
+    opened = budget.all_open()
+    for step in range(1, steps + 1):
+        with torch.enable_grad():
+            at = opened.clone().requires_grad_()
+            sparsity = budget.sparsity(at)
+            takes, gives = (
+                torch.autograd.grad(-sparsity[c], at, retain_graph=True)[0]
+                for c in (cost, given)
+            )
+        price = (takes + 1e-12) / (gives + 1e-12)
+        price[opened == 0] = -torch.inf  # these are closed
+        scores = [row[:n] for row, n in zip(price, sizes, strict=True)]
+        order, full = closing_order(budget.gates, scores), budget.all_open()
+        rank, low, high = order.rank.to(full.device), -1, order.length
+        while high - low > 1:
+            middle = (low + high) // 2
+            reached = budget.sparsity(full * (rank >= middle))[given]
+            enough = reached >= target * step / steps
+            low, high = (low, middle) if enough else (middle, high)
+        opened = full * (rank >= high)
+    return float(budget.sparsity(opened)[cost])
