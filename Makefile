@@ -1,7 +1,7 @@
 .PHONY: demo test matrix env lint docs dist clean
 
 PYTHON ?= python3
-# Where no compiled file may be kept, each process compiles ESPnet again: 28 s, not 18
+# Where no compiled file may be kept, each process compiles ESPnet again: some 10 s more
 unexport PYTHONDONTWRITEBYTECODE
 
 # Everything on synthetic speech: train, prune, cut, fine-tune, pack, decode, score
