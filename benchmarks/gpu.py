@@ -70,7 +70,8 @@ class Scale:
         seconds: of an utterance of a training step
         utterances: in a training step; None for as many as `BINS` has
         warmup: steps that are not timed, in which the scale of the loss is found
-        batches: of the encoders, utterances of 10 s
+        batches: of the encoders, utterances
+        encoded: seconds of such an utterance
         speakers: of FSDD, at most
         train: utterances of each to train on
         test: utterances that are decoded, at most
@@ -85,6 +86,7 @@ class Scale:
     utterances: int | None
     warmup: int
     batches: tuple[int, ...]
+    encoded: float
     speakers: int
     train: int
     test: int
@@ -100,6 +102,7 @@ FULL = Scale(
     utterances=None,
     warmup=3,
     batches=(1, 16),
+    encoded=10.0,
     speakers=6,
     train=200,
     test=60,
@@ -118,6 +121,7 @@ TINY = Scale(
     utterances=1,
     warmup=0,
     batches=(1,),
+    encoded=1.0,
     speakers=1,
     train=6,
     test=2,
@@ -218,13 +222,14 @@ def encode(rows: Rows, scale: Scale) -> None:
     for size in scale.sizes:
         if rows.left < 30:
             break
-        found = encoders(size, units, 10.0, targets)
+        found = encoders(size, units, scale.encoded, targets)
         found = {name: encoder.to(DEVICE) for name, encoder in found.items()}
         for precision in scale.precisions:
             dtype = PRECISIONS[precision]
             for batch in scale.batches:
-                feats = torch.randn(batch, 1000, 80, device=DEVICE)
-                lengths = torch.full((batch,), 1000, device=DEVICE)
+                frames = int(100 * scale.encoded)
+                feats = torch.randn(batch, frames, 80, device=DEVICE)
+                lengths = torch.full((batch,), frames, device=DEVICE)
                 runs = {n: functools.partial(e, feats, lengths) for n, e in found.items()}
                 with torch.autocast(DEVICE, dtype, enabled=dtype is not None):
                     peaks = {name: needed(run) for name, run in runs.items()}
