@@ -9,7 +9,7 @@ from pathlib import Path
 import espnet2.tasks.asr  # noqa: F401 (registers)
 
 from espnet_l0prune import __version__
-from espnet_l0prune.cli import get_parser
+from espnet_l0prune.cli.parser import get_parser
 from espnet_l0prune.core.ranges import RANGES
 from espnet_l0prune.plugin.schema import schema
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from espnet_l0prune.core.costs import COSTS
+
 
 @dataclass(frozen=True)
 class Range:
@@ -119,8 +121,7 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "frontend_conf": {"fs": Range(1, 1_000_000, whole=True)},
     "command line": {
-        "--params": SHARE,
-        "--macs": SHARE,
+        **{f"--{cost}": SHARE for cost in COSTS},
         "--epochs": Range(1, COUNT, whole=True),
         "--finetune_epochs": Range(1, COUNT, whole=True),
         "--seconds": SECONDS,

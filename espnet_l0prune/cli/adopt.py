@@ -1,0 +1,77 @@
+"""`espnet-l0prune adopt`."""
+
+import argparse
+import dataclasses
+
+from espnet_l0prune.cli.command import Answer, Command
+from espnet_l0prune.cli.espnet import import_espnet
+from espnet_l0prune.cli.options import FILE, add_path
+from espnet_l0prune.cli.progress import steps
+from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.ranges import RANGES
+
+RANGE, DEFAULT = RANGES["command line"], {"params": 0.5}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `adopt` takes."""
+    add_path(
+        parser, "source", FILE, help="the experiment's folder, or a zip of the model zoo"
+    )
+    add_path(parser, "--out", required=True, help="folder to write")
+    parser.add_argument("--checkpoint", help="default: the experiment's average")
+    for name, cost in COSTS.items():
+        text = f"sparsity in {cost.label}, {RANGE[f'--{name}']}"
+        default = f"; {DEFAULT[name]:g} if no other is given" if name in DEFAULT else ""
+        parser.add_argument(f"--{name}", type=float, help=text + default)
+    parser.add_argument(
+        "--scope", choices=("encoder", "model"), default="encoder", help="what is pruned"
+    )
+    parser.add_argument(
+        "--units", default="default", help="default, paper, all, or kinds with commas"
+    )
+    for name, what in (("--epochs", "pruning"), ("--finetune_epochs", "fine-tuning")):
+        parser.add_argument(name, type=int, help=f"of the {what}, {RANGE[name]}")
+    parser.add_argument(
+        "--no_data",
+        action="store_true",
+        help="leave the training data out, for recipes that name it (asr.sh)",
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Write what prunes and fine-tunes a dense experiment."""
+    import_espnet()
+    from espnet_l0prune.deploy.adopt import Choice
+    from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
+    from espnet_l0prune.plugin.sites import WORDS
+
+    target = {cost: getattr(args, cost) for cost in COSTS}
+    target = {cost: value for cost, value in target.items() if value is not None}
+    choice = Choice(
+        target=target or DEFAULT,
+        scope=args.scope,
+        units=args.units if args.units in WORDS else args.units.split(","),
+        epochs=(args.epochs, args.finetune_epochs),
+        data=not args.no_data,
+    )
+    with steps("adopt") as step:
+        adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice, step)
+    reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
+    return Answer(
+        dataclasses.asdict(adopted),
+        [
+            f"{args.scope}: {adopted.parameters:,} parameters; units reach {reach}",
+            *adopted.notes,
+            "Next:",
+            *(f"  {line}" for line in adopted.commands),
+        ],
+    )
+
+
+COMMAND = Command(
+    "write what prunes and fine-tunes an experiment that was trained dense",
+    "adopt exp/asr_conformer --out exp/asr_l0 --params 0.5 --macs 0.6",
+    run,
+    add_options,
+)

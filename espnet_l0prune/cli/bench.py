@@ -1,0 +1,89 @@
+"""`espnet-l0prune bench`."""
+
+import argparse
+
+from espnet_l0prune.cli.command import Answer, Command
+from espnet_l0prune.cli.espnet import import_espnet
+from espnet_l0prune.cli.options import add_path
+from espnet_l0prune.cli.progress import busy
+from espnet_l0prune.core.ranges import RANGES
+
+RANGE = RANGES["command line"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `bench` takes."""
+    add_path(
+        parser, "experiments", nargs="+", help="the first one is what others are beside"
+    )
+    parser.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help=f"of audio, at once, {RANGE['--seconds']}",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help=f"the figure is the median, {RANGE['--rounds']}",
+    )
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Time the encoders of experiments, in turns."""
+    import_espnet()
+    from rich.table import Table
+
+    from espnet_l0prune.core.ranges import check
+    from espnet_l0prune.core.terms import count_parameters
+    from espnet_l0prune.deploy.bench import encoder_macs, noise, real_time_factors
+    from espnet_l0prune.plugin.experiment import last_of, load_experiment
+    from espnet_l0prune.plugin.register import make_workload
+
+    check("command line", {"--rounds": args.rounds, "--seconds": args.seconds})
+    models, heard = {}, {}
+    for folder in args.experiments:
+        model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
+        models[str(folder)], fs = model, make_workload(conf).fs
+        speech, rate = noise(model, args.seconds, fs)
+        heard[str(folder)] = (*speech.shape, rate)
+    if len(set(heard.values())) > 1:
+        raise ValueError(
+            f"the experiments take audio of (samples or frames, features, rate) {heard}; "
+            "expected the same of all: time them apart"
+        )
+    with busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread") as track:
+        factors = real_time_factors(models, [speech], rate, args.rounds, track)
+    rows = [
+        {
+            "experiment": name,
+            "encoder_parameters": count_parameters(model.encoder),
+            "macs": encoder_macs(model, args.seconds, fs),
+            "rtf": factors[name],
+            "speed_up": factors[next(iter(models))] / factors[name],
+        }
+        for name, model in models.items()
+    ]
+    table = Table(title=f"encoders, {args.seconds:g} s of audio, one thread")
+    table.add_column("experiment", overflow="fold")
+    for column in ("parameters", "MACs", "RTF", "speed-up"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["experiment"],
+            f"{row['encoder_parameters']:,}",
+            f"{row['macs'] / 1e6:,.1f} M",
+            f"{row['rtf']:.4f}",
+            f"{row['speed_up']:.2f}x",
+        )
+    return Answer({"seconds": args.seconds, "rows": rows}, [table])
+
+
+COMMAND = Command(
+    "time the encoders of experiments, in turns, on one thread",
+    "bench exp/asr_dense exp/asr_finetuned",
+    run,
+    add_options,
+)

@@ -1,0 +1,49 @@
+"""`espnet-l0prune cut`."""
+
+import argparse
+import dataclasses
+
+from espnet_l0prune.cli.command import Answer, Command
+from espnet_l0prune.cli.espnet import import_espnet
+from espnet_l0prune.cli.options import add_path
+from espnet_l0prune.cli.progress import steps
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `cut` takes."""
+    add_path(parser, "experiment", help="pruned to the end: gates frozen")
+    add_path(parser, "--out", required=True, help="folder to write")
+    parser.add_argument("--checkpoint", default="latest.pth", help="default: latest.pth")
+    parser.add_argument("--force", action="store_true", help="replace the output folder")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Cut the closed units out of a pruned experiment, and compare."""
+    import_espnet()
+    from espnet_l0prune.deploy.cut import cut_experiment
+
+    with steps("cut") as step:
+        report = cut_experiment(
+            args.experiment, args.out, args.checkpoint, args.force, step
+        )
+    before, after = report.model_parameters
+    encoder_before, encoder_after = report.encoder_parameters
+    lines = [
+        f"{args.out}: encoder {encoder_before:,} -> {encoder_after:,} parameters, model "
+        f"{before:,} -> {after:,}"
+    ]
+    for cost, sparsity in report.sparsity.items():
+        target = report.target.get(cost, "none")
+        lines.append(
+            f"sparsity of the {report.scope} in {cost}: {sparsity:.4f} (target {target})"
+        )
+    lines.append(f"masked and cut differ by {report.difference}")
+    return Answer({"out": args.out, **dataclasses.asdict(report)}, lines)
+
+
+COMMAND = Command(
+    "cut the closed units out of a pruned experiment",
+    "cut exp/asr_pruned --out exp/asr_cut",
+    run,
+    add_options,
+)

@@ -1,0 +1,28 @@
+"""ESPnet, imported in silence."""
+
+import contextlib
+import io
+import warnings
+
+from espnet_l0prune.autoload import register
+from espnet_l0prune.cli.progress import busy
+
+
+def import_espnet() -> None:
+    """Import ESPnet without what it and its dependencies print, and torch's warnings
+    about ESPnet."""
+    warnings.simplefilter("ignore", FutureWarning)
+    noise = io.StringIO()
+    try:
+        with (
+            busy("importing ESPnet"),
+            contextlib.redirect_stdout(noise),
+            contextlib.redirect_stderr(noise),
+        ):
+            import espnet2.tasks.asr
+
+            register(espnet2.tasks.asr.__name__)  # says why, where the import could not
+    except (ImportError, OSError) as e:
+        raise ImportError(
+            f"this ESPnet cannot be used: {e}. `espnet-l0prune doctor` says what is wrong"
+        ) from e

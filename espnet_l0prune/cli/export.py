@@ -1,0 +1,51 @@
+"""`espnet-l0prune export`."""
+
+import argparse
+
+from espnet_l0prune.cli.command import Answer, Command
+from espnet_l0prune.cli.espnet import import_espnet
+from espnet_l0prune.cli.options import FILE, about_of, add_card_options, add_path
+from espnet_l0prune.cli.progress import steps
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `export` takes."""
+    parser.add_argument(
+        "form",
+        choices=("plugin", "stock", "onnx"),
+        help="plugin: small, needs this package; stock: plain ESPnet loads it, filled up "
+        "with zeros where its configuration cannot say what was cut; onnx: onnxruntime "
+        "runs encoder and decoder, with ESPnet and this package or without them",
+    )
+    add_path(parser, "experiment", help="without gates")
+    add_path(parser, "--out", FILE, required=True, help="the zip to write")
+    add_card_options(parser)
+    parser.add_argument("--int8", action="store_true", help="quantize onnx dynamically")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Pack a model for the zoo."""
+    import_espnet()
+    from espnet_l0prune.deploy.card import SOURCE, WHEEL
+    from espnet_l0prune.deploy.export import export as export_model
+    from espnet_l0prune.plugin.experiment import average_of
+
+    checkpoint = args.checkpoint or average_of(args.experiment)
+    about = about_of(args, args.out.stem)
+    options = (args.form, about, args.force, args.int8)
+    with steps("export") as step:
+        line = export_model(args.experiment, checkpoint, args.out, *options, step)
+    size = args.out.stat().st_size
+    lines = [f"{args.out}: {size / 1e6:,.1f} MB, {line}"]
+    if args.form != "stock":
+        packages = WHEEL if args.form == "plugin" else f"onnxruntime {WHEEL}"
+        lines.append(f"ESPnet needs more to load it: pip install {packages}. {SOURCE}")
+    return Answer({"out": args.out, "bytes": size, "verified": line}, lines)
+
+
+COMMAND = Command(
+    "pack a cut or fine-tuned model for the model zoo, with a model card",
+    "export plugin exp/asr_finetuned --out model.zip --name me/model",
+    run,
+    add_options,
+)

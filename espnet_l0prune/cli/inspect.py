@@ -1,0 +1,75 @@
+"""`espnet-l0prune inspect`."""
+
+import argparse
+import dataclasses
+
+from espnet_l0prune.cli.command import Answer, Command
+from espnet_l0prune.cli.espnet import import_espnet
+from espnet_l0prune.cli.options import add_path
+from espnet_l0prune.cli.progress import busy
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `inspect` takes."""
+    add_path(parser, "experiment", help="folder with config.yaml")
+    parser.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Count an experiment, module by module."""
+    import_espnet()
+    from rich import box
+    from rich.table import Table
+
+    from espnet_l0prune.deploy.inspect import inspect_experiment
+    from espnet_l0prune.plugin.experiment import last_of
+
+    checkpoint = args.checkpoint or last_of(args.experiment)
+    with busy(f"counting {args.experiment}"):
+        found = inspect_experiment(args.experiment, checkpoint)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # for 80 columns
+    table.add_column("module", no_wrap=True)
+    table.add_column("units left")
+    for column in ("parameters", "MACs (M)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        if not row.amounts["params"] and all(
+            left == size for size, left in row.units.values()
+        ):
+            continue  # the width of a stream that was not touched
+        units = ", ".join(
+            f"{kind} {left}" + (f"/{size}" if left != size else "")
+            for kind, (size, left) in row.units.items()
+            if (size, left) != (1, 1)
+        )
+        module = row.module
+        for network in ("encoder", "decoder"):  # their blocks are named after them
+            module = module.replace(f"{network}.{network}s.", f"{network}s.")
+        table.add_row(
+            module,
+            units,
+            f"{row.amounts['params']:,} {row.shares['params']:6.1%}",
+            f"{row.amounts['macs'] / 1e6:,.1f} {row.shares['macs']:6.1%}",
+        )
+    lines = [
+        f"{part}: {found.amounts['params'][part]:,} parameters, "
+        f"{found.amounts['macs'][part] / 1e6:,.1f} M "
+        f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
+        for part in ("encoder", "decoder", "model")
+    ]
+    lines += [
+        f"sparsity of the {found.scope} in {cost}: expected {expected:.4f}, actual "
+        f"{found.actual_sparsity[cost]:.4f}, reachable "
+        f"{found.reachable_sparsity[cost]:.4f}"
+        for cost, expected in found.expected_sparsity.items()
+    ]
+    title = f"{args.experiment}/{checkpoint}"
+    return Answer(dataclasses.asdict(found), [title, table, *lines])
+
+
+COMMAND = Command(
+    "print what is left of every module",
+    "inspect exp/asr_pruned",
+    run,
+    add_options,
+)

@@ -1,0 +1,38 @@
+"""Options that several commands have."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+
+
+def add_path(
+    parser: argparse.ArgumentParser, name: str, complete=FOLDER, **more: Any
+) -> None:
+    """Add an option that is a path, and say to shells what completes it."""
+    option: Any = parser.add_argument(name, type=Path, **more)
+    option.complete = complete
+
+
+def add_card_options(parser: argparse.ArgumentParser) -> None:
+    """Of what has a model card: what only the author of a model knows, among others."""
+    parser.add_argument("--checkpoint", help="default: the experiment's average")
+    parser.add_argument("--name", help="of the model in the zoo")
+    parser.add_argument("--license", default="cc-by-4.0", help="as the zoo writes it")
+    parser.add_argument("--language", default="noinfo", help="as the zoo writes it")
+    parser.add_argument("--datasets", nargs="*", default=[], help="it was trained on")
+    parser.add_argument("--force", action="store_true", help="replace the output")
+
+
+def about_of(args: argparse.Namespace, name: str):
+    """What the options say of a model, for its card; `name` where they have none."""
+    from espnet_l0prune.deploy.card import About
+
+    return About(
+        name=args.name or name,
+        licence=args.license,
+        language=args.language,
+        datasets=tuple(args.datasets),
+    )
