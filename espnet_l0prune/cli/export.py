@@ -6,16 +6,15 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import FILE, about_of, add_card_options, add_path
 from espnet_l0prune.cli.progress import steps
+from espnet_l0prune.deploy.exports import FORMS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `export` takes."""
     parser.add_argument(
         "form",
-        choices=("plugin", "stock", "onnx"),
-        help="plugin: small, needs this package; stock: plain ESPnet loads it, filled up "
-        "with zeros where its configuration cannot say what was cut; onnx: onnxruntime "
-        "runs encoder and decoder, with ESPnet and this package or without them",
+        choices=tuple(FORMS),
+        help="; ".join(f"{name}: {form.text}" for name, form in FORMS.items()),
     )
     add_path(parser, "experiment", help="without gates")
     add_path(parser, "--out", FILE, required=True, help="the zip to write")
@@ -26,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Answer:
     """Pack a model for the zoo."""
     import_espnet()
-    from espnet_l0prune.deploy.card import SOURCE, WHEEL
+    from espnet_l0prune.deploy.card import SOURCE
     from espnet_l0prune.deploy.export import export as export_model
     from espnet_l0prune.plugin.experiment import average_of
 
@@ -34,13 +33,13 @@ def run(args: argparse.Namespace) -> Answer:
     about = about_of(args, args.out.stem)
     options = (args.form, about, args.force, args.int8)
     with steps("export") as step:
-        line = export_model(args.experiment, checkpoint, args.out, *options, step)
+        done = export_model(args.experiment, checkpoint, args.out, *options, step)
     size = args.out.stat().st_size
-    lines = [f"{args.out}: {size / 1e6:,.1f} MB, {line}"]
-    if args.form != "stock":
-        packages = WHEEL if args.form == "plugin" else f"onnxruntime {WHEEL}"
-        lines.append(f"ESPnet needs more to load it: pip install {packages}. {SOURCE}")
-    return Answer({"out": args.out, "bytes": size, "verified": line}, lines)
+    lines = [f"{args.out}: {size / 1e6:,.1f} MB, {done.verified}"]
+    if done.packages:
+        told = f"ESPnet needs more to load it: pip install{done.packages}."
+        lines.append(f"{told} {SOURCE}")
+    return Answer({"out": args.out, "bytes": size, "verified": done.verified}, lines)
 
 
 COMMAND = Command(

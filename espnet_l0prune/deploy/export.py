@@ -1,12 +1,9 @@
-"""Pack a model for the model zoo: as it is, as plain ESPnet has it, or as ONNX."""
+"""Pack a model for the model zoo."""
 
-import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from torch import Tensor, nn
 
 from espnet_l0prune.core.files import beside, check_file, replace, save
 from espnet_l0prune.core.python import last_line, run_python
@@ -14,12 +11,12 @@ from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import (
-    PLUGIN_PACKAGES,
     About,
     load_finished,
     results_of,
     write_card,
 )
+from espnet_l0prune.deploy.exports import find_form
 from espnet_l0prune.deploy.extras import (
     check_statistics,
     check_tokenizer,
@@ -27,20 +24,7 @@ from espnet_l0prune.deploy.extras import (
     copy_results,
 )
 from espnet_l0prune.deploy.inspect import inspect_model
-from espnet_l0prune.deploy.onnx import (
-    INT8_TOLERANCE,
-    data_of,
-    distance,
-    divergence,
-    furthest,
-    shortest,
-    write_onnx,
-)
-from espnet_l0prune.deploy.onnx import TOLERANCE as ONNX_TOLERANCE
-from espnet_l0prune.deploy.stock import to_stock
-from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
 from espnet_l0prune.plugin.experiment import load_model, task_name
-from espnet_l0prune.plugin.weight_names import portable
 
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own
@@ -57,87 +41,16 @@ pack(files, {f"{task}_train_config": "config.yaml"}, "packed.zip", extras)
 
 
 @dataclass
-class Form:
-    """A model as it is packed.
+class Exported:
+    """What was written.
 
-    Args:
-        state: of model.pth
-        options: of config.yaml
-        verify: says how far a model that was loaded is from the experiment's, and raises
-            ValueError where that is too far
+    Attributes:
+        verified: a line on how near it is to the experiment
         packages: that loading it takes, beside ESPnet's
-        files: more files in the folder, and what each is
     """
 
-    state: dict[str, Tensor]
-    options: argparse.Namespace
-    verify: Callable[[nn.Module], str]
-    packages: str = ""
-    files: dict[str, str] = field(default_factory=dict)
-
-
-def plugin_form(model: nn.Module, args: argparse.Namespace) -> Form:
-    """As small as it was cut."""
-    verify = _same_as(model, TOLERANCE)
-    return Form(portable(model), args, verify, packages=PLUGIN_PACKAGES)
-
-
-def stock_form(model: nn.Module, args: argparse.Namespace) -> Form:
-    """As plain ESPnet loads it.
-
-    Raises:
-        ValueError: see `to_stock`; a stock-shaped model that computes something else
-    """
-    stock, options, tolerance = to_stock(model, args)
-    verify = _same_as(model, tolerance)
-    verify(stock)
-    return Form(portable(stock), options, verify)
-
-
-def _same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
-    expected = outputs(model)
-    before = sum(p.numel() for p in model.parameters())
-
-    def verify(loaded: nn.Module) -> str:
-        require_equal(compare(expected, outputs(loaded)), tolerance)
-        after = sum(p.numel() for p in loaded.parameters())
-        zeros = f", {after - before:,} of them zeros" if after > before else ""
-        return f"{after:,} parameters{zeros}"
-
-    return verify
-
-
-def onnx_form(
-    model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
-) -> Form:
-    """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run; folder,
-    int8 and errors as of `write_onnx`."""
-    files = {}
-    for graph in write_onnx(model, folder, int8):
-        files[graph.file] = " ".join(str(graph.__doc__).split())
-        if (data := data_of(folder / graph.file)).exists():
-            files[data.name] = f"the weights of `{graph.file}`, to be left beside it"
-    conf, state = dict(vars(args)), portable(model)
-    for part in ("encoder", "decoder"):
-        if f"{part}.onnx" in files:
-            conf[part], conf[f"{part}_conf"] = "onnx", {"file": f"{part}.onnx"}
-            state = {k: v for k, v in state.items() if not k.startswith(f"{part}.")}
-    conf["encoder_conf"]["shortest"] = shortest(model.encoder)
-
-    def verify(loaded: nn.Module) -> str:
-        apart = furthest(model, loaded, divergence if int8 else distance)
-        limit = INT8_TOLERANCE if int8 else ONNX_TOLERANCE
-        what = "mean divergence, in nats," if int8 else "difference of log-probabilities"
-        if not apart <= limit:  # NaN neither
-            raise ValueError(
-                f"the packed model is not the experiment's: the largest {what} is "
-                f"{apart:.1e}; expected at most {limit:.0e}. Nothing was written. Export "
-                f"{'it without --int8' if int8 else 'a plugin or a stock model'}."
-            )
-        return f"the largest {what} is {apart:.1e}"
-
-    options = argparse.Namespace(**conf)
-    return Form(state, options, verify, f" onnxruntime{PLUGIN_PACKAGES}", files)
+    verified: str
+    packages: str
 
 
 def export(
@@ -149,7 +62,7 @@ def export(
     force: bool = False,
     int8: bool = False,
     step: Step = quiet,
-) -> str:
+) -> Exported:
     """Write a zip that `from_pretrained` takes, with a model card; or nothing.
 
     It holds what loading needs, RESULTS.md and images of the experiment, and neither a
@@ -159,12 +72,9 @@ def export(
     Args:
         experiment: without gates
         out: the zip
-        form: `plugin`, `stock` or `onnx`
-        int8: quantize the encoder and the decoder of `onnx`
+        form: a key of `exports.FORMS`
+        int8: quantize it, where the form can be
         step: is told what begins
-
-    Returns:
-        a line on what was written
 
     Raises:
         ImportError: what `onnx` needs is not installed
@@ -178,23 +88,20 @@ def export(
     check_file(out, force)
     if out.suffix != ".zip":
         raise ValueError(f"--out is {out}; expected the name of a .zip")
-    if int8 and form != "onnx":
+    made = find_form(form)
+    if int8 and not made.quantizes:
         raise ValueError(
             f"--int8 is for onnx, not for {form}: a model that torch runs is quantized "
             "where it is loaded, by Speech2Text's quantize_asr_model"
         )
-    # of torch's ONNX exporter no rate was measured
-    time = "" if form == "onnx" else f": {how_long(experiment / checkpoint)}"
+    time = f": {how_long(experiment / checkpoint)}" if made.has_rate else ""
     step(f"loading {experiment}{time}")
     model, args = load_finished(experiment, checkpoint)
     with beside(out) as part:
         folder = part / "packed"
         folder.mkdir()
         step(f"making the {form} form of it")
-        if form == "onnx":
-            packed = onnx_form(model, args, folder, int8)
-        else:
-            packed = {"plugin": plugin_form, "stock": stock_form}[form](model, args)
+        packed = made.pack(model, args, folder, int8)
         save(packed.state, folder / "model.pth")
         extras = [*packed.files, *_write_config(folder, vars(packed.options))]
         extras += copy_results(experiment, folder)
@@ -214,9 +121,9 @@ def export(
         _pack(folder, task, ["README.md", *extras])
         step("unpacking, loading and comparing what was packed")
         files = unpack_model(folder / "packed.zip", part / "unpacked")
-        line = packed.verify(load_model(*files)[0].eval())
+        verified = packed.verify(load_model(*files)[0].eval())
         replace(out, (folder / "packed.zip").rename, force)
-    return line
+    return Exported(verified, packed.packages)
 
 
 def _write_config(folder: Path, config: dict) -> list[str]:

@@ -11,8 +11,9 @@ from test_cut import save
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.budget import Budget
-from espnet_l0prune.deploy import export, onnx
-from espnet_l0prune.deploy.stock import to_stock
+from espnet_l0prune.deploy import export
+from espnet_l0prune.deploy.exports import find_form, onnx
+from espnet_l0prune.deploy.exports.stock import to_stock
 from espnet_l0prune.deploy.verify import compare, outputs
 from espnet_l0prune.plugin.espnet_modules import PositionwiseFeedForward, _find
 from espnet_l0prune.plugin.experiment import load_weights
@@ -84,7 +85,7 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
 
 def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
     net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
-    form = export.onnx_form(net, arguments(), tmp_path, int8=False)
+    form = find_form("onnx").pack(net, arguments(), tmp_path, int8=False)
     assert "the largest difference of log-probabilities is" in form.verify(net)
     with torch.no_grad():
         net.ctc.ctc_lo.bias[0] += 1
@@ -113,7 +114,7 @@ def test_an_int8_that_is_far_from_the_float(tmp_path):
                 module.w_1.weight[0] = module.w_1.bias[0] = 0
                 module.w_2.weight *= 10
                 module.w_2.weight[:, 0] = 10_000
-    form = export.onnx_form(net, arguments(), tmp_path, int8=True)
+    form = find_form("onnx").pack(net, arguments(), tmp_path, int8=True)
     packed = copy.deepcopy(net)
     packed.encoder = OnnxEncoder(20, str(tmp_path / "encoder.onnx"))
     with pytest.raises(ValueError, match=r"mean divergence, .* it without --int8"):

@@ -11,16 +11,13 @@ from builders import arguments, disturb_
 from espnet2.tasks.asr import ASRTask
 from test_stock import cut_model
 
-from espnet_l0prune.deploy.onnx import (
+from espnet_l0prune.deploy.exports.divergence import distance, divergence, furthest
+from espnet_l0prune.deploy.exports.graphs import DecoderGraph, shortest
+from espnet_l0prune.deploy.exports.onnx import (
     INT8_TOLERANCE,
     TOLERANCE,
-    DecoderGraph,
     _check,
     _quantize,
-    distance,
-    divergence,
-    furthest,
-    shortest,
     write_onnx,
 )
 from espnet_l0prune.plugin.experiment import note_input_size_

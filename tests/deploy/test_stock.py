@@ -12,7 +12,7 @@ from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_config, largest_step
-from espnet_l0prune.deploy.stock import to_stock
+from espnet_l0prune.deploy.exports.stock import to_stock
 from espnet_l0prune.deploy.verify import (
     TOLERANCE,
     compare,

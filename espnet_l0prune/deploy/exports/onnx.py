@@ -1,5 +1,6 @@
-"""A recognizer as graphs for onnxruntime: front end, encoder, CTC, decoder step."""
+"""A recognizer as graphs for onnxruntime."""
 
+import argparse
 import contextlib
 import copy
 import importlib.util
@@ -7,23 +8,37 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.deploy.verify import encode, probe
+from espnet_l0prune.deploy.card import PLUGIN_PACKAGES
+from espnet_l0prune.deploy.exports.divergence import (
+    OTHER_FRAMES,
+    distance,
+    divergence,
+    furthest,
+)
+from espnet_l0prune.deploy.exports.form import ExportForm, Packed
+from espnet_l0prune.deploy.exports.graphs import (
+    FRAMES,
+    CTCGraph,
+    DecoderGraph,
+    EncoderGraph,
+    FrontendGraph,
+    Graph,
+    shortest,
+)
 from espnet_l0prune.plugin.espnet_modules import (
     BaseTransformerDecoder,
-    BatchScorerInterface,
     DefaultFrontend,
     PositionalEncoding,
     RelPositionalEncoding,
-    check_short_utt,
 )
 from espnet_l0prune.plugin.onnx import OnnxGraph
+from espnet_l0prune.plugin.weight_names import portable
 
 TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an output
 # What `divergence` may be in int8. Of a trained Conformer (6 x 96) it is 0.0003, for real
@@ -31,115 +46,47 @@ TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an outp
 # 0.05 nats, the probability of anything is off by at most 0.16 on the mean (Pinsker).
 INT8_TOLERANCE = 0.05
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-FRAMES = 200  # of the example that is exported
-OTHER_FRAMES = (31, 2 * FRAMES + 1, 10 * FRAMES)  # of those that are compared, and the
-# fewest that an encoder takes
-HYPOTHESES, STEPS = 3, 5  # of a beam search
 
 
-class Graph(nn.Module):
-    """A part of a recognizer.
+class OnnxForm(ExportForm):
+    """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run."""
 
-    `varying` names its inputs and their dimensions of any size, `outputs` its outputs.
-    """
+    quantizes = True
+    has_rate = False
 
-    varying: ClassVar[dict[str, dict[int, str]]]
-    outputs: ClassVar[tuple[str, ...]]
-    file: ClassVar[str]
+    def pack(
+        self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
+    ) -> Packed:
+        """See `ExportForm.pack`; errors as of `write_onnx`."""
+        files = {}
+        for graph in write_onnx(model, folder, int8):
+            files[graph.file] = " ".join(str(graph.__doc__).split())
+            if (data := data_of(folder / graph.file)).exists():
+                files[data.name] = f"the weights of `{graph.file}`, to be left beside it"
+        conf, state = dict(vars(args)), portable(model)
+        for part in ("encoder", "decoder"):
+            if f"{part}.onnx" in files:
+                conf[part], conf[f"{part}_conf"] = "onnx", {"file": f"{part}.onnx"}
+                state = {k: v for k, v in state.items() if not k.startswith(f"{part}.")}
+        conf["encoder_conf"]["shortest"] = shortest(model.encoder)
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
+        def verify(loaded: nn.Module) -> str:
+            apart = furthest(model, loaded, divergence if int8 else distance)
+            limit = INT8_TOLERANCE if int8 else TOLERANCE
+            what = "difference of log-probabilities"
+            remedy = "a plugin or a stock model"
+            if int8:
+                what, remedy = "mean divergence, in nats,", "it without --int8"
+            if not apart <= limit:  # NaN neither
+                raise ValueError(
+                    f"the packed model is not the experiment's: the largest {what} is "
+                    f"{apart:.1e}; expected at most {limit:.0e}. Nothing was written. "
+                    f"Export {remedy}."
+                )
+            return f"the largest {what} is {apart:.1e}"
 
-    def example(self, frames: int) -> tuple[Tensor, ...]:
-        """Random inputs of some length."""
-        raise NotImplementedError
-
-
-class FrontendGraph(Graph):
-    """`speech` (1, samples) to normalized `feats` (1, frames, features)."""
-
-    varying = {"speech": {1: "samples"}}
-    outputs, file = ("feats",), "frontend.onnx"
-
-    def example(self, frames: int) -> tuple[Tensor]:
-        stft = self.model.frontend.stft
-        samples = max(stft.hop_length * frames, stft.n_fft)  # it takes half of these
-        return (0.1 * torch.randn(1, samples),)
-
-    def forward(self, speech: Tensor) -> Tensor:
-        # ESPnet's front end asks for the values of lengths; these are its parts
-        spectrum, _ = self.model.frontend.stft(speech)
-        feats, _ = self.model.frontend.logmel(spectrum.square().sum(-1))
-        if self.model.normalize is not None:
-            feats, _ = self.model.normalize(feats, whole(feats))
-        return feats
-
-
-class EncoderGraph(Graph):
-    """`feats` (1, frames, features) to `encoder_out` (1, frames left, size)."""
-
-    varying = {"feats": {1: "frames"}}
-    outputs, file = ("encoder_out",), "encoder.onnx"
-
-    def example(self, frames: int) -> tuple[Tensor]:
-        return (probe(self.model.encoder.input_size, (frames,))[0].float(),)
-
-    def forward(self, feats: Tensor) -> Tensor:
-        return encode(self.model, feats, whole(feats))[0]
-
-
-class CTCGraph(Graph):
-    """`encoder_out` (batch, frames, size) to `logp` (batch, frames, tokens)."""
-
-    varying = {"encoder_out": {0: "batch", 1: "frames"}}
-    outputs, file = ("logp",), "ctc.onnx"
-
-    def example(self, frames: int) -> tuple[Tensor]:
-        size = HYPOTHESES, 1 + frames // 4, self.model.encoder.output_size()
-        return (torch.randn(size),)
-
-    def forward(self, encoder_out: Tensor) -> Tensor:
-        return self.model.ctc.log_softmax(encoder_out)
-
-
-class DecoderGraph(Graph):
-    """`ys` (batch, length), `memory` (batch, frames, size) and `cache` (blocks, batch,
-    length - 1, width) to `logp` (batch, tokens) of the next token, and `new_cache`.
-
-    Each call takes the cache that the one before gave; the first one of length 0.
-    """
-
-    varying = {
-        "ys": {0: "batch", 1: "length"},
-        "memory": {0: "batch", 1: "frames"},
-        "cache": {1: "batch", 2: "length_before"},
-    }
-    outputs, file = ("logp", "new_cache"), "decoder.onnx"
-
-    def example(self, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        memory = torch.randn(HYPOTHESES, frames, self.model.encoder.output_size())
-        ys = torch.randint(self.model.vocab_size, (HYPOTHESES, 1 + frames // 10))
-        width = self.model.decoder.embed(ys).size(-1)
-        blocks = len(self.model.decoder.decoders)
-        return ys, memory, torch.randn(blocks, HYPOTHESES, ys.size(1) - 1, width)
-
-    def forward(self, ys: Tensor, memory: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        mask = torch.ones(ys.size(1), ys.size(1), dtype=torch.bool).tril()[None]
-        step = self.model.decoder.forward_one_step
-        logp, new = step(ys, mask, memory, cache=[*cache])
-        return logp, torch.stack(new)
-
-
-def whole(feats: Tensor) -> Tensor:
-    """The length of one utterance without padding, as a tensor of the graph."""
-    return torch.ones(1, dtype=torch.long) * feats.size(1)
-
-
-def shortest(encoder: nn.Module) -> int:
-    """The fewest frames that an encoder of ESPnet's takes."""
-    _, fewest = check_short_utt(getattr(encoder, "embed", None), 0)
-    return max(fewest, 1)
+        options = argparse.Namespace(**conf)
+        return Packed(state, options, verify, f" onnxruntime{PLUGIN_PACKAGES}", files)
 
 
 def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph]:
@@ -304,63 +251,3 @@ def _quantize(file: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=large,
         )
-
-
-def distance(a: Tensor, b: Tensor, absolute: bool) -> float:
-    """The largest difference; of the larger values' scale, or absolute.
-
-    NaN where shapes differ, or anything is NaN.
-    """
-    if a.shape != b.shape:
-        return math.nan
-    apart = (a - b).abs().max()
-    return float(apart if absolute else apart / a.abs().max().clamp(min=1))
-
-
-def divergence(a: Tensor, b: Tensor, distributions: bool) -> float:
-    """How far `b` is from `a` on the mean: of distributions, given as log-probabilities,
-    the Kullback-Leibler divergence in nats; else the square of what differs, of that of
-    `a`.
-
-    NaN where shapes differ, or anything is NaN.
-    """
-    if a.shape != b.shape:
-        return math.nan
-    if distributions:
-        return float((a.exp() * (a - b)).sum(-1).mean())
-    return float((a - b).square().sum() / a.square().sum())
-
-
-@torch.no_grad()
-def furthest(
-    one: nn.Module, two: nn.Module, measure: Callable[[Tensor, Tensor, bool], float]
-) -> float:
-    """The largest of what `distance` or `divergence` finds between two models, in
-    float32: of the encoder's output, and of the log-probabilities of CTC and of an
-    attention decoder; NaN above all.
-
-    For random features of some lengths; the decoder makes some steps, as a beam search
-    asks for them.
-    """
-    apart: list[float] = []
-    for frames in (shortest(one.encoder), FRAMES, *OTHER_FRAMES):
-        feats, lengths = probe(one.encoder.input_size, (frames,), seed=frames)
-        pairs = zip(*(_found(m, feats.float(), lengths) for m in (one, two)), strict=True)
-        apart += [measure(a, b, is_logp) for (a, is_logp), (b, _) in pairs]
-    return max(apart, key=lambda d: (d != d, d))
-
-
-def _found(
-    model: nn.Module, feats: Tensor, lengths: Tensor
-) -> Iterator[tuple[Tensor, bool]]:
-    """What a model computes, and whether that is log-probabilities."""
-    memory, _ = encode(model, feats, lengths)
-    yield memory, False
-    if model.ctc is not None:
-        yield model.ctc.log_softmax(memory), True
-    if isinstance(model.decoder, BatchScorerInterface):
-        ys = torch.arange(HYPOTHESES * STEPS).view(HYPOTHESES, -1) % model.vocab_size
-        states, many = [None] * HYPOTHESES, memory.expand(HYPOTHESES, -1, -1)
-        for length in range(1, STEPS + 1):
-            logp, states = model.decoder.batch_score(ys[:, :length], states, many)
-            yield logp, True

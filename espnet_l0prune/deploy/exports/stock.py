@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.core.sites import features_left
+from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
 from espnet_l0prune.plugin.experiment import build_model
 from espnet_l0prune.plugin.linear_attention import LinearAttention
@@ -29,8 +31,26 @@ from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite
 from espnet_l0prune.plugin.sites.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
 from espnet_l0prune.plugin.sites.stream import BlockWidthSite, StreamSite
+from espnet_l0prune.plugin.weight_names import portable
 
 PARTS = ("encoder", "decoder")
+
+
+class StockForm(ExportForm):
+    """As plain ESPnet loads it."""
+
+    def pack(
+        self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
+    ) -> Packed:
+        """See `ExportForm.pack`.
+
+        Raises:
+            ValueError: see `to_stock`; a stock-shaped model that computes something else
+        """
+        stock, options, tolerance = to_stock(model, args)
+        verify = same_as(model, tolerance)
+        verify(stock)
+        return Packed(portable(stock), options, verify)
 
 
 def to_stock(

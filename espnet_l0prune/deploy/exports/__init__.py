@@ -1,0 +1,37 @@
+"""The forms in which a model is packed: a file for each, named in `FORMS`."""
+
+import importlib
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A form, which is imported once it is asked for: the command line lists them all.
+
+    Attributes:
+        text: what the form is, for `--help`
+        where: its class, an `ExportForm`, as `module:name`
+    """
+
+    text: str
+    where: str
+
+
+FORMS = {
+    "plugin": Entry("small, needs this package", f"{__name__}.plugin:PluginForm"),
+    "stock": Entry(
+        "plain ESPnet loads it, filled up with zeros where its configuration cannot say "
+        "what was cut",
+        f"{__name__}.stock:StockForm",
+    ),
+    "onnx": Entry(
+        "onnxruntime runs encoder and decoder, with ESPnet and this package or without "
+        "them",
+        f"{__name__}.onnx:OnnxForm",
+    ),
+}
+
+
+def find_form(name: str):
+    """The form of that name, one of `FORMS`: an `ExportForm`."""
+    module, _, form = FORMS[name].where.partition(":")
+    return getattr(importlib.import_module(module), form)()

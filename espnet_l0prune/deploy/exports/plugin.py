@@ -1,0 +1,21 @@
+"""A model as it is, for ESPnet with this package."""
+
+import argparse
+from pathlib import Path
+
+from torch import nn
+
+from espnet_l0prune.deploy.card import PLUGIN_PACKAGES
+from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
+from espnet_l0prune.deploy.verify import TOLERANCE
+from espnet_l0prune.plugin.weight_names import portable
+
+
+class PluginForm(ExportForm):
+    """As small as it was cut."""
+
+    def pack(
+        self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
+    ) -> Packed:
+        """See `ExportForm.pack`."""
+        return Packed(portable(model), args, same_as(model, TOLERANCE), PLUGIN_PACKAGES)
