@@ -1,4 +1,5 @@
-"""Imports go one way: core, plugin, deploy, compare, report, cli; ESPnet not in core."""
+"""Imports go one way: core, networks, plugin, deploy, compare, report, cli; ESPnet not in
+core."""
 
 import ast
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "espnet_l0prune"
-LAYERS = ["core", "plugin", "deploy", "compare", "report"]
+LAYERS = ["core", "networks", "plugin", "deploy", "compare", "report"]
 
 
 def imported(path: Path) -> set[str]:

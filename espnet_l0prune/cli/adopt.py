@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> Answer:
     import_espnet()
     from espnet_l0prune.deploy.adopt import Choice
     from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
-    from espnet_l0prune.plugin.sites import WORDS
+    from espnet_l0prune.networks.units import WORDS
 
     target = {cost: getattr(args, cost) for cost in COSTS}
     target = {cost: value for cost, value in target.items() if value is not None}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
+from espnet_l0prune.networks.low_rank import LowRank, can_factor
 from espnet_l0prune.plugin.experiment import build_model, load_experiment
-from espnet_l0prune.plugin.low_rank import LowRank, can_factor
 from espnet_l0prune.plugin.register import make_workload
 
 SECONDS = 10  # of audio that MACs are counted for

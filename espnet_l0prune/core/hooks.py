@@ -5,6 +5,7 @@ The hooks are plain objects that hold the gate: they survive deepcopy and pickle
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -140,14 +141,25 @@ class SurvivorNorm(GateHook):
         return normed * layer.weight + layer.bias * mask
 
 
+class Residual(Protocol):
+    """How the input and the output of a block are mixed."""
+
+    @classmethod
+    def mix(cls, z: Tensor, args: tuple, kwargs: dict, output: tuple) -> tuple:
+        """y = x + z (block(x) - x), for a gate z: (1,), in the form of the output."""
+
+
 @dataclass(frozen=True, eq=False)
 class ScaleResidual(GateHook):
-    """Forward hook on a whole block: y = z block(x) + (1 - z) x.
+    """Forward hook on a whole block: y = x + z (block(x) - x).
 
-    x and y may be the first of a tuple, as with positional embeddings and masks.
+    Attributes:
+        gate: one gate
+        residual: of such a block
     """
 
     gate: HardConcrete
+    residual: type[Residual]
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_hook(self, with_kwargs=True)
@@ -155,16 +167,7 @@ class ScaleResidual(GateHook):
     def __call__(
         self, layer: nn.Module, args: tuple, kwargs: dict, output: tuple
     ) -> tuple:
-        mixed = self._mix(args[0], output[0])
-        if kwargs.get("cache") is not None:  # what was decoded before is mixed already
-            mixed = torch.cat([kwargs["cache"], mixed[:, -1:]], dim=1)
-        return (mixed, *output[1:])
-
-    def _mix(self, x, y):
-        if isinstance(x, tuple):
-            return (self._mix(x[0], y[0]), *y[1:])
-        z = self.gate().to(y.dtype)
-        return z * y + (1 - z) * x
+        return self.residual.mix(self.gate(), args, kwargs, output)
 
 
 # What a cut of the residual width leaves behind, for good: no gate is involved.

@@ -23,14 +23,3 @@ class Constant(nn.Module):
             x = x[0]
         shape = (*x.shape[:-1], self.size)
         return x.new_zeros(shape) if self.value is None else self.value.expand(shape)
-
-
-class Skip(nn.Module):
-    """A block that was cut away: it gives what it takes, and has no parameter."""
-
-    def forward(self, *args, cache: Tensor | None = None) -> tuple:
-        return args
-
-    def forward_partially_AR(self, *args, cache: Tensor | None = None) -> tuple:
-        """The decoding of ESPnet's partially autoregressive models."""
-        return args

@@ -27,6 +27,7 @@ from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.deploy.verify import outputs
+from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import (
     average_of,
@@ -44,7 +45,6 @@ from espnet_l0prune.plugin.register import (
     make_workload,
 )
 from espnet_l0prune.plugin.resume import RUN
-from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 DATA = tuple(

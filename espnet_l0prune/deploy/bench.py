@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.plugin.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.workload import FRAMES_A_SECOND, input_size_of
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.sites import cut_, plan_of
 from espnet_l0prune.core.terms import terms_of
+from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.register import make_workload
-from espnet_l0prune.plugin.sites import find_sites
 from espnet_l0prune.plugin.workload import Workload, make_budget, run, sites_of, trace
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.plugin.espnet_modules import BaseTransformerDecoder
+from espnet_l0prune.networks.espnet_modules import BaseTransformerDecoder
 from espnet_l0prune.plugin.workload import evaluation
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude

@@ -16,10 +16,11 @@ from espnet_l0prune.core.distillation import (
     transducer_kl,
 )
 from espnet_l0prune.core.ranges import check
-from espnet_l0prune.core.replacements import Skip
+from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.depth import is_closed
+from espnet_l0prune.networks.stream import open_stream
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
-from espnet_l0prune.plugin.sites.stream import open_stream
-from espnet_l0prune.plugin.teacher import Teacher, Trace, record, run_block
+from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.workload import is_transducer
 
@@ -260,14 +261,12 @@ class L0Distilled(MixedWith):
         ours: dict[int, Tensor | None] = {}
         theirs = teacher.blocks
         for i, block in enumerate(self.encoder.encoders):
-            gate = getattr(block, "blocks_gate", None)
-            closed = isinstance(block, Skip) or (gate is not None and not gate.is_open())
-            if not closed:
+            if not is_closed(block):
                 hidden = student.blocks.get(i)  # none of a layer that was dropped
                 if hidden is not None and self.layer_input == "teacher":
                     cut = hidden.size(-1) < theirs[i].size(-1)
                     features = index if cut else None
-                    hidden = run_block(block, teacher.block_args[i], features)
+                    hidden = block_of(block).run(teacher.block_args[i], features)
                 ours[i] = None if hidden is None else shared(hidden)
         if matrix is not None and self.layer_projection == "student":
             matrix = matrix if index is None else matrix.index_select(1, index)

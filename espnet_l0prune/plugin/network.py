@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 from espnet_l0prune.core.gates import GATES, draw_all
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Plan, Site, Structure, cut_, structure_of
-from espnet_l0prune.plugin.espnet_modules import (
+from espnet_l0prune.networks.espnet_modules import (
     BranchformerEncoder,
     ConformerEncoder,
     EBranchformerEncoder,
     TransformerDecoder,
     TransformerEncoder,
 )
-from espnet_l0prune.plugin.linear_attention import linearize_
+from espnet_l0prune.networks.linearize import linearize_
+from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.units import choose_units
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
-from espnet_l0prune.plugin.sites import choose_units, find_sites
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
 if TYPE_CHECKING:
-    from espnet_l0prune.plugin.espnet_modules import ConformerEncoder as MixedWith
+    from espnet_l0prune.networks.espnet_modules import ConformerEncoder as MixedWith
 else:
     MixedWith = object
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_l0prune.core.reading import open_binary
-from espnet_l0prune.plugin.espnet_modules import (
+from espnet_l0prune.networks.espnet_modules import (
     AbsDecoder,
     AbsEncoder,
     BatchScorerInterface,

@@ -18,9 +18,9 @@ from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.optim import ORDERS, L0AdamW
 from espnet_l0prune.core.ranges import RANGES, SHARE
 from espnet_l0prune.core.schedules import SCHEDULERS
+from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
-from espnet_l0prune.plugin.sites import UNITS, WORDS
 from espnet_l0prune.plugin.workload import Workload
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}

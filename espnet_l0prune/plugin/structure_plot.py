@@ -13,19 +13,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from espnet_l0prune.core.files import replace
-from espnet_l0prune.plugin.sites import find_sites
+from espnet_l0prune.networks.blocks import KINDS
+from espnet_l0prune.networks.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # by kind: before, now
-MODULES = {  # short names, in the order of computation; others by the block's attribute
-    "feed_forward_macaron": "FFN 1",
-    "self_attn": "attention",
-    "attn": "attention",
-    "src_attn": "source att.",
-    "conv_module": "conv",
-    "cgmlp": "cgMLP",
-    "feed_forward": "FFN",
-    "stream": "width",
-}
+WIDTH = "stream", "width"  # of a block: its name in a path, and in the picture
 BLOCK = re.compile(r"(\w+)\.(?:encoders|decoders)\.(\d+)\.(\w+)$")
 CONVOLUTION = re.compile(r"(\w+)\.embed\.conv\.\d+$")
 Cell = tuple[float, str]  # share that is left, and its label
@@ -69,28 +61,31 @@ def grid(
         if convolution and convolution[1] == network:
             front.append((share, f"conv {len(front) + 1}\n{label(units)}"))
         elif module and module[1] == network:
-            cells = blocks.setdefault(int(module[2]), {})
-            cells[MODULES.get(module[3], module[3])] = share, label(units)
+            blocks.setdefault(int(module[2]), {})[module[3]] = share, label(units)
     rows = {"front end": front} if front else {}
     stream = modules.get(f"{network}.stream", {})
     if share_left(stream) < 1:
         rows["stream"] = [(share_left(stream), label(stream))]
-    names = columns(modules, network)
+    kinds = columns(modules, network)
     for i, cells in sorted(blocks.items()):
-        rows[f"block {i + 1}"] = [cells.get(name) for name in names]
+        rows[f"block {i + 1}"] = [cells.get(kind) for kind in kinds]
     return rows
 
 
-def columns(modules: Mapping[str, Units], network: str = "encoder") -> list[str]:
-    """The kinds of modules that the blocks have; their width, where some have less."""
+def columns(modules: Mapping[str, Units], network: str = "encoder") -> dict[str, str]:
+    """What the blocks have, in the order of computation: the names of their branches in
+    a path, with those in a picture; their width, where some have less."""
     there = {
         m[3]
         for path, units in modules.items()
         if (m := BLOCK.match(path)) and m[1] == network
-        if m[3] != "stream" or share_left(units) < 1
+        if m[3] != WIDTH[0] or share_left(units) < 1
     }
-    known = [name for kind, name in MODULES.items() if kind in there]
-    return list(dict.fromkeys([*known, *sorted(there - MODULES.keys())]))
+    branches = there - {WIDTH[0]}
+    layout = max(KINDS, key=lambda kind: len(branches & kind.layout.keys())).layout
+    found = {name: place.label for name, place in layout.items() if name in branches}
+    found |= {name: name for name in sorted(branches - found.keys())}
+    return found | ({WIDTH[0]: WIDTH[1]} if WIDTH[0] in there else {})
 
 
 def draw_structure(
@@ -101,7 +96,7 @@ def draw_structure(
     Args:
         modules, network: see `grid`
     """
-    rows, names = grid(modules, network), columns(modules, network)
+    rows, names = grid(modules, network), [*columns(modules, network).values()]
     colours = colormaps["cividis_r"]
     for y, cells in enumerate(rows.values()):
         for x, cell in enumerate(cells):

@@ -8,9 +8,10 @@ from functools import partial
 
 import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from espnet_l0prune.core.batch_norm import unobserved
+from espnet_l0prune.networks.block import Block
+from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.workload import is_transducer
 
@@ -31,29 +32,6 @@ class Trace:
     ctc_out: Tensor | None = None  # logits, (batch, time, vocabulary)
 
 
-def _first(output):
-    return _first(output[0]) if isinstance(output, tuple) else output
-
-
-def run_block(block: nn.Module, args: tuple, features: Tensor | None) -> Tensor:
-    """What a student's block makes of the teacher's input of the block at its place.
-
-    Args:
-        block: of an encoder
-        args: the teacher's: hidden states, with their positions or without; the mask
-        features: those that are left of a network that was cut in width, else None
-
-    Returns:
-        (batch, time, size)
-    """
-    hidden, *rest = args
-    hidden, *positions = hidden if isinstance(hidden, tuple) else (hidden,)
-    if features is not None:
-        hidden = hidden.index_select(-1, features)
-    with unobserved(block):
-        return _first(block((hidden, *positions) if positions else hidden, *rest))
-
-
 @contextmanager
 def record(model: AbsESPnetModel) -> Iterator[Trace]:
     """Watch the model's encoder, its blocks and its heads, without touching them."""
@@ -61,14 +39,14 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
 
     def on_encoder(_, args, kwargs, output):
         trace.encoder_args, trace.encoder_kwargs = args, kwargs
-        trace.encoder_out, trace.encoder_lengths = _first(output), output[1]
+        trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
 
-    def on_block(i, _, args, output):
-        trace.block_args[i], trace.blocks[i] = args, _first(output)
+    def on_block(i, block, args, output):
+        trace.block_args[i], trace.blocks[i] = args, block_of(block).stream(output)
 
     def on_decoder(_, args, output):
         if not trace.decoder_args:  # a transducer decodes too, to report error rates
-            trace.decoder_args, trace.decoder_out = args, _first(output)
+            trace.decoder_args, trace.decoder_out = args, Block.stream(output)
 
     def on_joint(_, args, output):
         if trace.joint_out is None:
@@ -172,7 +150,7 @@ class Teacher:
         if "ctc" in kwargs:
             kwargs["ctc"] = self.model.ctc
         with record(self.model) as trace:
-            output = _first(self.model.encoder(*student.encoder_args, **kwargs))
+            output = Block.stream(self.model.encoder(*student.encoder_args, **kwargs))
             if self.model.ctc is not None:
                 self.model.ctc.ctc_lo(output)
             if is_transducer(self.model):

@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 
-from espnet_l0prune.plugin.espnet_modules import RNNTLossNumba
+from espnet_l0prune.networks.espnet_modules import RNNTLossNumba
 
 PACKAGE = "warprnnt_pytorch"
 

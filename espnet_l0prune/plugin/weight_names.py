@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS
 
 OLD = {"out.weight": "out.0.weight", "out.bias": "out.0.bias", "pos_enc.": "out.1."}
 

@@ -12,8 +12,8 @@ from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
-from espnet_l0prune.plugin.espnet_modules import TooShortUttError
-from espnet_l0prune.plugin.sites import find_sites
+from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.sites import find_sites
 
 FRAMES_A_SECOND = 100  # of a model that is fed with features
 

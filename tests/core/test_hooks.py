@@ -10,7 +10,6 @@ from espnet_l0prune.core.hooks import (
     OwnWeight,
     ScaleInput,
     ScaleOutput,
-    ScaleResidual,
     SurvivorNorm,
     gather_input,
     gather_output,
@@ -123,35 +122,6 @@ def test_norms_of_few_survivors(closed):
         rows = rows / (rows.square().mean(1, keepdim=True) + norm.eps).sqrt()
         expected[:, kept] = rows * norm.weight[kept] + norm.bias[kept]
     torch.testing.assert_close(norm(x), expected)
-
-
-class Block(nn.Module):
-    """Doubles the hidden states; other inputs pass through."""
-
-    def forward(self, x, mask, cache=None):
-        if isinstance(x, tuple):
-            return (2 * x[0], *x[1:]), mask
-        return 2 * x, mask
-
-
-def test_a_block_is_mixed_with_what_it_read():
-    gate, x, mask = soft(0.5), torch.randn(2, 3, 4).double(), torch.ones(1)
-    z, block = gate(), Block()
-    ScaleResidual(gate).attach_(block)
-    expected = z * 2 * x + (1 - z) * x
-    out, same = block(x, mask)
-    torch.testing.assert_close(out, expected)
-    assert same is mask
-    position = torch.randn(1)
-    (out, given), same = block((x, position), mask)
-    torch.testing.assert_close(out, expected)
-    assert given is position
-    assert same is mask
-    before = torch.randn(2, 2, 4).double()  # what was decoded, and mixed, so far
-    out, _ = block(x, mask, cache=before)
-    torch.testing.assert_close(out, torch.cat([before, expected[:, -1:]], 1))
-    out, _ = block(x, mask, cache=None)
-    torch.testing.assert_close(out, expected)
 
 
 def test_what_a_narrower_stream_reads_and_gives():

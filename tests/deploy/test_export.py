@@ -21,7 +21,7 @@ from test_stock import cut_model
 from torch.onnx._internal.exporter import _onnx_program
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.plugin.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TooShortUttError
 
 TINY = {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
 

@@ -15,7 +15,7 @@ from espnet_l0prune.deploy import export
 from espnet_l0prune.deploy.exports import find_form, onnx
 from espnet_l0prune.deploy.exports.stock import to_stock
 from espnet_l0prune.deploy.verify import compare, outputs
-from espnet_l0prune.plugin.espnet_modules import PositionwiseFeedForward, _find
+from espnet_l0prune.networks.espnet_modules import PositionwiseFeedForward, _find
 from espnet_l0prune.plugin.experiment import load_weights
 from espnet_l0prune.plugin.onnx import OnnxEncoder
 

@@ -35,7 +35,7 @@ from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.deploy.verify import probe
-from espnet_l0prune.plugin.sites import choose_units
+from espnet_l0prune.networks.units import choose_units
 
 ENOUGH = settings(
     deadline=None,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_l0prune.plugin.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder, OnnxGraph
 
 onnx = pytest.importorskip("onnx")

@@ -59,7 +59,7 @@ def test_rows_and_columns():
 def test_a_new_kind_of_module_has_its_own_column():
     adapter = {"encoder.encoders.0.adapter": {"adapter_channels": (8, 2)}}
     assert grid({**MODULES, **adapter})["block 1"][-1] == (0.25, "2/8")
-    assert columns({**MODULES, **adapter})[-1] == "adapter"
+    assert [*columns({**MODULES, **adapter}).values()][-1] == "adapter"
 
 
 def test_each_cell_is_drawn_with_its_numbers():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.deploy.exports.graphs import FRAMES, HYPOTHESES, shortest
 from espnet_l0prune.deploy.verify import encode, probe
-from espnet_l0prune.plugin.espnet_modules import BatchScorerInterface
+from espnet_l0prune.networks.espnet_modules import BatchScorerInterface
 
 OTHER_FRAMES = (31, 2 * FRAMES + 1, 10 * FRAMES)  # of those that are compared, and the
 # fewest that an encoder takes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.deploy.verify import encode, probe
-from espnet_l0prune.plugin.espnet_modules import check_short_utt
+from espnet_l0prune.networks.espnet_modules import check_short_utt
 
 FRAMES = 200  # of the example that is exported
 HYPOTHESES = 3  # of a beam search

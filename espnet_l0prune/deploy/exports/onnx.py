@@ -31,7 +31,7 @@ from espnet_l0prune.deploy.exports.graphs import (
     Graph,
     shortest,
 )
-from espnet_l0prune.plugin.espnet_modules import (
+from espnet_l0prune.networks.espnet_modules import (
     BaseTransformerDecoder,
     DefaultFrontend,
     PositionalEncoding,

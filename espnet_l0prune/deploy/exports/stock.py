@@ -17,20 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.core.sites import features_left
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
+from espnet_l0prune.networks.block import Skip
+from espnet_l0prune.networks.branch import BranchSite, ConstantSite
+from espnet_l0prune.networks.branches.attention import AttentionSite
+from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
+from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+from espnet_l0prune.networks.linear_attention import LinearAttention
+from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
 from espnet_l0prune.plugin.experiment import build_model
-from espnet_l0prune.plugin.linear_attention import LinearAttention
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
-from espnet_l0prune.plugin.sites import find_sites
-from espnet_l0prune.plugin.sites.attention import AttentionSite
-from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite
-from espnet_l0prune.plugin.sites.cgmlp import ConvolutionalGatingSite
-from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
-from espnet_l0prune.plugin.sites.stream import BlockWidthSite, StreamSite
 from espnet_l0prune.plugin.weight_names import portable
 
 PARTS = ("encoder", "decoder")

@@ -8,8 +8,8 @@ from builders import ENCODER, batch, budget, model
 from runs import make_data, run
 
 from espnet_l0prune.core.sites import cut_, decide_, plan_of
-from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
-from espnet_l0prune.plugin.linear_attention import (
+from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
+from espnet_l0prune.networks.linear_attention import (
     LEAST,
     LinearAttention,
     orthogonal_gaussian,

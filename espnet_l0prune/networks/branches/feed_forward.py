@@ -5,19 +5,18 @@ from collections.abc import Iterator
 from torch import nn
 
 from espnet_l0prune.core.sites import Claim, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import (
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.espnet_modules import (
     Conv1dLinear,
     MultiLayeredConv1d,
     PositionwiseFeedForward,
 )
-from espnet_l0prune.plugin.sites.branch import BranchSite
 
 
 class FeedForwardSite(BranchSite):
     """Channels between the two layers."""
 
     label = "feed_forward"
-    attributes = ("feed_forward", "feed_forward_macaron")
     module_types = (PositionwiseFeedForward, MultiLayeredConv1d, Conv1dLinear)
     kinds = ("ffn_modules", "ffn_channels")
     fine = alike = ("ffn_channels",)

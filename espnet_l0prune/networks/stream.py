@@ -21,47 +21,40 @@ from espnet_l0prune.core.hooks import (
     remember_stream_,
     scatter_output,
 )
-from espnet_l0prune.core.replacements import Constant, Skip
+from espnet_l0prune.core.replacements import Constant
 from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import (
+from espnet_l0prune.networks.block import Block
+from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.branch import BranchSite, ConstantSite
+from espnet_l0prune.networks.espnet_modules import (
     SUBSAMPLINGS,
     ConvolutionalPositionalEmbedding,
 )
-from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite, layout_of
-from espnet_l0prune.plugin.sites.frontend import last_linear
+from espnet_l0prune.networks.frontend import last_linear
 
 Branch = BranchSite | ConstantSite
 STREAM = "stream"  # name of the site of the whole width
 
 
 def _norms(sites: list[Branch]) -> list[nn.Module]:
-    return [
-        getattr(site.block, site.norm_name)
-        for site in sites
-        if isinstance(site, BranchSite)
-    ]
+    return [site.norm for site in sites if isinstance(site, BranchSite)]
 
 
-def _writers(block: nn.Module, sites: list[Branch]) -> list[nn.Module]:
+def _writers(block: Block, sites: list[Branch]) -> list[nn.Module]:
     """The layers of a block whose outputs are added to the stream."""
-    own = [s for s in sites if not _is_merged(block, s)]
     found = [
-        s.module
+        site.module
         # one that was emptied just now is no ConstantSite yet
-        if isinstance(s, ConstantSite) or isinstance(s.module, Constant)
-        else s.consumer
-        for s in own
+        if isinstance(site, ConstantSite) or isinstance(site.module, Constant)
+        else site.consumer
+        for site in sites
+        if not block.is_merged(site.attribute)
     ]
-    return found if len(own) == len(sites) else [*found, block.merge_proj]
-
-
-def _is_merged(block: nn.Module, site: Branch) -> bool:
-    merges = isinstance(getattr(block, "merge_proj", None), nn.Linear)
-    return merges and site.attribute in ("attn", "cgmlp")
+    return [*found, block.merge] if block.merge is not None else found
 
 
 def _block_claims(
-    block: nn.Module, sites: list[Branch], kind: str, folds: bool
+    block: Block, sites: list[Branch], kind: str, folds: bool
 ) -> Iterator[Claim]:
     """Of a block's width; `folds`: whether the gates act on what is written too."""
     for norm in _norms(sites):
@@ -104,14 +97,13 @@ class _WidthSite(Site):
         return any(hasattr(module, "stream_index") for module in self.network.modules())
 
     def why_not(self, kind: str) -> str | None:
-        blocks = [b for b in self.network.encoders if not isinstance(b, Skip)]
         if self.cut_before:
             return "residual width was cut before, and it can be cut only once"
         if getattr(self.network, "interctc_layer_idx", None):
             return "intermediate CTC reads and writes the full residual stream"
         if not getattr(self.network, "normalize_before", True):
             return "with normalize_before: false the stream is read without a norm"
-        if any(getattr(block, "concat_after", False) for block in blocks):
+        if any(block_of(block).reads_beside_attention for block in self.network.encoders):
             return "with concat_after: true the stream is read beside the attention"
         embed = self.network.embed
         if embed is None or isinstance(embed, nn.Linear):
@@ -143,7 +135,7 @@ class StreamSite(_WidthSite):
     never_empty = ("width",)
     name = STREAM
 
-    def __init__(self, network: nn.Module, blocks: list[tuple[nn.Module, list[Branch]]]):
+    def __init__(self, network: nn.Module, blocks: list[tuple[Block, list[Branch]]]):
         self.network, self.blocks = network, blocks
 
     @property
@@ -157,9 +149,9 @@ class StreamSite(_WidthSite):
     def why_not(self, kind: str) -> str | None:
         for block, sites in self.blocks:
             known = {site.attribute for site in sites}
-            for attribute in layout_of(block):
+            for attribute in block.branches:
                 if attribute not in known:
-                    foreign = type(getattr(block, attribute)).__name__
+                    foreign = type(getattr(block.module, attribute)).__name__
                     return f"{attribute} of its blocks, a {foreign}, reads all of it"
         return super().why_not(kind)
 
@@ -176,8 +168,8 @@ class StreamSite(_WidthSite):
             yield from outputs(last_linear(self.network.embed), "width")
         for block, sites in self.blocks:
             yield from _block_claims(block, sites, "width", folds=False)
-            if hasattr(block, "norm_final"):
-                yield from outputs(block.norm_final, "width", folds=True)
+            if block.final_norm is not None:
+                yield from outputs(block.final_norm, "width", folds=True)
         yield from outputs(self.network.after_norm, "width", folds=True)
 
     def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
@@ -199,7 +191,8 @@ class StreamSite(_WidthSite):
         network.after_norm.register_forward_hook(scatter_output)
         for block, sites in self.blocks:
             for site in sites:
-                if isinstance(site.module, Constant) and not _is_merged(block, site):
+                merged = block.is_merged(site.attribute)
+                if isinstance(site.module, Constant) and not merged:
                     site.module.size = len(index)
 
 
@@ -217,17 +210,17 @@ class BlockWidthSite(_WidthSite):
     fine = ("block_width",)
     never_empty = ("block_width",)
 
-    def __init__(
-        self, name: str, network: nn.Module, block: nn.Module, sites: list[Branch]
-    ):
+    def __init__(self, name: str, network: nn.Module, block: Block, sites: list[Branch]):
         self.name, self.network, self.block, self.sites = name, network, block, sites
 
     @property
     def module(self) -> nn.Module:
-        return self.block
+        return self.block.module
 
     def part(self, per: str) -> tuple[str, nn.Module] | None:
-        return (self.name.removesuffix(".stream"), self.block) if per == "block" else None
+        return (
+            (self.name.removesuffix(".stream"), self.module) if per == "block" else None
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -240,7 +233,7 @@ class BlockWidthSite(_WidthSite):
 
     def _index(self) -> Tensor | None:
         """Which features of the stream the block has, after a cut of its width."""
-        cut = [m for m in self.block.modules() if hasattr(m, "stream_index")]
+        cut = [m for m in self.module.modules() if hasattr(m, "stream_index")]
         return cut[0].stream_index if cut else None
 
     def structure(self) -> dict[str, int | list[int]]:

@@ -7,8 +7,8 @@ from torch import nn
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import GateHook, MaskInput, SurvivorNorm
 from espnet_l0prune.core.sites import Claim, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import ConvolutionalGatingMLP
-from espnet_l0prune.plugin.sites.branch import BranchSite
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.espnet_modules import ConvolutionalGatingMLP
 
 
 class ConvolutionalGatingSite(BranchSite):
@@ -18,7 +18,6 @@ class ConvolutionalGatingSite(BranchSite):
     """
 
     label = "cgmlp"
-    attributes = ("cgmlp",)
     module_types = (ConvolutionalGatingMLP,)
     kinds = ("cgmlp_modules", "cgmlp_channels")
     fine = alike = ("cgmlp_channels",)

@@ -1,31 +1,19 @@
-"""Sites in ESPnet's encoders and decoders: one file for each kind of layer.
-
-A new kind of branch is a class in a file of its own, named in `BRANCHES`.
-"""
+"""Which kinds of units there are, and those that a user asks for."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
-from espnet_l0prune.core.replacements import Constant, Skip
+from espnet_l0prune.core.replacements import Constant
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.plugin.sites.attention import AttentionSite, SourceAttentionSite
-from espnet_l0prune.plugin.sites.block import BlockSite
-from espnet_l0prune.plugin.sites.branch import BranchSite, ConstantSite, layout_of
-from espnet_l0prune.plugin.sites.cgmlp import ConvolutionalGatingSite
-from espnet_l0prune.plugin.sites.convolution import ConvolutionSite
-from espnet_l0prune.plugin.sites.feed_forward import FeedForwardSite
-from espnet_l0prune.plugin.sites.frontend import FrontendSite
-from espnet_l0prune.plugin.sites.stream import BlockWidthSite, Branch, StreamSite
+from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.branches import BRANCHES
+from espnet_l0prune.networks.depth import BlockSite
+from espnet_l0prune.networks.frontend import FrontendSite
+from espnet_l0prune.networks.sites import blocks_of, branch_type, find_sites
+from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
 
-BRANCHES: tuple[type[BranchSite], ...] = (
-    AttentionSite,
-    SourceAttentionSite,
-    FeedForwardSite,
-    ConvolutionSite,
-    ConvolutionalGatingSite,
-)
 OTHERS: tuple[type[Site], ...] = (FrontendSite, BlockSite, StreamSite, BlockWidthSite)
 UNITS = tuple(kind for site in (*BRANCHES, *OTHERS) for kind in site.kinds)
 WORDS = {
@@ -41,40 +29,6 @@ WORDS = {
     "paper": ("heads", "ffn_channels", "conv_modules", "width", "block_width"),
     "all": UNITS,
 }
-
-
-def _blocks(network: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
-    for name in ("encoders", "decoders"):
-        if isinstance(getattr(network, name, None), nn.Sequential):
-            yield name, getattr(network, name)
-
-
-def _branch_type(attribute: str) -> type[BranchSite]:
-    return next(branch for branch in BRANCHES if attribute in branch.attributes)
-
-
-def find_sites(network: nn.Module) -> list[Site]:
-    """All sites of an ESPnet encoder or decoder, in the order of computation."""
-    sites: list[Site] = list(FrontendSite.find(network))
-    by_block: list[tuple[str, nn.Module, list[Branch]]] = []
-    for name, blocks in _blocks(network):
-        for i, block in enumerate(blocks):
-            path, branches = f"{name}.{i}", list[Branch]()
-            for attribute in layout_of(block):
-                module, branch = getattr(block, attribute), _branch_type(attribute)
-                where = f"{path}.{attribute}", block, attribute
-                if isinstance(module, Constant):
-                    branches.append(ConstantSite(*where))
-                elif isinstance(module, branch.module_types):
-                    branches.append(branch(*where))
-            by_block.append((path, block, branches))
-            sites += [*branches, BlockSite(path, blocks, i)]
-    if hasattr(network, "encoders") and hasattr(network, "after_norm"):
-        known = [entry for entry in by_block if not isinstance(entry[1], Skip)]
-        sites.append(StreamSite(network, [(b, found) for _, b, found in known]))
-        for path, block, found in known:
-            sites.append(BlockWidthSite(f"{path}.stream", network, block, found))
-    return sites
 
 
 def choose_units(network: nn.Module, units: str | Iterable[str], where: str) -> list[str]:
@@ -145,16 +99,19 @@ def _obstacles(network: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
 
 def _foreign(network: nn.Module) -> Iterator[tuple[str, str, Sequence[str]]]:
     """Branches that have no site: path, reason, and the kinds that they would have."""
-    for name, blocks in _blocks(network):
-        for i, block in enumerate(blocks):
-            for attribute in layout_of(block):
-                module, branch = getattr(block, attribute), _branch_type(attribute)
-                if not isinstance(module, (*branch.module_types, Constant)):
-                    types = ", ".join(t.__name__ for t in branch.module_types)
-                    reason = (
-                        f"it is a {type(module).__name__}; only {types} can be cut there"
-                    )
-                    yield f"{name}.{i}.{attribute}", reason, branch.kinds
+    for name, blocks in blocks_of(network):
+        for i, layer in enumerate(blocks):
+            for attribute, place in block_of(layer).branches.items():
+                module = getattr(layer, attribute)
+                if isinstance(module, Constant) or branch_type(place, module):
+                    continue
+                types = [t.__name__ for site in place.sites for t in site.module_types]
+                reason = (
+                    f"it is a {type(module).__name__}; only {', '.join(types)} can be "
+                    "cut there"
+                )
+                kinds = [kind for site in place.sites for kind in site.kinds]
+                yield f"{name}.{i}.{attribute}", reason, kinds
 
 
 def _shared(

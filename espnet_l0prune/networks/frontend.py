@@ -6,8 +6,8 @@ from torch import nn
 
 from espnet_l0prune.core.gates import ScoreOf, log_alpha_of
 from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import SUBSAMPLINGS
-from espnet_l0prune.plugin.low_rank import LowRank
+from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.networks.low_rank import LowRank
 
 
 def last_linear(embed: nn.Module) -> nn.Linear:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Claim, Shapes, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
-from espnet_l0prune.plugin.linear_attention import LinearAttention
-from espnet_l0prune.plugin.sites.branch import BranchSite
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
+from espnet_l0prune.networks.linear_attention import LinearAttention
 
 
 class AttentionSite(BranchSite):
@@ -19,7 +19,6 @@ class AttentionSite(BranchSite):
     """
 
     label = "attention"
-    attributes: tuple[str, ...] = ("self_attn", "attn")
     module_types = (MultiHeadedAttention,)
     kinds: tuple[str, ...] = ("att_modules", "heads", "head_dims")
     fine = ("head_dims",)
@@ -40,7 +39,7 @@ class AttentionSite(BranchSite):
 
     @property
     def norm_is_shared(self) -> bool:
-        return super().norm_is_shared or getattr(self.block, "concat_after", False)
+        return super().norm_is_shared or self.block.reads_beside_attention
 
     @property
     def _positions(self) -> nn.Module | None:
@@ -104,7 +103,6 @@ class SourceAttentionSite(AttentionSite):
     """The decoder's attention to the encoder's output."""
 
     label = "source_attention"
-    attributes = ("src_attn",)
     kinds = ("src_att_modules", "src_heads", "src_head_dims")
     fine = ("src_head_dims",)
     scaled = ("src_head_dims",)

@@ -10,9 +10,9 @@ the softmax attention.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from espnet_l0prune.plugin.espnet_modules import MultiHeadedAttention
+from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 
 LEAST = 1e-6  # added to each feature, so that no row is divided by 0
 
@@ -116,36 +116,3 @@ class LinearAttention(MultiHeadedAttention):
             queries, keys: their numbers
         """
         return (queries + keys) * self.h * self.projection.size(1) * (2 * self.d_k + 1)
-
-
-def linearize_(network: nn.Module, features: int, where: str) -> None:
-    """Give an encoder's blocks linear attention, in place.
-
-    Args:
-        network: ESPnet's encoder
-        features: of each attention
-        where: the option's place, for messages
-
-    Raises:
-        ValueError: a decoder, or attention of another kind
-    """
-    if not hasattr(network, "encoders"):
-        raise ValueError(
-            f"{where}: random_features is {features}; expected it of an encoder: what a "
-            "decoder attends to differs from token to token"
-        )
-    for block in network.encoders:
-        for name in ("self_attn", "attn"):
-            old = getattr(block, name, None)
-            if old is None:
-                continue
-            if type(old) is not MultiHeadedAttention:
-                raise ValueError(
-                    f"{where}: random_features is {features}, but {name} is a "
-                    f"{type(old).__name__}; expected plain attention: "
-                    "selfattention_layer_type: selfattn and pos_enc_layer_type: abs_pos "
-                    "(attention_layer_type in the Branchformers)"
-                )
-            normed = not isinstance(old.q_norm, nn.Identity)
-            size = old.linear_out.out_features
-            setattr(block, name, LinearAttention(old.h, size, features, normed))

@@ -6,39 +6,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.replacements import Constant
 from espnet_l0prune.core.sites import Claim, Site, whole_output
-from espnet_l0prune.plugin.espnet_modules import (
-    BranchformerEncoderLayer,
-    ConformerLayer,
-    DecoderLayer,
-    EBranchformerEncoderLayer,
-    TransformerLayer,
-)
-
-# For each kind of block: its branches in the order of computation, and the norm that
-# each of them reads.
-LAYOUTS: dict[type[nn.Module], dict[str, str]] = {
-    ConformerLayer: {
-        "feed_forward_macaron": "norm_ff_macaron",
-        "self_attn": "norm_mha",
-        "conv_module": "norm_conv",
-        "feed_forward": "norm_ff",
-    },
-    TransformerLayer: {"self_attn": "norm1", "feed_forward": "norm2"},
-    BranchformerEncoderLayer: {"attn": "norm_mha", "cgmlp": "norm_mlp"},
-    EBranchformerEncoderLayer: {
-        "feed_forward_macaron": "norm_ff_macaron",
-        "attn": "norm_mha",
-        "cgmlp": "norm_mlp",
-        "feed_forward": "norm_ff",
-    },
-    DecoderLayer: {"self_attn": "norm1", "src_attn": "norm2", "feed_forward": "norm3"},
-}
-
-
-def layout_of(block: nn.Module) -> dict[str, str]:
-    """The branches that a block has, each with its norm; none if the block is unknown."""
-    layout = LAYOUTS.get(type(block), {})
-    return {b: n for b, n in layout.items() if getattr(block, b, None) is not None}
+from espnet_l0prune.networks.block import Block
 
 
 class BranchSite(Site):
@@ -49,35 +17,33 @@ class BranchSite(Site):
 
     Args:
         name: path of the module in the network
-        block: ESPnet's layer
+        block: the block
         attribute: the module's name in the block
 
     Attributes:
-        attributes: names that such a module has in ESPnet's blocks
         module_types: what it must be, to be cut
         label: the name of this kind of module
     """
 
-    attributes: tuple[str, ...]
     label: str
     module_types: tuple[type[nn.Module], ...]
 
-    def __init__(self, name: str, block: nn.Module, attribute: str):
+    def __init__(self, name: str, block: Block, attribute: str):
         self.name, self.block, self.attribute = name, block, attribute
 
     @property
     def module(self) -> nn.Module:
-        return getattr(self.block, self.attribute)
+        return getattr(self.block.module, self.attribute)
 
     def part(self, per: str) -> tuple[str, nn.Module]:
         if per == "block":
-            return self.name.removesuffix(f".{self.attribute}"), self.block
+            return self.name.removesuffix(f".{self.attribute}"), self.block.module
         return self.label, self.module
 
     @property
-    def norm_name(self) -> str:
-        """The norm's name in the block."""
-        return layout_of(self.block)[self.attribute]
+    def norm(self) -> nn.Module:
+        """The norm in front of the module."""
+        return getattr(self.block.module, self.block.layout[self.attribute].norm)
 
     @property
     def readers(self) -> tuple[nn.Module, ...]:
@@ -92,12 +58,12 @@ class BranchSite(Site):
     @property
     def norm_is_shared(self) -> bool:
         """Whether the residual stream or the merged branches read the norm too."""
-        return not getattr(self.block, "normalize_before", True)
+        return self.block.norm_is_shared(self.attribute)
 
     @property
     def removable_norm(self) -> nn.Module | None:
         """The norm that goes when the branch goes: none if others read it too."""
-        return None if self.norm_is_shared else getattr(self.block, self.norm_name)
+        return None if self.norm_is_shared else self.norm
 
     def unit_claims(self) -> Iterator[Claim]:
         """The claims of the units, the whole module aside."""
@@ -122,8 +88,10 @@ class BranchSite(Site):
         sizes = dict.fromkeys(self.kinds, 0) | {self.kinds[0]: int(bias is not None)}
         constant = Constant(bias, self.consumer.weight.size(0), sizes)
         if self.removable_norm is not None:
-            setattr(self.block, self.norm_name, nn.Identity())
-        setattr(self.block, self.attribute, constant.train(self.block.training))
+            norm = self.block.layout[self.attribute].norm
+            setattr(self.block.module, norm, nn.Identity())
+        constant.train(self.block.module.training)
+        setattr(self.block.module, self.attribute, constant)
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
         """Let the module's attributes say what its layers are."""
@@ -134,12 +102,12 @@ class ConstantSite(Site):
 
     kinds = ()
 
-    def __init__(self, name: str, block: nn.Module, attribute: str):
+    def __init__(self, name: str, block: Block, attribute: str):
         self.name, self.block, self.attribute = name, block, attribute
 
     @property
     def module(self) -> nn.Module:
-        return getattr(self.block, self.attribute)
+        return getattr(self.block.module, self.attribute)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,14 +1,14 @@
 """Whole blocks, of encoders and of decoders."""
 
-import math
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import GateHook, ScaleResidual
-from espnet_l0prune.core.replacements import Skip
 from espnet_l0prune.core.sites import Claim, Shapes, Site
+from espnet_l0prune.networks.block import Skip
+from espnet_l0prune.networks.blocks import block_of
 
 
 class BlockSite(Site):
@@ -43,15 +43,20 @@ class BlockSite(Site):
         yield self.module, self.kinds
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
-        for name in ("pooling_proj1", "pooling_proj2"):  # a learned average's sums
-            for call in shapes.get(getattr(self.module, name, None), ()):
-                yield math.prod(call.inputs[0]), ()
+        for macs in block_of(self.module).macs(shapes):
+            yield macs, ()
 
     def hooks(
         self, kind: str, gate: HardConcrete
     ) -> Iterator[tuple[nn.Module, GateHook]]:
-        yield self.module, ScaleResidual(gate)
+        yield self.module, ScaleResidual(gate, type(block_of(self.module)))
 
     def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
         if not bool(kept[self.name]["blocks"].any()):
-            self.blocks[self.index] = Skip()
+            self.blocks[self.index] = block_of(self.module).skip()
+
+
+def is_closed(block: nn.Module) -> bool:
+    """Whether a block was cut away, or would be: whether its gate is closed."""
+    gate = getattr(block, "blocks_gate", None)
+    return isinstance(block, Skip) or (gate is not None and not gate.is_open())

@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from espnet_l0prune.core.sites import Claim, inputs, outputs
-from espnet_l0prune.plugin.espnet_modules import ConvolutionModule
-from espnet_l0prune.plugin.sites.branch import BranchSite
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.espnet_modules import ConvolutionModule
 
 
 class ConvolutionSite(BranchSite):
     """Channels: the pair that goes into the GLU, depthwise channel, norm entry."""
 
     label = "convolution"
-    attributes = ("conv_module",)
     module_types = (ConvolutionModule,)
     kinds = ("conv_modules", "conv_channels")
     fine = ("conv_channels",)

@@ -1,0 +1,1 @@
+"""What ESPnet's networks look like: the only code that knows their attributes."""

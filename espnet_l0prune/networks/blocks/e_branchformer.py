@@ -1,0 +1,30 @@
+"""The E-Branchformer's block."""
+
+from torch import nn
+
+from espnet_l0prune.networks.block import Block, Place
+from espnet_l0prune.networks.branches import FEED_FORWARD, GATING, SELF_ATTENTION
+from espnet_l0prune.networks.espnet_modules import EBranchformerEncoderLayer
+
+
+class EBranchformerBlock(Block):
+    """Two branches side by side, which are merged, between feed-forward modules."""
+
+    module_type = EBranchformerEncoderLayer
+    layout = {
+        "feed_forward_macaron": Place("norm_ff_macaron", "FFN 1", FEED_FORWARD),
+        "attn": Place("norm_mha", "attention", SELF_ATTENTION),
+        "cgmlp": Place("norm_mlp", "cgMLP", GATING),
+        "feed_forward": Place("norm_ff", "FFN", FEED_FORWARD),
+    }
+
+    @property
+    def merge(self) -> nn.Module:
+        return self.module.merge_proj
+
+    def is_merged(self, name: str) -> bool:
+        return name in ("attn", "cgmlp")
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.module.norm_final

@@ -1,0 +1,21 @@
+"""What can stand where in a block: a new kind of branch is a class in a file of its own,
+named here."""
+
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.branches.attention import AttentionSite, SourceAttentionSite
+from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
+from espnet_l0prune.networks.branches.convolution import ConvolutionSite
+from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+
+SELF_ATTENTION: tuple[type[BranchSite], ...] = (AttentionSite,)
+SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (SourceAttentionSite,)
+FEED_FORWARD: tuple[type[BranchSite], ...] = (FeedForwardSite,)
+CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite,)
+GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite,)
+BRANCHES = (
+    *SELF_ATTENTION,
+    *SOURCE_ATTENTION,
+    *FEED_FORWARD,
+    *CONVOLUTION,
+    *GATING,
+)

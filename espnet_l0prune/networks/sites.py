@@ -1,0 +1,54 @@
+"""All sites of one of ESPnet's networks."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from espnet_l0prune.core.replacements import Constant
+from espnet_l0prune.core.sites import Site
+from espnet_l0prune.networks.block import Block, Place, Skip
+from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.branch import BranchSite, ConstantSite
+from espnet_l0prune.networks.depth import BlockSite
+from espnet_l0prune.networks.frontend import FrontendSite
+from espnet_l0prune.networks.stream import BlockWidthSite, Branch, StreamSite
+
+
+def blocks_of(network: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
+    """The blocks of an encoder or a decoder, with their name in it; none of a network of
+    another kind."""
+    for name in ("encoders", "decoders"):
+        if isinstance(getattr(network, name, None), nn.Sequential):
+            yield name, getattr(network, name)
+
+
+def branch_type(place: Place, module: nn.Module) -> type[BranchSite] | None:
+    """The kind of branch that a module is at its place; None where it cannot be cut."""
+    for site in place.sites:
+        if isinstance(module, site.module_types):
+            return site
+    return None
+
+
+def find_sites(network: nn.Module) -> list[Site]:
+    """All sites of an ESPnet encoder or decoder, in the order of computation."""
+    sites: list[Site] = list(FrontendSite.find(network))
+    by_block: list[tuple[str, Block, list[Branch]]] = []
+    for name, blocks in blocks_of(network):
+        for i, layer in enumerate(blocks):
+            path, block, branches = f"{name}.{i}", block_of(layer), list[Branch]()
+            for attribute, place in block.branches.items():
+                module = getattr(layer, attribute)
+                where = f"{path}.{attribute}", block, attribute
+                if isinstance(module, Constant):
+                    branches.append(ConstantSite(*where))
+                elif (branch := branch_type(place, module)) is not None:
+                    branches.append(branch(*where))
+            by_block.append((path, block, branches))
+            sites += [*branches, BlockSite(path, blocks, i)]
+    if hasattr(network, "encoders") and hasattr(network, "after_norm"):
+        known = [entry for entry in by_block if not isinstance(entry[1].module, Skip)]
+        sites.append(StreamSite(network, [(b, found) for _, b, found in known]))
+        for path, block, found in known:
+            sites.append(BlockWidthSite(f"{path}.stream", network, block, found))
+    return sites
