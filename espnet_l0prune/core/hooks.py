@@ -170,38 +170,6 @@ class ScaleResidual(GateHook):
         return self.residual.mix(self.gate(), args, kwargs, output)
 
 
-# What a cut of the residual width leaves behind, for good: no gate is involved.
-
-
-def gather_input(layer: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook: of the stream (..., size), the features that the layer reads."""
-    return (args[0].index_select(-1, layer.stream_index), *args[1:])
-
-
-def gather_output(layer: nn.Module, args: tuple, output):
-    """Forward hook on a front end: the features that the stream has left."""
-    if isinstance(output, tuple):
-        return (gather_output(layer, args, output[0]), *output[1:])
-    return output.index_select(-1, layer.stream_index)
-
-
-def scatter_output(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    """Forward hook: put the features back in their places, with 0 elsewhere."""
-    dim, shape = feature_dim(layer), list(output.shape)
-    shape[dim] = layer.stream_size
-    return output.new_zeros(shape).index_copy(dim, layer.stream_index, output)
-
-
-def remember_stream_(layer: nn.Module, index: Tensor, size: int) -> None:
-    """Note which of `size` features of the stream a layer has; not saved with it.
-
-    Args:
-        index: their places, (features left,)
-    """
-    layer.register_buffer("stream_index", index, persistent=False)
-    layer.stream_size = size
-
-
 def remove_gates_(network: nn.Module) -> None:
     """Remove every gate, and every hook through which one acts."""
     for module in list(network.modules()):

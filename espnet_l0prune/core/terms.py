@@ -28,6 +28,7 @@ from torch import nn
 
 from espnet_l0prune.core.costs import COSTS, Piece
 from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.hooks import feature_dim
 from espnet_l0prune.core.sites import Claim, Shapes, Site, Units
 
 
@@ -103,10 +104,8 @@ def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[
                 continue
             numel, positions = parameter.numel(), 0
             if name == "weight" and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                # of a layer cut in width, the output is scattered back to full width
-                size = getattr(module, "stream_size", parameter.size(0))
-                calls = shapes.get(module, ())
-                positions = sum(math.prod(call.output) // size for call in calls)
+                dim, calls = feature_dim(module), shapes.get(module, ())
+                positions = sum(math.prod(c.output) // c.output[dim] for c in calls)
             factors = _factors(claims.get((module, name), ()), dependents.get(module, ()))
             terms.append(_term(path, Piece(numel, numel * positions), factors))
     for module, macs, units in extra:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.gates import HardConcrete, ScoreOf, log_alpha_of
-from espnet_l0prune.core.hooks import (
-    GateHook,
-    SurvivorNorm,
-    gather_input,
-    gather_output,
-    remember_stream_,
-    scatter_output,
+from espnet_l0prune.core.hooks import GateHook, SurvivorNorm
+from espnet_l0prune.core.narrow import (
+    GatherInput,
+    GatherOutput,
+    ScatterOutput,
+    features_of,
 )
 from espnet_l0prune.core.replacements import Constant
 from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
@@ -79,8 +78,7 @@ def open_stream(network: nn.Module) -> Tensor | None:
         getattr(network, "after_norm", None),
         getattr(network, "width_gate", None),
     )
-    index = getattr(norm, "stream_index", None)
-    if index is not None:
+    if norm is not None and (index := features_of(norm)) is not None:
         return index
     if gate is None or bool((opened := gate() > 0).all()):
         return None
@@ -94,7 +92,7 @@ class _WidthSite(Site):
 
     @property
     def cut_before(self) -> bool:
-        return any(hasattr(module, "stream_index") for module in self.network.modules())
+        return any(features_of(m) is not None for m in self.network.modules())
 
     def why_not(self, kind: str) -> str | None:
         if self.cut_before:
@@ -157,8 +155,8 @@ class StreamSite(_WidthSite):
 
     def structure(self) -> dict[str, int | list[int]]:
         norm = self.network.after_norm
-        if hasattr(norm, "stream_index"):
-            return {"width": norm.stream_index.tolist()}
+        if (index := features_of(norm)) is not None:
+            return {"width": index.tolist()}
         return dict(self.sizes)
 
     def claims(self) -> Iterator[Claim]:
@@ -183,12 +181,9 @@ class StreamSite(_WidthSite):
         index = mask.nonzero().flatten().to(network.after_norm.weight.device)
         if isinstance(network.embed, SUBSAMPLINGS):
             linear = last_linear(network.embed)
-            remember_stream_(linear, index, size)
-            linear.register_forward_hook(scatter_output)
-        remember_stream_(network.embed, index, size)
-        network.embed.register_forward_hook(gather_output)
-        remember_stream_(network.after_norm, index, size)
-        network.after_norm.register_forward_hook(scatter_output)
+            ScatterOutput(index, size).attach_(linear)
+        GatherOutput(index).attach_(network.embed)
+        ScatterOutput(index, size).attach_(network.after_norm)
         for block, sites in self.blocks:
             for site in sites:
                 merged = block.is_merged(site.attribute)
@@ -233,13 +228,12 @@ class BlockWidthSite(_WidthSite):
 
     def _index(self) -> Tensor | None:
         """Which features of the stream the block has, after a cut of its width."""
-        cut = [m for m in self.module.modules() if hasattr(m, "stream_index")]
-        return cut[0].stream_index if cut else None
+        found = map(features_of, self.module.modules())
+        return next((index for index in found if index is not None), None)
 
     def structure(self) -> dict[str, int | list[int]]:
         index, norm = self._index(), self.network.after_norm
-        if hasattr(norm, "stream_index"):  # in terms of the full width
-            whole = norm.stream_index
+        if (whole := features_of(norm)) is not None:  # in terms of the full width
             index = whole if index is None else whole[index]
         return dict(self.sizes) if index is None else {"block_width": index.tolist()}
 
@@ -269,10 +263,8 @@ class BlockWidthSite(_WidthSite):
         index = mask[stream].nonzero().flatten().to(self.network.after_norm.weight.device)
         for norm in _norms(self.sites):
             if isinstance(norm, nn.LayerNorm):
-                remember_stream_(norm, index, size)
-                norm.register_forward_pre_hook(gather_input)
+                GatherInput(index).attach_(norm)
         for writer in _writers(self.block, self.sites):
-            remember_stream_(writer, index, size)
-            writer.register_forward_hook(scatter_output)
+            ScatterOutput(index, size).attach_(writer)
             if isinstance(writer, Constant):
                 writer.size = len(index)

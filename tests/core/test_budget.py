@@ -19,7 +19,6 @@ from branches import (
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.feasibility import _least, check_compatible, check_reachable
 from espnet_l0prune.core.gates import AdaptiveDropout
-from espnet_l0prune.core.hooks import remember_stream_
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.selection import _without_needless, select
 from espnet_l0prune.core.sites import Call, decide_
@@ -122,7 +121,6 @@ def test_a_layer_cut_in_width_is_charged_for_the_features_it_has_left():
     net, sites, _ = network(4)
     layer = net.branches[0].last  # gives 2 of 3 features, at their places among 3
     layer.weight.data, layer.bias.data = layer.weight.data[:2], layer.bias.data[:2]
-    remember_stream_(layer, torch.tensor([0, 2]), SIZE)
     call = Call((torch.Size([1, FRAMES, 4]),), torch.Size([1, FRAMES, SIZE]))
     terms = terms_by_owner(net, sites, {layer: [call, call]})
     weight, bias = terms["branches.0.last"]

@@ -11,10 +11,6 @@ from espnet_l0prune.core.hooks import (
     ScaleInput,
     ScaleOutput,
     SurvivorNorm,
-    gather_input,
-    gather_output,
-    remember_stream_,
-    scatter_output,
     spread,
 )
 
@@ -122,32 +118,3 @@ def test_norms_of_few_survivors(closed):
         rows = rows / (rows.square().mean(1, keepdim=True) + norm.eps).sqrt()
         expected[:, kept] = rows * norm.weight[kept] + norm.bias[kept]
     torch.testing.assert_close(norm(x), expected)
-
-
-def test_what_a_narrower_stream_reads_and_gives():
-    index = torch.tensor([0, 2, 5])
-    layer = nn.Linear(3, 3, bias=False)
-    remember_stream_(layer, index, 6)
-    assert list(layer.state_dict()) == ["weight"]
-    x, mask, more = torch.randn(2, 4, 6), torch.ones(1), torch.ones(2)
-    (read, *rest) = gather_input(layer, (x, mask, more))
-    assert torch.equal(read, x[..., index])
-    assert rest == [mask, more]
-    assert torch.equal(gather_output(layer, (), x), x[..., index])
-    out, same = gather_output(layer, (), (x, mask))
-    assert torch.equal(out, x[..., index])
-    assert same is mask
-    (out, position), same = gather_output(layer, (), ((x, more), mask))
-    assert torch.equal(out, x[..., index])
-    assert position is more
-    assert same is mask
-    given = scatter_output(layer, (), x[..., :3])
-    assert given.shape == x.shape
-    assert torch.equal(given[..., index], x[..., :3])
-    assert not given[..., [1, 3, 4]].any()
-    convolution = nn.Conv1d(3, 3, 1)
-    remember_stream_(convolution, index, 6)
-    out = torch.randn(2, 3, 4)
-    given = scatter_output(convolution, (), out)
-    assert given.shape == (2, 6, 4)
-    assert torch.equal(given[:, index], out)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet_l0prune.core.narrow import features_of
 from espnet_l0prune.core.sites import features_left
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
@@ -141,7 +142,7 @@ def _check(network: L0Network, part: str) -> None:
 
     if network.gated_sites():
         raise ValueError(f"the {part} has gates; expected a model that was cut")
-    if any(hasattr(module, "stream_index") for module in network.modules()):
+    if any(features_of(module) is not None for module in network.modules()):
         raise refuse("was cut in width")
     if any(isinstance(module, LinearAttention) for module in network.modules()):
         raise refuse("has linear attention")
