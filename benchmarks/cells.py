@@ -21,10 +21,11 @@ from common import DECODE, ROOT, read_test_set
 from conditions import CONDITIONS, count_errors, load, step_of
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.compare.one_shot import IMPORTANCES, prune_at_once
+from espnet_l0prune.compare.one_shot import prune_at_once
 from espnet_l0prune.compare.parp import prune_softly
 from espnet_l0prune.compare.svd import factorize
 from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.importance import IMPORTANCES
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.experiment import read_config

@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,11 +10,9 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
 
-from espnet_l0prune.compare import importance
-from espnet_l0prune.compare.importance import Batches, Scores
-from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.files import beside, save
 from espnet_l0prune.core.gates import LogAlpha
+from espnet_l0prune.core.importance import IMPORTANCES, Batches
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import decide_
 from espnet_l0prune.plugin.experiment import (
@@ -30,32 +28,6 @@ from espnet_l0prune.plugin.register import (
 )
 from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
 
-# From the budget, the model, batches, and the sparsity to reach in each cost.
-Importance = Callable[[Budget, nn.Module, Batches, Mapping[str, float]], Scores]
-
-
-def for_its_cost(gain: Callable[[Budget, nn.Module, Batches], Scores]) -> Importance:
-    """What the loss gains for a share of the costs that have a target."""
-    return lambda budget, model, batches, goal: importance.per_cost(
-        budget, gain(budget, model, batches), goal
-    )
-
-
-IMPORTANCES: dict[str, Importance] = {
-    "random": lambda budget, *_: importance.random(budget),
-    "magnitude_l1": lambda budget, *_: importance.magnitude(budget, 1),
-    "magnitude_l2": lambda budget, *_: importance.magnitude(budget, 2),
-    "magnitude_l2_even": lambda budget, *_: importance.evenly(
-        importance.magnitude(budget, 2)
-    ),
-    "depth": lambda budget, *_: importance.depth(budget),
-    "taylor": for_its_cost(importance.taylor),
-    "fisher": for_its_cost(importance.fisher),
-    "latent_shift": for_its_cost(importance.latent_shift),
-    "mope": lambda budget, model, batches, goal: importance.width_then_depth(
-        budget, goal, importance.task_loss(model, batches)
-    ),
-}
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
 
 

@@ -278,3 +278,29 @@ def per_cost(budget: Budget, scores: Scores, costs: Collection[str]) -> Scores:
     sparsity = budget.sparsity(opened)
     (price,) = torch.autograd.grad(-sum(sparsity[cost] for cost in costs), opened)
     return [s / row[: len(s)].to(s) for s, row in zip(scores, price, strict=True)]
+
+
+# From the budget, the model, batches, and the sparsity to reach in each cost.
+Importance = Callable[[Budget, nn.Module, Batches, Mapping[str, float]], Scores]
+
+
+def for_its_cost(gain: Callable[[Budget, nn.Module, Batches], Scores]) -> Importance:
+    """What the loss gains for a share of the costs that have a target."""
+    return lambda budget, model, batches, goal: per_cost(
+        budget, gain(budget, model, batches), goal
+    )
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "random": lambda budget, *_: random(budget),
+    "magnitude_l1": lambda budget, *_: magnitude(budget, 1),
+    "magnitude_l2": lambda budget, *_: magnitude(budget, 2),
+    "magnitude_l2_even": lambda budget, *_: evenly(magnitude(budget, 2)),
+    "depth": lambda budget, *_: depth(budget),
+    "taylor": for_its_cost(taylor),
+    "fisher": for_its_cost(fisher),
+    "latent_shift": for_its_cost(latent_shift),
+    "mope": lambda budget, model, batches, goal: width_then_depth(
+        budget, goal, task_loss(model, batches)
+    ),
+}
