@@ -21,7 +21,7 @@ from common import (
 from espnet2.tasks.asr import ASRTask
 from torch.profiler import ProfilerActivity, profile
 
-from espnet_l0prune.core.sites import cut_
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.plugin.workload import Workload, sites_of

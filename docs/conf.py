@@ -32,6 +32,7 @@ exclude_patterns = ["_build", "jupyter_execute"]  # where they are built
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_use_ivar = True
+suppress_warnings = ["ref.python"]  # many classes have a `module`
 
 
 def write_options() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from espnet_l0prune.core.files import beside, save
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.importance import IMPORTANCES, Batches
+from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.sites import decide_
 from espnet_l0prune.plugin.experiment import (
     build_model,
     load_experiment,

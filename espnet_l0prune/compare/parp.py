@@ -15,8 +15,9 @@ from espnet_l0prune.compare.one_shot import gate_names, gated
 from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.importance import magnitude
+from espnet_l0prune.core.plan import Plan, features_left
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.sites import Plan, Site, features_left
+from espnet_l0prune.core.sites import Site
 from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.workload import make_budget, sites_of
 

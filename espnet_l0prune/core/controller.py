@@ -15,9 +15,9 @@ from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import shortage
+from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.sites import decide_
 
 OFF_TARGET = 0.05  # from here on a warning names the remedy
 MEANING = {

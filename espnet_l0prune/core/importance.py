@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.claims import Claim
 from espnet_l0prune.core.gates import DECIDED, HardConcrete
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.sites import Claim, Units
+from espnet_l0prune.core.sites import Units
 
 Batches = Sequence[Mapping[str, Tensor]]  # as ESPnet's model takes them
 Scores = list[Tensor]  # (units,) of each gate

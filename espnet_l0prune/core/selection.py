@@ -7,8 +7,8 @@ from torch import Tensor
 
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.feasibility import check_reachable
+from espnet_l0prune.core.plan import Plan, make_plan
 from espnet_l0prune.core.ranking import closing_order
-from espnet_l0prune.core.sites import Plan, make_plan
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Every tensor of a network is a term: an amount of each cost with all units open, times
 one factor for each group of units that it shrinks with. With p_u the probability that
-unit u of n is open, the factors are
+unit u of n is open, the factors are::
 
     mean   (1/n) sum_u p_u: a dimension of the tensor belongs to the units
     both   (1/n) sum_u p_u q_u: to the units that two gates leave open
@@ -26,10 +26,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from espnet_l0prune.core.claims import Claim
 from espnet_l0prune.core.costs import COSTS, Piece
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.hooks import feature_dim
-from espnet_l0prune.core.sites import Claim, Shapes, Site, Units
+from espnet_l0prune.core.sites import Shapes, Site, Units
 
 
 class Factor(NamedTuple):

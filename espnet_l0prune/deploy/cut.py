@@ -12,9 +12,10 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.gates import HardConcrete
-from espnet_l0prune.core.sites import Plan, cut_, plan_of
+from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.verify import (

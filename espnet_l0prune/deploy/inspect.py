@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from espnet_l0prune.core.costs import COSTS
-from espnet_l0prune.core.sites import cut_, plan_of
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.experiment import build_model, load_experiment

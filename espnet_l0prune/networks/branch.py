@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from espnet_l0prune.core.claims import Claim, whole_output_claims
 from espnet_l0prune.core.replacements import Constant
-from espnet_l0prune.core.sites import Claim, Site, whole_output
+from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.block import Block
 
 
@@ -71,7 +72,7 @@ class BranchSite(Site):
 
     def claims(self) -> Iterator[Claim]:
         yield from self.unit_claims()
-        yield from whole_output(self.consumer, self.kinds[0])
+        yield from whole_output_claims(self.consumer, self.kinds[0])
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield self.module, self.kinds[:1]

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from espnet_l0prune.core.claims import Claim
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import GateHook, ScaleResidual
-from espnet_l0prune.core.sites import Claim, Shapes, Site
+from espnet_l0prune.core.sites import Shapes, Site
 from espnet_l0prune.networks.block import Skip
 from espnet_l0prune.networks.blocks import block_of
 

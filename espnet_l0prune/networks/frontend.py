@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.gates import ScoreOf, log_alpha_of
-from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
+from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS
 from espnet_l0prune.networks.low_rank import LowRank
 
@@ -59,9 +60,9 @@ class FrontendSite(Site):
 
     def claims(self) -> Iterator[Claim]:
         kind = "frontend_channels"
-        yield from outputs(self.conv, kind)
+        yield from output_claims(self.conv, kind)
         inner = self.consumer.weight.size(1) // self.conv.out_channels
-        yield from inputs(self.consumer, kind, inner=inner, folds=True)
+        yield from input_claims(self.consumer, kind, inner=inner, folds=True)
 
     def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
         return int(score_of(self.gates[kind]).argmax())

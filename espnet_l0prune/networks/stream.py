@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.gates import HardConcrete, ScoreOf, log_alpha_of
 from espnet_l0prune.core.hooks import GateHook, SurvivorNorm
 from espnet_l0prune.core.narrow import (
@@ -21,7 +22,7 @@ from espnet_l0prune.core.narrow import (
     features_of,
 )
 from espnet_l0prune.core.replacements import Constant
-from espnet_l0prune.core.sites import Claim, Site, inputs, outputs
+from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.branch import BranchSite, ConstantSite
@@ -57,14 +58,14 @@ def _block_claims(
 ) -> Iterator[Claim]:
     """Of a block's width; `folds`: whether the gates act on what is written too."""
     for norm in _norms(sites):
-        yield from outputs(norm, kind, folds=True)
+        yield from output_claims(norm, kind, folds=True)
     for site in sites:
         if isinstance(site, BranchSite):
             for reader in site.readers:
-                yield from inputs(reader, kind)
+                yield from input_claims(reader, kind)
     for writer in _writers(block, sites):
         if not isinstance(writer, Constant):
-            yield from outputs(writer, kind, folds=folds)
+            yield from output_claims(writer, kind, folds=folds)
         elif writer.value is not None:
             yield Claim(writer, "value", 0, kind, folds=folds)
 
@@ -163,12 +164,12 @@ class StreamSite(_WidthSite):
         if self.cut_before:
             return
         if isinstance(self.network.embed, SUBSAMPLINGS):
-            yield from outputs(last_linear(self.network.embed), "width")
+            yield from output_claims(last_linear(self.network.embed), "width")
         for block, sites in self.blocks:
             yield from _block_claims(block, sites, "width", folds=False)
             if block.final_norm is not None:
-                yield from outputs(block.final_norm, "width", folds=True)
-        yield from outputs(self.network.after_norm, "width", folds=True)
+                yield from output_claims(block.final_norm, "width", folds=True)
+        yield from output_claims(self.network.after_norm, "width", folds=True)
 
     def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
         return int(score_of(self.gates[kind]).argmax())

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.gates import GATES, draw_all
+from espnet_l0prune.core.plan import Plan, Structure, structure_of
 from espnet_l0prune.core.ranges import check
-from espnet_l0prune.core.sites import Plan, Site, Structure, cut_, structure_of
+from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.espnet_modules import (
     BranchformerEncoder,
     ConformerEncoder,

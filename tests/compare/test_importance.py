@@ -11,9 +11,10 @@ from runs import make_data, run
 from espnet_l0prune.compare.one_shot import gated, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly, zero_
 from espnet_l0prune.core import importance
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.importance import IMPORTANCES
+from espnet_l0prune.core.plan import decide_, plan_of
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.claims import (
+    Claim,
+    input_claims,
+    output_claims,
+    whole_output_claims,
+)
 from espnet_l0prune.core.gates import draw_all, log_alpha_of
-from espnet_l0prune.core.sites import Call, Claim, Site, inputs, outputs, whole_output
+from espnet_l0prune.core.sites import Call, Site
 from espnet_l0prune.core.terms import terms_of
 
 SIZE, CLASSES, FRAMES = 3, 2, 7
@@ -55,9 +61,9 @@ class Place(Site):
         return {"modules": 1, "channels": self.branch.first.out_features}
 
     def claims(self) -> Iterator[Claim]:
-        yield from whole_output(self.branch.last, "modules")
-        yield from outputs(self.branch.first, "channels")
-        yield from inputs(self.branch.last, "channels", folds=True)
+        yield from whole_output_claims(self.branch.last, "modules")
+        yield from output_claims(self.branch.first, "channels")
+        yield from input_claims(self.branch.last, "channels", folds=True)
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield self.branch, ("modules",)

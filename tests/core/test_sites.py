@@ -7,19 +7,16 @@ import torch
 from branches import SIZE, Network, Place, network, set_
 from torch import nn
 
-from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
-from espnet_l0prune.core.sites import (
+from espnet_l0prune.core.claims import (
     Claim,
-    Site,
-    cut_,
-    decide_,
-    features_left,
-    inputs,
-    outputs,
-    plan_of,
-    structure_of,
-    whole_output,
+    input_claims,
+    output_claims,
+    whole_output_claims,
 )
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
+from espnet_l0prune.core.plan import decide_, features_left, plan_of, structure_of
+from espnet_l0prune.core.sites import Site
 
 BOTH = ("modules", "channels")
 
@@ -113,20 +110,20 @@ def test_what_a_site_need_not_say():
 
 def test_claims_of_a_layer_and_of_a_norm():
     layer = nn.Linear(6, 4)
-    weight, bias = outputs(layer, "units", 2, 3, True)
+    weight, bias = output_claims(layer, "units", 2, 3, True)
     assert weight == Same(layer, "weight", 0, 2, 3, True)
     assert bias == Same(layer, "bias", 0, 2, 3, True)
-    plain = [*outputs(nn.Linear(6, 4, bias=False), "units")]
+    plain = [*output_claims(nn.Linear(6, 4, bias=False), "units")]
     assert [(c.tensor, c.inner, c.outer, c.folds, c.whole) for c in plain] == [
         ("weight", 1, 1, False, False)
     ]
-    norm = [c.tensor for c in outputs(nn.BatchNorm1d(4), "units")]
+    norm = [c.tensor for c in output_claims(nn.BatchNorm1d(4), "units")]
     assert norm == ["weight", "bias", "running_mean", "running_var"]
-    (read,) = inputs(layer, "units")
+    (read,) = input_claims(layer, "units")
     assert read == Same(layer, "weight", 1, 1, 1, False)
-    assert [(c.inner, c.outer, c.folds, c.whole) for c in whole_output(layer, "all")] == [
-        (4, 1, True, True)
-    ] * 2
+    assert [
+        (c.inner, c.outer, c.folds, c.whole) for c in whole_output_claims(layer, "all")
+    ] == [(4, 1, True, True)] * 2
 
 
 class Same:
@@ -250,32 +247,32 @@ def test_what_was_not_planned_stays_as_it_is():
 LAYERS = {  # a layer, what its units own, what it says of itself when two of three stay
     "linear": (
         lambda: nn.Linear(6, 3),
-        lambda m: [*outputs(m, "units"), *inputs(m, "units", inner=2)],
+        lambda m: [*output_claims(m, "units"), *input_claims(m, "units", inner=2)],
         {"out_features": 2, "in_features": 4},
     ),
     "convolution": (
         lambda: nn.Conv1d(6, 3, 5),
-        lambda m: [*outputs(m, "units"), *inputs(m, "units", outer=2)],
+        lambda m: [*output_claims(m, "units"), *input_claims(m, "units", outer=2)],
         {"out_channels": 2, "in_channels": 4, "groups": 1, "kernel_size": (5,)},
     ),
     "depthwise": (
         lambda: nn.Conv1d(6, 6, 5, groups=6),
-        lambda m: [*outputs(m, "units", inner=2)],
+        lambda m: [*output_claims(m, "units", inner=2)],
         {"out_channels": 4, "in_channels": 4, "groups": 4},
     ),
     "2d": (
         lambda: nn.Conv2d(4, 3, (5, 7)),
-        lambda m: [*outputs(m, "units")],
+        lambda m: [*output_claims(m, "units")],
         {"out_channels": 2, "in_channels": 4, "groups": 1},
     ),
     "norm": (
         lambda: nn.LayerNorm(3),
-        lambda m: [*outputs(m, "units")],
+        lambda m: [*output_claims(m, "units")],
         {"normalized_shape": (2,)},
     ),
     "batch norm": (
         lambda: nn.BatchNorm1d(6),
-        lambda m: [*outputs(m, "units", inner=2)],
+        lambda m: [*output_claims(m, "units", inner=2)],
         {"num_features": 4},
     ),
 }
@@ -300,7 +297,9 @@ def test_a_layer_says_what_it_is_after_a_cut(name):
 
 def test_two_kinds_that_own_one_dimension_both_count():
     layer = nn.Linear(6, 6)
-    site = Claims(layer, 3, *outputs(layer, "units", inner=2), *outputs(layer, "more"))
+    site = Claims(
+        layer, 3, *output_claims(layer, "units", inner=2), *output_claims(layer, "more")
+    )
     site._sizes = {"units": 3, "more": 6}
     plan = {"layer": {"units": [0, 1], "more": [1, 2, 5]}}
     kept, left = features_left([site], plan)

@@ -5,9 +5,10 @@ import torch
 from builders import ENCODER, arguments, model
 from espnet2.tasks.asr import ASRTask
 
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import ScaleResidual
-from espnet_l0prune.core.sites import cut_, plan_of
+from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.networks.block import Block, Skip
 from espnet_l0prune.networks.blocks import KINDS, block_of
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock

@@ -7,7 +7,8 @@ import torch
 from builders import ENCODER, batch, budget, model
 from runs import make_data, run
 
-from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.plan import decide_, plan_of
 from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 from espnet_l0prune.networks.linear_attention import (
     LEAST,

@@ -27,10 +27,11 @@ from networks import (
 )
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.gates import GATES
+from espnet_l0prune.core.plan import decide_, plan_of
 from espnet_l0prune.core.ranking import closing_order
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.sites import cut_, decide_, plan_of
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import count_macs
 from espnet_l0prune.deploy.cut import largest_step

@@ -8,9 +8,10 @@ import torch
 from builders import arguments, batch, budget, model, save_experiment, train
 from espnet2.tasks.asr import ASRTask
 
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.sites import cut_, decide_, plan_of
+from espnet_l0prune.core.plan import decide_, plan_of
 from espnet_l0prune.plugin.teacher import Trace
 
 SCHEDULE = {

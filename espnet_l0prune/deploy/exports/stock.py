@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.narrow import features_of
-from espnet_l0prune.core.sites import features_left
+from espnet_l0prune.core.plan import features_left
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
 from espnet_l0prune.networks.block import Skip

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from espnet_l0prune.core.sites import Claim, Shapes, inputs, outputs
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
+from espnet_l0prune.core.sites import Shapes
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 from espnet_l0prune.networks.linear_attention import LinearAttention
@@ -52,14 +53,14 @@ class AttentionSite(BranchSite):
             if layer is not None:
                 # scores are products of queries with keys and positions: gate these
                 folds = layer in (attention.linear_k, self._positions)
-                yield from outputs(layer, heads, inner=d_k)
-                yield from outputs(layer, dims, outer=h, folds=folds)
+                yield from output_claims(layer, heads, inner=d_k)
+                yield from output_claims(layer, dims, outer=h, folds=folds)
         for name in ("pos_bias_u", "pos_bias_v"):
             if hasattr(attention, name):
                 yield Claim(attention, name, 0, heads)
                 yield Claim(attention, name, 1, dims)
-        yield from inputs(attention.linear_out, heads, inner=d_k, folds=True)
-        yield from inputs(attention.linear_out, dims, outer=h, folds=True)
+        yield from input_claims(attention.linear_out, heads, inner=d_k, folds=True)
+        yield from input_claims(attention.linear_out, dims, outer=h, folds=True)
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield from super().dependents()

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import GateHook, MaskInput, SurvivorNorm
-from espnet_l0prune.core.sites import Claim, inputs, outputs
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.espnet_modules import ConvolutionalGatingMLP
 
@@ -37,13 +37,13 @@ class ConvolutionalGatingSite(BranchSite):
 
     def unit_claims(self) -> Iterator[Claim]:
         gating, kind = self.module.csgu, "cgmlp_channels"
-        yield from outputs(self.module.channel_proj1[0], kind, outer=2)
-        yield from outputs(gating.norm, kind)
-        yield from outputs(gating.conv, kind)
+        yield from output_claims(self.module.channel_proj1[0], kind, outer=2)
+        yield from output_claims(gating.norm, kind)
+        yield from output_claims(gating.conv, kind)
         if gating.linear is not None:
-            yield from outputs(gating.linear, kind)
-            yield from inputs(gating.linear, kind)
-        yield from inputs(self.module.channel_proj2, kind, folds=True)
+            yield from output_claims(gating.linear, kind)
+            yield from input_claims(gating.linear, kind)
+        yield from input_claims(self.module.channel_proj2, kind, folds=True)
 
     def hooks(
         self, kind: str, gate: HardConcrete

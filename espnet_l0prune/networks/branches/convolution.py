@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from espnet_l0prune.core.sites import Claim, inputs, outputs
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.espnet_modules import ConvolutionModule
 
@@ -32,7 +32,7 @@ class ConvolutionSite(BranchSite):
 
     def unit_claims(self) -> Iterator[Claim]:
         conv = self.module
-        yield from outputs(conv.pointwise_conv1, "conv_channels", outer=2)
-        yield from outputs(conv.depthwise_conv, "conv_channels")
-        yield from outputs(conv.norm, "conv_channels")
-        yield from inputs(conv.pointwise_conv2, "conv_channels", folds=True)
+        yield from output_claims(conv.pointwise_conv1, "conv_channels", outer=2)
+        yield from output_claims(conv.depthwise_conv, "conv_channels")
+        yield from output_claims(conv.norm, "conv_channels")
+        yield from input_claims(conv.pointwise_conv2, "conv_channels", folds=True)

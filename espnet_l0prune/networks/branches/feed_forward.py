@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from espnet_l0prune.core.sites import Claim, inputs, outputs
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.espnet_modules import (
     Conv1dLinear,
@@ -34,5 +34,5 @@ class FeedForwardSite(BranchSite):
         return self.module.w_2
 
     def unit_claims(self) -> Iterator[Claim]:
-        yield from outputs(self.module.w_1, "ffn_channels")
-        yield from inputs(self.module.w_2, "ffn_channels", folds=True)
+        yield from output_claims(self.module.w_1, "ffn_channels")
+        yield from input_claims(self.module.w_2, "ffn_channels", folds=True)
