@@ -12,12 +12,12 @@ def import_espnet() -> None:
     """Import ESPnet without what it and its dependencies print, and torch's warnings
     about ESPnet."""
     warnings.simplefilter("ignore", FutureWarning)
-    noise = io.StringIO()
+    printed = io.StringIO()
     try:
         with (
             busy("importing ESPnet"),
-            contextlib.redirect_stdout(noise),
-            contextlib.redirect_stderr(noise),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
         ):
             import espnet2.tasks.asr
 

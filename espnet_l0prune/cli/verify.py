@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> Answer:
     """Compare a cut experiment with the one that it was cut from."""
     import_espnet()
     from espnet_l0prune.deploy.verify import (
-        compare,
+        difference_of,
         outputs,
         require_equal,
         tolerance_of,
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> Answer:
     with busy("comparing"):
         masked, _ = load_experiment(args.experiment, args.checkpoint)
         small, _ = load_experiment(args.cut, last_of(args.cut))
-        difference = compare(outputs(masked), outputs(small))
+        difference = difference_of(outputs(masked), outputs(small))
     remedy = (
         "Compare checkpoints of the same run: the cut model before fine-tuning with the "
         "gated one that it was cut from."

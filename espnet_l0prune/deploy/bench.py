@@ -60,7 +60,7 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     return lambda encoder: encoder(*args, **kwargs)
 
 
-def noise(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
+def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
     """What a model can be timed with: (samples,), or (frames, size) where it is fed with
     features; and how many of them are a second.
 
@@ -77,9 +77,9 @@ def noise(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
 
 def encoder_macs(model: nn.Module, seconds: float, rate: int) -> int:
     """Multiply-accumulates of the encoder for one utterance; see `count_macs`, and
-    `noise` for the arguments."""
+    `random_speech` for the arguments."""
     with torch.random.fork_rng():
-        speech, _ = noise(model, seconds, rate)
+        speech, _ = random_speech(model, seconds, rate)
     return count_macs(model.encoder, encoder_call(model, speech))
 
 

@@ -20,7 +20,7 @@ from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.verify import (
     Difference,
-    compare,
+    difference_of,
     outputs,
     require_equal,
     tolerance_of,
@@ -31,7 +31,7 @@ from espnet_l0prune.plugin.register import make_scheduler, make_workload
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
-TOLERANCE = 0.005  # how far the real sparsity may be from its target
+BUDGET_TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
 PRUNING_OPTIONS = (
     "sparsity_scheduler",
@@ -89,11 +89,11 @@ def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) 
         )
     for name, part in parts.items():
         excess = min(actual[name][cost] - target for cost, target in goal.items())
-        if not -TOLERANCE <= excess <= TOLERANCE + largest_step(part, goal):
+        if not -BUDGET_TOLERANCE <= excess <= BUDGET_TOLERANCE + largest_step(part, goal):
             raise ValueError(
-                f"{experiment} misses its budget ({shown}; tolerance {TOLERANCE}, and "
-                "what the largest unit takes). Choose the checkpoint of a run that ended "
-                "with this sparsity_scheduler_conf."
+                f"{experiment} misses its budget ({shown}; tolerance {BUDGET_TOLERANCE}, "
+                "and what the largest unit takes). Choose the checkpoint of a run that "
+                "ended with this sparsity_scheduler_conf."
             )
     return budget
 
@@ -175,7 +175,7 @@ def cut_experiment(
     small.load_state_dict(model.state_dict())
     del model, budget
     step("computing what that says, and comparing")
-    difference = compare(masked, outputs(small.eval()))
+    difference = difference_of(masked, outputs(small.eval()))
     require_equal(difference, tolerance)
     after = count_parameters(small.encoder), count_parameters(small)
     if after[1] != promised:

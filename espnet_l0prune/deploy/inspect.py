@@ -15,7 +15,13 @@ from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.experiment import build_model, load_experiment
 from espnet_l0prune.plugin.register import make_workload
-from espnet_l0prune.plugin.workload import Workload, make_budget, run, sites_of, trace
+from espnet_l0prune.plugin.workload import (
+    Workload,
+    call_shapes,
+    make_budget,
+    run,
+    sites_of,
+)
 
 
 @dataclass
@@ -71,7 +77,7 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     workload = make_workload(args)
     sparsities = _sparsities(model, workload)
     cut_(model, sites_of(model), plan_of(sites_of(model)))
-    sites, shapes = sites_of(model), trace(model, lambda: run(model, workload))
+    sites, shapes = sites_of(model), call_shapes(model, lambda: run(model, workload))
     terms = terms_of(model, sites, shapes)
     places = _rows(model, build_dense(args))
     for term in terms:

@@ -93,7 +93,7 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
-def compare(one: Outputs, two: Outputs) -> Difference:
+def difference_of(one: Outputs, two: Outputs) -> Difference:
     """The difference of two models' outputs.
 
     Raises:

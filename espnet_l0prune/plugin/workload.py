@@ -76,7 +76,7 @@ def make_budget(model: nn.Module, workload: Workload) -> Budget:
     network = _scope(model, workload)
     sites = sites_of(model) if workload.scope == "model" else find_sites(network)
     with evaluation(model):
-        shapes = trace(network, lambda: run(model, workload))
+        shapes = call_shapes(network, lambda: run(model, workload))
     return Budget(sites, terms_of(network, sites, shapes))
 
 
@@ -152,7 +152,7 @@ def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor
     return encoder_out, lengths
 
 
-def trace(network: nn.Module, forward: Callable[[], None]) -> Shapes:
+def call_shapes(network: nn.Module, forward: Callable[[], None]) -> Shapes:
     """The shapes of every module's calls in a forward of evaluation mode.
 
     Neither a module's mode nor the random state changes.

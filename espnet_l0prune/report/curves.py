@@ -132,7 +132,7 @@ def draw_losses(axes: Axes, run: Run) -> None:
     _legend(axes)
 
 
-COSTS = {
+MEASURES = {
     "encoder_parameters": ("parameters of the encoder (M)", 1e-6),
     "macs": ("MACs of the encoder (G)", 1e-9),
     "rtf": ("real-time factor of the encoder", 1.0),
@@ -140,9 +140,9 @@ COSTS = {
 
 
 def draw_costs(axes: Axes, results: Sequence[Result], cost: str) -> None:
-    """Word error rate against a cost, one of `COSTS`; the dense model has the star. Of
+    """Word error rate against a cost, one of `MEASURES`; the dense model has the star. Of
     models without one of both, nothing."""
-    label, scale = COSTS[cost]
+    label, scale = MEASURES[cost]
     costs, rates = [], []
     for i, result in enumerate(results):
         value, rate = getattr(result, cost), result.mean_wer

@@ -248,7 +248,7 @@ def losses(runs: Sequence[Run]) -> Iterator[Picture]:
 def costs(results: Sequence[Result]) -> Iterator[Picture]:
     """Errors against each cost that one of them has."""
     some = [result for result in results if result.wer]
-    for cost, (label, _) in curves.COSTS.items():
+    for cost, (label, _) in curves.MEASURES.items():
         if all(getattr(result, cost) is None for result in some):
             continue
         figure = Figure()

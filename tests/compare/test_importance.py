@@ -17,7 +17,7 @@ from espnet_l0prune.core.plan import decide_, plan_of
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
-from espnet_l0prune.deploy.verify import TOLERANCE, compare, outputs, require_equal
+from espnet_l0prune.deploy.verify import TOLERANCE, difference_of, outputs, require_equal
 from espnet_l0prune.plugin.workload import evaluation, sites_of
 
 UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
@@ -279,7 +279,7 @@ def test_scores_leave_a_block_a_feature_that_the_stream_keeps():
         small = copy.deepcopy(made)
         cut_(small, sites_of(small), plan_of(sites_of(small)))
         assert count_parameters(small.encoder) == round(remaining)
-        require_equal(compare(expected, outputs(small)), TOLERANCE)
+        require_equal(difference_of(expected, outputs(small)), TOLERANCE)
 
 
 def test_parp_closes_what_the_gates_would_and_lets_it_grow(net):

@@ -14,7 +14,7 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.deploy import export
 from espnet_l0prune.deploy.exports import find_form, onnx
 from espnet_l0prune.deploy.exports.stock import to_stock
-from espnet_l0prune.deploy.verify import compare, outputs
+from espnet_l0prune.deploy.verify import difference_of, outputs
 from espnet_l0prune.networks.espnet_modules import PositionwiseFeedForward, _find
 from espnet_l0prune.plugin.experiment import load_weights
 from espnet_l0prune.plugin.onnx import OnnxEncoder
@@ -140,4 +140,4 @@ def test_what_plain_espnet_cannot_build():
 def test_models_of_different_sizes_are_no_two_forms_of_one():
     one, two = (model(encoder_conf={"output_size": n}) for n in (8, 16))
     with pytest.raises(ValueError, match="expected two forms of one model"):
-        compare(outputs(one.eval()), outputs(two.eval()))
+        difference_of(outputs(one.eval()), outputs(two.eval()))

@@ -14,8 +14,8 @@ from test_stock import cut_model
 from espnet_l0prune.deploy.exports.divergence import distance, divergence, furthest
 from espnet_l0prune.deploy.exports.graphs import DecoderGraph, shortest
 from espnet_l0prune.deploy.exports.onnx import (
+    FLOAT_TOLERANCE,
     INT8_TOLERANCE,
-    TOLERANCE,
     _check,
     _quantize,
     write_onnx,
@@ -48,7 +48,7 @@ def test_every_structure_and_length(name, tmp_path):
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in state.items())
     other = running(model, tmp_path)
-    assert furthest(model, other, distance) <= TOLERANCE
+    assert furthest(model, other, distance) <= FLOAT_TOLERANCE
 
     feats = torch.randn(3, 900, model.encoder.input_size)  # longer than what was traced
     lengths = torch.tensor([900, 701, 40])
@@ -66,7 +66,7 @@ def test_every_structure_and_length(name, tmp_path):
     for part in ("encoder", "decoder"):
         _quantize(tmp_path / f"{part}.onnx")
     other = running(model, tmp_path)
-    assert furthest(model, other, distance) > TOLERANCE
+    assert furthest(model, other, distance) > FLOAT_TOLERANCE
     assert furthest(model, other, divergence) <= INT8_TOLERANCE
 
 
@@ -125,9 +125,9 @@ def test_every_position_and_attention(kind, attention, tmp_path):
             found.append(measure(one, two, False))
         return max(found)
 
-    assert apart(distance) <= TOLERANCE
+    assert apart(distance) <= FLOAT_TOLERANCE
     _quantize(file)
-    assert apart(distance) > TOLERANCE
+    assert apart(distance) > FLOAT_TOLERANCE
     assert apart(divergence) <= INT8_TOLERANCE
 
 

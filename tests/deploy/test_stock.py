@@ -16,7 +16,7 @@ from espnet_l0prune.deploy.cut import cut_config, largest_step
 from espnet_l0prune.deploy.exports.stock import to_stock
 from espnet_l0prune.deploy.verify import (
     TOLERANCE,
-    compare,
+    difference_of,
     outputs,
     require_equal,
     tolerance_of,
@@ -77,7 +77,7 @@ def cut_model(name: str, seed: int, without: tuple[str, ...] = UNEQUAL):
             gate.decide_(keep | torch.tensor(kind in without))
     masked, tolerance = outputs(model), tolerance_of(sites_of(model))
     cut_(model, sites_of(model), plan_of(sites_of(model)))
-    require_equal(compare(masked, outputs(model)), tolerance)
+    require_equal(difference_of(masked, outputs(model)), tolerance)
     config = cut_config(vars(args), model)
     return model, argparse.Namespace(**config)
 
@@ -87,7 +87,7 @@ def cut_model(name: str, seed: int, without: tuple[str, ...] = UNEQUAL):
 def test_random_structures(name, seed):
     model, args = cut_model(name, seed)
     stock, options, tolerance = to_stock(model, args)
-    require_equal(compare(outputs(model), outputs(stock)), tolerance)
+    require_equal(difference_of(outputs(model), outputs(stock)), tolerance)
     assert not any(
         type(module).__module__.startswith("espnet_l0prune") for module in stock.modules()
     )
@@ -117,7 +117,7 @@ def test_blocks_and_uniform_widths_make_it_smaller():
         model, argparse.Namespace(**cut_config(vars(args), model))
     )
     assert tolerance == TOLERANCE
-    require_equal(compare(masked, outputs(stock)))
+    require_equal(difference_of(masked, outputs(stock)))
     assert options.encoder_conf["num_blocks"] == 2
     assert options.encoder_conf["linear_units"] == 5
     assert count_parameters(stock) == count_parameters(model)
@@ -148,7 +148,7 @@ def test_a_uniform_selection_can_be_expressed(name):
     cut_(model, sites_of(model), plan)
     config = argparse.Namespace(**cut_config(vars(args), model))
     stock, _, tolerance = to_stock(model, config)
-    require_equal(compare(outputs(model), outputs(stock)), tolerance)
+    require_equal(difference_of(outputs(model), outputs(stock)), tolerance)
     assert count_parameters(stock) == count_parameters(model)
 
 

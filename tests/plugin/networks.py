@@ -16,7 +16,7 @@ from espnet_l0prune.plugin.network import (
     L0TransformerDecoder,
     L0TransformerEncoder,
 )
-from espnet_l0prune.plugin.workload import trace
+from espnet_l0prune.plugin.workload import call_shapes
 
 LENGTHS = (60, 41, 33, 17)
 WHOLE = ("att_modules", "src_att_modules", "ffn_modules", "conv_modules", "cgmlp_modules")
@@ -154,7 +154,7 @@ def output(network, seed: int = 0) -> torch.Tensor:
 
 
 def budget_of(network) -> Budget:
-    shapes = trace(network, lambda: output(network))
+    shapes = call_shapes(network, lambda: output(network))
     sites = network.sites()
     return Budget(sites, terms_of(network, sites, shapes))
 

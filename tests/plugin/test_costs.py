@@ -6,7 +6,7 @@ from networks import ATTENTION, make
 
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import trace
+from espnet_l0prune.plugin.workload import call_shapes
 
 FRAMES, SIZE, HEADS = 11, 8, 2
 CONF = {"output_size": SIZE, "attention_heads": HEADS, "num_blocks": 1}
@@ -25,7 +25,7 @@ def test_attention(attention):
     conf = {**CONF, "linear_units": 4, "input_layer": "linear", **ATTENTION[attention]}
     network = make("conformer", conf, [], 0)
     speech = torch.zeros(1, FRAMES, 20).double(), torch.tensor([FRAMES])
-    shapes = trace(network, lambda: network(*speech))
+    shapes = call_shapes(network, lambda: network(*speech))
     (site,) = (s for s in network.sites() if s.name == "encoders.0.self_attn")
     ((macs, kinds),) = site.macs(shapes)
     assert macs == FRAMES * (2 * FRAMES + POSITIONS[attention]) * SIZE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from espnet_l0prune.deploy.verify import compare, outputs, require_equal
+from espnet_l0prune.deploy.verify import difference_of, outputs, require_equal
 
 
 @dataclass
@@ -62,7 +62,7 @@ def same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
     before = sum(p.numel() for p in model.parameters())
 
     def verify(loaded: nn.Module) -> str:
-        require_equal(compare(expected, outputs(loaded)), tolerance)
+        require_equal(difference_of(expected, outputs(loaded)), tolerance)
         after = sum(p.numel() for p in loaded.parameters())
         zeros = f", {after - before:,} of them zeros" if after > before else ""
         return f"{after:,} parameters{zeros}"

@@ -40,7 +40,7 @@ from espnet_l0prune.networks.espnet_modules import (
 from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.weight_names import portable
 
-TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an output
+FLOAT_TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an output
 # What `divergence` may be in int8. Of a trained Conformer (6 x 96) it is 0.0003, for real
 # speech and for random features; of random weights in 8 to 16 features, up to 0.034. At
 # 0.05 nats, the probability of anything is off by at most 0.16 on the mean (Pinsker).
@@ -72,7 +72,7 @@ class OnnxForm(ExportForm):
 
         def verify(loaded: nn.Module) -> str:
             apart = furthest(model, loaded, divergence if int8 else distance)
-            limit = INT8_TOLERANCE if int8 else TOLERANCE
+            limit = INT8_TOLERANCE if int8 else FLOAT_TOLERANCE
             what = "difference of log-probabilities"
             remedy = "a plugin or a stock model"
             if int8:
@@ -190,10 +190,10 @@ def _write(graph: Graph, file: Path) -> None:
 def _quiet() -> Iterator[None]:
     """Without the exporter's messages, which no user can do anything about."""
     logger = logging.getLogger("torch.onnx")
-    level, noise = logger.level, io.StringIO()
+    level, printed = logger.level, io.StringIO()
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             yield
     finally:
         logger.setLevel(level)
@@ -213,11 +213,11 @@ def _check(graph: Graph, file: Path) -> None:
             strict=True,
         ):
             apart = distance(a, b, absolute=name == "logp")
-            if not apart <= TOLERANCE:
+            if not apart <= FLOAT_TOLERANCE:
                 raise ValueError(
                     f"{file.name} as torch wrote it differs by {apart:.1e} in {name} for "
-                    f"{frames} frames; expected at most {TOLERANCE:.0e}. Export the "
-                    "model as a plugin or as a stock model."
+                    f"{frames} frames; expected at most {FLOAT_TOLERANCE:.0e}. Export "
+                    "the model as a plugin or as a stock model."
                 )
 
 
