@@ -8,7 +8,7 @@ from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import FILE, add_path
 from espnet_l0prune.cli.progress import steps
 from espnet_l0prune.core.costs import COSTS
-from espnet_l0prune.core.ranges import RANGES
+from espnet_l0prune.core.ranges import RANGES, SHARE
 
 RANGE, DEFAULT = RANGES["command line"], {"params": 0.5}
 
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--out", required=True, help="folder to write")
     parser.add_argument("--checkpoint", help="default: the experiment's average")
     for name, cost in COSTS.items():
-        text = f"sparsity in {cost.label}, {RANGE[f'--{name}']}"
+        text = f"sparsity in {cost.label}, {SHARE}"
         default = f"; {DEFAULT[name]:g} if no other is given" if name in DEFAULT else ""
         parser.add_argument(f"--{name}", type=float, help=text + default)
     parser.add_argument(

@@ -121,13 +121,19 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "frontend_conf": {"fs": Range(1, 1_000_000, whole=True)},
     "command line": {
-        **{f"--{cost}": SHARE for cost in COSTS},
         "--epochs": Range(1, COUNT, whole=True),
         "--finetune_epochs": Range(1, COUNT, whole=True),
         "--seconds": SECONDS,
         "--rounds": Range(1, COUNT, whole=True),
     },
 }
+
+
+def range_of(where: str, name: str) -> Range:
+    """That of an option in `RANGES`; of a cost on the command line, a share."""
+    if where == "command line" and name.removeprefix("--") in COSTS:
+        return SHARE
+    return RANGES[where][name]
 
 
 def check(where: str, options: Mapping[str, object]) -> None:
@@ -141,7 +147,7 @@ def check(where: str, options: Mapping[str, object]) -> None:
         ValueError: such an option
     """
     for name, value in options.items():
-        expected = RANGES[where][name]
+        expected = range_of(where, name)
         if value not in expected:
             text = isinstance(value, str) and re.fullmatch(r"[-+.\de]+", value)
             remedy = ". YAML reads 2e-2 as a text, and 2.0e-2 as a number" if text else ""

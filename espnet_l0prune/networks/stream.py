@@ -247,7 +247,9 @@ class BlockWidthSite(_WidthSite):
         return int(score_of(gate).argmax())
 
     def survivors(self, kind: str) -> Tensor:
-        """As ever, but one of them at least is left by the gates of the whole width."""
+        """Which of the block's features a cut leaves, (n,) bool: those whose gates are
+        open. Where the gates of the whole width close all of these, the feature that is
+        best by those gates stays too, so that the block keeps one."""
         opened, gate = super().survivors(kind), getattr(self.network, "width_gate", None)
         if gate is not None and not bool((opened & gate.is_open()).any()):
             opened[self.protected(kind)] = True

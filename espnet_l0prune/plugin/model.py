@@ -1,5 +1,6 @@
 """ESPnet's recognizers that learn from a teacher, under a budget."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,10 +26,10 @@ from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "layer_input": ("student", "teacher"),
-    "layer_map": tuple(LAYER_MAPS),
-    "layer_loss": tuple(LAYER_LOSSES),
+    "layer_map": LAYER_MAPS,
+    "layer_loss": LAYER_LOSSES,
     "layer_projection": ("identity", "teacher", "student"),
     "ctc_kl_frames": ("all", "non_blank"),
 }
