@@ -1,1 +1,1 @@
-"""What ESPnet sees: the only code that imports it."""
+"""What ESPnet sees: names in its registries, models, the teacher, a trainer."""
