@@ -7,7 +7,7 @@ from espnet_l0prune.cli.enable import autoload_file
 
 
 def run(args: argparse.Namespace) -> Answer:
-    """Remove that file."""
+    """Remove the file that registers us at Python's start."""
     file = autoload_file()
     file.unlink(missing_ok=True)
     line = f"disabled: {file} is gone; `import espnet_l0prune` still registers"

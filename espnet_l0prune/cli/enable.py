@@ -8,7 +8,7 @@ from espnet_l0prune.cli.command import Answer, Command
 
 
 def autoload_file() -> Path:
-    """What is run at the start of this environment's Python."""
+    """The file that this environment's Python runs at its start."""
     return Path(sysconfig.get_path("purelib")) / "espnet_l0prune.pth"
 
 

@@ -1,1 +1,1 @@
-"""What ESPnet's networks look like: the only code that knows their attributes."""
+"""What ESPnet's networks look like: their blocks, branches, front ends and width."""

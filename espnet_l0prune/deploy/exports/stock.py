@@ -27,7 +27,7 @@ from espnet_l0prune.networks.branches.attention import AttentionSite
 from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.networks.linear_attention import LinearAttention
-from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.sites import blocks_of, find_sites
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
 from espnet_l0prune.plugin.experiment import build_model
 from espnet_l0prune.plugin.model import L0Distilled
@@ -156,8 +156,7 @@ def _check(network: L0Network, part: str) -> None:
 
 def _blocks(network: nn.Module) -> tuple[str, nn.Sequential, list[int]]:
     """Their name in the network, the blocks, and the places of those that are left."""
-    name = "encoders" if hasattr(network, "encoders") else "decoders"
-    blocks = getattr(network, name)
+    ((name, blocks),) = blocks_of(network)
     return name, blocks, [i for i, b in enumerate(blocks) if not isinstance(b, Skip)]
 
 
