@@ -21,7 +21,8 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
 
 from espnet_l0prune.core.files import replace
-from espnet_l0prune.core.plan import Plan, decide_
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.plugin.workload import (
     FRAMES_A_SECOND,

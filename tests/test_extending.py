@@ -17,7 +17,7 @@ from espnet_l0prune.core.constraints import AbsConstraint
 from espnet_l0prune.core.costs import COSTS, Cost
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.distillation import LAYER_LOSSES
-from espnet_l0prune.core.plan import decide_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.exports import FORMS, Entry

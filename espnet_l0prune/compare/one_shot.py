@@ -11,9 +11,9 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
 
 from espnet_l0prune.core.files import beside, save
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.importance import IMPORTANCES, Batches
-from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.plugin.experiment import (
     build_model,

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from espnet_l0prune.compare.one_shot import gate_names, gated
+from espnet_l0prune.core.cutting import features_left
 from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.importance import magnitude
-from espnet_l0prune.core.plan import Plan, features_left
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import Site
 from espnet_l0prune.plugin.register import make_scheduler, make_workload

@@ -12,12 +12,12 @@ from espnet_l0prune.core.batch_norm import batch_norms, restart_
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.constraints import AbsConstraint, Multipliers
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import shortage
-from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
-from espnet_l0prune.core.selection import select
+from espnet_l0prune.core.selection import select_each
 
 OFF_TARGET = 0.05  # from here on a warning names the remedy
 MEANING = {
@@ -316,8 +316,8 @@ class SparsityController:
         moving = not all(gate.is_decided() for gate in self._gates())
         if moving:
             self._tell_paths()
-            for part in self.parts.values():
-                decide_(part.sites, select(part, self.scheduler.goal))
+            plan = select_each(self.parts, self.scheduler.goal)
+            decide_(self.budget.sites, plan)
         for norm in batch_norms(site.module for site in self.budget.sites):
             restart_(norm, forget=moving)
 

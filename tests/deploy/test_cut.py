@@ -11,7 +11,7 @@ from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy import cut

@@ -9,7 +9,8 @@ from builders import arguments, budget, disturb_
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_config, largest_step

@@ -9,9 +9,10 @@ from builders import arguments, batch, budget, model, save_experiment, train
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.plugin.teacher import Trace
 
 SCHEDULE = {
@@ -502,16 +503,16 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"encoder_conf": {"structure": {"encoders.9.self_attn": {"heads": 1}}}},
-            "encoder_conf: structure names 'encoders.9.self_attn'",
+            "encoder_conf: structure does not fit: it names 'encoders.9.self_attn'",
         ),
         (
             {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 9}}}},
-            "asks for 9 heads",
+            "it keeps 9 heads of 'encoders.0.self_attn' up to number 8, where the uncut",
         ),
         *(
             (
                 {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": n}}}},
-                f"structure of 'encoders.0.self_attn' asks for {re.escape(str(n))} heads",
+                f"a plan keeps {re.escape(str(n))} of the heads of encoders.0.self_at",
             )
             for n in (-1, True, [0, 0], [1, 0], [False, 1], [0.5], [[0]], None)
         ),
@@ -529,7 +530,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"encoder_conf": {"structure": {"embed.conv.0": {"frontend_channels": 0}}}},
-            "structure of 'embed.conv.0' asks for 0 frontend_channels",
+            "it keeps 0 frontend_channels of 'embed.conv.0', where the uncut module has",
         ),
     ],
 )
