@@ -31,7 +31,7 @@ from espnet_l0prune.networks.espnet_modules import (
     ConformerLayer,
     PositionwiseFeedForward,
 )
-from espnet_l0prune.plugin.register import (
+from espnet_l0prune.plugin.options import (
     sparsity_constraint_choices,
     sparsity_scheduler_choices,
 )

@@ -10,6 +10,7 @@ matter, as in the residual stream::
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -34,13 +35,12 @@ class Plan(Mapping[str, Mapping[str, list[int]]]):
         for site, kinds in _named(kept, "a plan"):
             self._kept[site] = {}
             for kind, units in _named(kinds, f"a plan for {site}"):
-                whole = isinstance(units, list) and all(type(u) is int for u in units)
-                if not whole or units != sorted({*units}) or (units and units[0] < 0):
+                if not _are_units(units):
                     raise ValueError(
                         f"a plan keeps {reprlib.repr(units)} of the {kind} of {site}; "
                         "expected the numbers of units, each once and in order"
                     )
-                self._kept[site][kind] = list(units)
+                self._kept[site][kind] = [*units]
 
     def __getitem__(self, site: str) -> Mapping[str, list[int]]:
         return MappingProxyType(self._kept[site])
@@ -94,6 +94,12 @@ def _named(found: object, what: str) -> Iterator[tuple[str, object]]:
             "stays of each"
         )
     yield from found.items()
+
+
+def _are_units(found: object) -> TypeGuard[list[int]]:
+    if not isinstance(found, list) or any(type(unit) is not int for unit in found):
+        return False
+    return found == sorted({*found}) and min(found, default=0) >= 0
 
 
 def structure_of(sites: Sequence[Site]) -> Structure:

@@ -28,24 +28,15 @@ from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_name
+from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
-from espnet_l0prune.plugin.experiment import (
-    average_of,
-    build_model,
-    load_trained,
-    read_config,
-    refuse_adapters,
-    task_name,
-)
+from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
-from espnet_l0prune.plugin.register import (
-    MODELS,
-    check_trainable,
-    make_scheduler,
-    make_workload,
-)
+from espnet_l0prune.plugin.options import make_goal, make_scheduler
+from espnet_l0prune.plugin.prepare import check_trainable
+from espnet_l0prune.plugin.register import MODELS
 from espnet_l0prune.plugin.resume import RUN
-from espnet_l0prune.plugin.workload import make_budget, sites_of
 
 DATA = tuple(
     f"{part}_{what}"
@@ -181,10 +172,10 @@ def _adopt(
 
     args = _as_trained(prune, gpus)
     step("building it with gates, and counting what it can lose")
-    scheduler, gated = make_scheduler(args), build_model(args)
-    budget = make_budget(gated, make_workload(args))
-    check_reachable(budget, scheduler.goal)
-    check_compatible(budget, scheduler.goal)
+    goal, scheduler, gated = make_goal(args), make_scheduler(args), build_model(args)
+    budget = make_budget(gated, goal)
+    check_reachable(budget, goal.targets)
+    check_compatible(budget, goal.targets)
     step("computing what the cut will compare")
     outputs(gated)  # which the cut will compare, at the end of the training
     held = _holding(gated, args.freeze_param)
@@ -327,10 +318,9 @@ def _pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) ->
         "optim": "l0_adamw",
         "optim_conf": conf,
         "scheduler_conf": _scheduler_conf(dense),
+        "sparsity_goal_conf": {"target": dict(choice.target), "scope": choice.scope},
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
-            "target": dict(choice.target),
-            "scope": choice.scope,
             "in_epochs": True,
             "warmup_steps": epochs / 24,
             "ramp_steps": epochs / 2,

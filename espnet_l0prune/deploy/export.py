@@ -24,7 +24,8 @@ from espnet_l0prune.deploy.extras import (
     copy_results,
 )
 from espnet_l0prune.deploy.inspect import inspect_model
-from espnet_l0prune.plugin.experiment import load_model, task_name
+from espnet_l0prune.plugin.building import task_name
+from espnet_l0prune.plugin.experiment import load_model
 
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own

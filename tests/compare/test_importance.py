@@ -19,7 +19,7 @@ from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import TOLERANCE, difference_of, outputs, require_equal
-from espnet_l0prune.plugin.workload import evaluation, sites_of
+from espnet_l0prune.plugin.counting import evaluation, sites_of
 
 UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 TARGETS = {"params": 0.5, "macs": 0.5}

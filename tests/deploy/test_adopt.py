@@ -22,9 +22,9 @@ from espnet_model_zoo.downloader import ModelDownloader
 from runs import CONFIG, make_data, run
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.schema import schema
-from espnet_l0prune.plugin.workload import sites_of
 
 STOCK = {
     "model": "espnet",

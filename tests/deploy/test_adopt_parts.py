@@ -11,9 +11,10 @@ from runs import data_options, make_data
 from test_older_espnet import MACHINE
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.verify import outputs
-from espnet_l0prune.plugin.experiment import task_name
-from espnet_l0prune.plugin.workload import Workload, make_budget
+from espnet_l0prune.plugin.building import task_name
+from espnet_l0prune.plugin.counting import make_budget
 
 S4 = {
     "n_layers": 1,
@@ -143,4 +144,4 @@ def test_a_model_that_reads_a_transcript_is_not_counted():
     net = model()
     net.postdecoder = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"postdecoder: .* reads a transcript"):
-        make_budget(net, Workload())
+        make_budget(net, Goal())

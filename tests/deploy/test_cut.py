@@ -113,6 +113,42 @@ def test_cut_refuses_what_is_not_ready(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_plan_says_what_stays_whatever_the_gates_are(tmp_path, capsys):
+    """That of one cut, for gates that have not settled; or for another goal's."""
+    save(tmp_path / "settled")
+    assert main(["cut", str(tmp_path / "settled"), "--out", str(tmp_path / "cut")]) == 0
+    plan = tmp_path / "cut/plan.json"
+    save(tmp_path / "moving", sparsity=None)
+    out = tmp_path / "planned"
+    args = [str(tmp_path / "moving"), "--plan", str(plan), "--out", str(out)]
+    assert main(["cut", *args]) == 0
+    assert (out / "plan.json").read_text() == plan.read_text()
+    structures = [folder / "structure.yaml" for folder in (tmp_path / "cut", out)]
+    assert structures[0].read_text() == structures[1].read_text()
+    assert json.loads((out / "cut.json").read_text())["difference"]["float64"] <= 1e-10
+
+    kept = json.loads(plan.read_text())
+    name = "encoders.0.feed_forward"
+    kept[name]["ffn_channels"] = kept[name]["ffn_channels"][:7]
+    plan.write_text(json.dumps({name: kept[name]}))  # all of the others
+    assert main(["cut", *args, "--force"]) == 0
+    assert json.loads((out / "plan.json").read_text())[name] == kept[name]
+    structure = yaml.safe_load((out / "structure.yaml").read_text())
+    assert structure[name]["ffn_channels"] == 7
+    assert structure["encoders.1.feed_forward"]["ffn_channels"] == 300
+
+    for text, said in (
+        ("[1]", "a plan is [1]; expected a mapping"),
+        ('{"encoders.7": {}}', "it names 'encoders.7', which this network does not"),
+        ("{", "plan.json"),
+    ):
+        plan.write_text(text)
+        err = message(capsys, "cut", *args, "--force")
+        assert f"{plan} cannot be the plan: " in err
+        assert said in err
+        assert "Expected the plan.json of a cut of the same network" in err
+
+
 def test_cut_refuses_more_than_was_asked_for(tmp_path, capsys):
     """Closed further than the units are coarse: the checkpoint of another run."""
     save(tmp_path / "exp", sparsity=0.6)

@@ -13,7 +13,7 @@ from runs import CONFIG, data_options, make_data
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.deploy.adopt import Choice, adopt
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 
 SHARED = Path(__file__).parents[3] / "shared/cases/espnet202402/config.yaml"
 GONE = {"use_lora": False, "lora_conf": {}, "save_lora_only": True}  # of 202310, 202402

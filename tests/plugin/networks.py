@@ -10,6 +10,7 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
     L0BranchformerEncoder,
     L0ConformerEncoder,
@@ -17,7 +18,6 @@ from espnet_l0prune.plugin.network import (
     L0TransformerDecoder,
     L0TransformerEncoder,
 )
-from espnet_l0prune.plugin.workload import call_shapes
 
 LENGTHS = (60, 41, 33, 17)
 WHOLE = ("att_modules", "src_att_modules", "ffn_modules", "conv_modules", "cgmlp_modules")

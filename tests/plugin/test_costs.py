@@ -6,7 +6,7 @@ from networks import ATTENTION, make
 
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import call_shapes
+from espnet_l0prune.plugin.counting import call_shapes
 
 FRAMES, SIZE, HEADS = 11, 8, 2
 CONF = {"output_size": SIZE, "attention_heads": HEADS, "num_blocks": 1}

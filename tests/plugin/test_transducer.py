@@ -12,7 +12,7 @@ from builders import arguments, batch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.transducer import PACKAGE
 
 pytestmark = pytest.mark.skipif(
