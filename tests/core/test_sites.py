@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from branches import SIZE, Network, Place, network, set_
 from torch import nn
 
 from espnet_l0prune.core.claims import (
@@ -17,6 +16,7 @@ from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
 from espnet_l0prune.core.plan import decide_, features_left, plan_of, structure_of
 from espnet_l0prune.core.sites import Site
+from tests.core.branches import SIZE, Network, Place, network, set_
 
 BOTH = ("modules", "channels")
 

@@ -4,8 +4,6 @@ import math
 import typing
 
 import pytest
-from builders import model
-from test_training import SCHEDULE, start
 
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.optim import L0AdamW
@@ -15,6 +13,8 @@ from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.schema import options, schema
 from espnet_l0prune.plugin.workload import Workload
+from espnet_l0prune.testing.models import model
+from tests.plugin.test_training import SCHEDULE, start
 
 CLASSES = {
     "encoder_conf": [L0Network],
