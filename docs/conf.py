@@ -14,12 +14,13 @@ from espnet_l0prune.core.ranges import RANGES
 from espnet_l0prune.plugin.schema import schema
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "tools"), str(HERE.parent / "tests")]
-from attacks import table  # noqa: E402 (beside the package, not in it)
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tools")]
 from messages import messages, recipe_messages  # noqa: E402
 
+from tests.attacks import table  # noqa: E402 (beside the package, not in it)
+
 GENERATED = HERE / "_generated"
-LAYERS = "core", "networks", "plugin", "deploy", "compare", "report"
+LAYERS = "core", "networks", "plugin", "deploy", "compare", "report", "testing"
 
 project, release = "espnet_l0prune", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -6,8 +6,6 @@ import zipfile
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import batch, budget, model, save_experiment
-from runs import CONFIG, final, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.cli.command import Answer, Command
@@ -35,6 +33,10 @@ from espnet_l0prune.plugin.options import (
     sparsity_constraint_choices,
     sparsity_scheduler_choices,
 )
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import budget, model
+from espnet_l0prune.testing.runs import CONFIG, final, make_data, run
+from espnet_l0prune.testing.updates import batch
 
 
 class Sudden(AbsSparsityScheduler):

@@ -1,5 +1,4 @@
-"""Imports go one way: core, networks, plugin, deploy, compare, report, cli; ESPnet not in
-core."""
+"""Imports go one way, along LAYERS; ESPnet not in core."""
 
 import ast
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "espnet_l0prune"
-LAYERS = ["core", "networks", "plugin", "deploy", "compare", "report"]
+LAYERS = ["core", "networks", "plugin", "deploy", "compare", "report", "cli", "testing"]
 
 
 def imported(path: Path) -> set[str]:
@@ -30,7 +29,6 @@ def test_layers(layer):
     for path in (PACKAGE / layer).rglob("*.py"):
         for name in imported(path):
             assert not any(name.startswith(f"espnet_l0prune.{a}") for a in above), path
-            assert not name.startswith("espnet_l0prune.cli"), path
             if layer == "core":
                 assert not name.startswith(("espnet.", "espnet2", "espnetez")), path
 
@@ -88,6 +86,6 @@ def test_files_are_written_in_one_place():
     """Which has them whole or not at all; or in a folder that it keeps so."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text("utf-8")
-        if path != PACKAGE / "core/files.py":
+        if path != PACKAGE / "core/files.py" and path.parent.name != "testing":
             assert "torch.save(" not in text, path
             assert ".mkdir(parents" not in text or path.name == "archive.py", path

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import TOKENS
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.plugin.counting import make_budget
 from espnet_l0prune.plugin.options import make_goal
+from espnet_l0prune.testing.models import TOKENS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 MODULES = {"encoder.encoders.0.feed_forward": {"ffn_channels": [12, 6]}}

@@ -11,10 +11,10 @@ import sys
 
 import pytest
 import yaml
-from builders import save_experiment
 
 from espnet_l0prune.cli import disable, enable, main
 from espnet_l0prune.cli.parser import COMMANDS, get_parser
+from espnet_l0prune.testing.experiments import save_experiment
 
 HEARD = {"frontend": "default", "input_size": None}
 NAMES = [

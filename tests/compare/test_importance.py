@@ -5,8 +5,6 @@ import copy
 import pytest
 import torch
 import yaml
-from builders import batch, budget, disturb_, model
-from runs import make_data, run
 
 from espnet_l0prune.compare.one_shot import gated, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly, zero_
@@ -20,6 +18,9 @@ from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import TOLERANCE, difference_of, outputs, require_equal
 from espnet_l0prune.plugin.counting import evaluation, sites_of
+from espnet_l0prune.testing.models import budget, disturb_, model
+from espnet_l0prune.testing.runs import make_data, run
+from espnet_l0prune.testing.updates import batch
 
 UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 TARGETS = {"params": 0.5, "macs": 0.5}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import yaml
-from builders import arguments, save_experiment
 from espnet2.tasks.asr import ASRTask
 from torch import nn
 
@@ -15,6 +14,8 @@ from espnet_l0prune.plugin.low_rank import (
     LowRankConformerEncoder,
     can_factor,
 )
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from branches import SIZE, network
 
 from espnet_l0prune.core.constraints import (
     ControlledL2Constraint,
@@ -17,6 +16,7 @@ from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.schedules import LinearSparsityScheduler
+from tests.core.branches import SIZE, network
 
 LENGTHS = {"warmup_steps": 2, "ramp_steps": 4, "hold_steps": 3}
 OPTIONS = {"lr": 0.01, "gate_lr": 0.5, "weight_decay": 0.0}

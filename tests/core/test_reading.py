@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from attacks import JSON, PICKLES, STEPS, YAML, write_steps
 
 from espnet_l0prune.core import pickles
 from espnet_l0prune.core.reading import read_json, read_tensors, read_text, read_yaml
+from tests.attacks import JSON, PICKLES, STEPS, YAML, write_steps
 
 
 @pytest.mark.parametrize(

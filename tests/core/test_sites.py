@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from branches import SIZE, Network, Place, network, set_
 from torch import nn
 
 from espnet_l0prune.core.claims import (
@@ -18,6 +17,7 @@ from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
 from espnet_l0prune.core.plan import Plan, plan_of, structure_of
 from espnet_l0prune.core.sites import Site
+from tests.core.branches import SIZE, Network, Place, network, set_
 
 BOTH = ("modules", "channels")
 

@@ -5,16 +5,17 @@ import shlex
 import pytest
 import torch
 import yaml
-from builders import arguments, model, save_experiment
 from espnet2.tasks.asr import ASRTask
-from runs import data_options, make_data
-from test_older_espnet import MACHINE
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.building import task_name
 from espnet_l0prune.plugin.counting import make_budget
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments, model
+from espnet_l0prune.testing.runs import data_options, make_data
+from tests.deploy.test_older_espnet import MACHINE
 
 S4 = {
     "n_layers": 1,

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from attacks import META, ZIPS, write_zip
-from builders import save_experiment
 from espnet2.tasks.ssl import SSLTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.deploy import archive
 from espnet_l0prune.deploy.archive import unpack, unpack_model
+from espnet_l0prune.testing.experiments import save_experiment
+from tests.attacks import META, ZIPS, write_zip
 
 
 class Evil:

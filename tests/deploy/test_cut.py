@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 import yaml
-from builders import arguments, budget, disturb_, model
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
@@ -17,6 +16,7 @@ from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy import cut
 from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.testing.models import arguments, budget, disturb_, model
 
 SCHEDULE = {"target": 0.3, "warmup_steps": 1, "ramp_steps": 1, "hold_steps": 1}
 FINE = {"linear_units": 300}  # so that units are small against the encoder

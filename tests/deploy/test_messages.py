@@ -5,9 +5,7 @@ import copy
 import pytest
 import torch
 import yaml
-from builders import arguments, model, save_experiment, whole
 from espnet2.tasks.asr import ASRTask
-from test_cut import save
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.budget import Budget
@@ -18,6 +16,9 @@ from espnet_l0prune.deploy.verify import difference_of, outputs
 from espnet_l0prune.networks.espnet_modules import PositionwiseFeedForward, _find
 from espnet_l0prune.plugin.experiment import load_weights
 from espnet_l0prune.plugin.onnx import OnnxEncoder
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments, model, whole
+from tests.deploy.test_cut import save
 
 SMALL = {"units": [], "output_size": 8, "num_blocks": 1}
 

@@ -7,9 +7,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from builders import arguments, disturb_
 from espnet2.tasks.asr import ASRTask
-from test_stock import cut_model
 
 from espnet_l0prune.deploy.exports.divergence import distance, divergence, furthest
 from espnet_l0prune.deploy.exports.graphs import DecoderGraph, shortest
@@ -22,6 +20,8 @@ from espnet_l0prune.deploy.exports.onnx import (
 )
 from espnet_l0prune.plugin.building import note_input_
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder, OnnxGraph
+from espnet_l0prune.testing.models import arguments, disturb_
+from tests.deploy.test_stock import cut_model
 
 RAW = {"input_size": None, "frontend": "default", "normalize": "utterance_mvn"}
 

@@ -5,7 +5,6 @@ import copy
 
 import pytest
 import torch
-from builders import arguments, budget, disturb_
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
@@ -24,6 +23,7 @@ from espnet_l0prune.deploy.verify import (
 )
 from espnet_l0prune.plugin.building import note_input_
 from espnet_l0prune.plugin.counting import sites_of
+from espnet_l0prune.testing.models import arguments, budget, disturb_
 
 SMALL = {"output_size": 16, "attention_heads": 4, "num_blocks": 3}
 CONFORMER = {"linear_units": 12, "macaron_style": True, "cnn_module_kernel": 5}

@@ -11,9 +11,9 @@ import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
-from runs import CONFIG, data_options, make_data, run
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.runs import CONFIG, data_options, make_data, run
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from builders import ENCODER, batch, budget, model
-from runs import make_data, run
 
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.freezing import decide_
@@ -16,6 +14,9 @@ from espnet_l0prune.networks.linear_attention import (
     LinearAttention,
     orthogonal_gaussian,
 )
+from espnet_l0prune.testing.models import ENCODER, budget, model
+from espnet_l0prune.testing.runs import make_data, run
+from espnet_l0prune.testing.updates import batch
 
 CONF = {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos"}
 CONF |= {"random_features": 16}

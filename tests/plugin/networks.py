@@ -3,7 +3,6 @@
 import copy
 
 import torch
-from builders import disturb_
 from hypothesis import strategies as st
 
 from espnet_l0prune.core.budget import Budget
@@ -18,6 +17,7 @@ from espnet_l0prune.plugin.network import (
     L0TransformerDecoder,
     L0TransformerEncoder,
 )
+from espnet_l0prune.testing.models import disturb_
 
 LENGTHS = (60, 41, 33, 17)
 WHOLE = ("att_modules", "src_att_modules", "ffn_modules", "conv_modules", "cgmlp_modules")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from builders import whole
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -10,7 +9,21 @@ from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from networks import (
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.gates import GATES
+from espnet_l0prune.core.plan import Plan, plan_of
+from espnet_l0prune.core.ranking import closing_order
+from espnet_l0prune.core.selection import select
+from espnet_l0prune.core.terms import count_parameters
+from espnet_l0prune.deploy.bench import count_macs
+from espnet_l0prune.deploy.cut import largest_step
+from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.networks.units import choose_units
+from espnet_l0prune.testing.models import whole
+from tests.plugin.networks import (
     ATTENTION,
     KINDS,
     LENGTHS,
@@ -25,19 +38,6 @@ from networks import (
     relative,
     soften_,
 )
-from torch.nn.utils.rnn import pad_sequence
-
-from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.freezing import decide_
-from espnet_l0prune.core.gates import GATES
-from espnet_l0prune.core.plan import Plan, plan_of
-from espnet_l0prune.core.ranking import closing_order
-from espnet_l0prune.core.selection import select
-from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.deploy.cut import largest_step
-from espnet_l0prune.deploy.verify import probe
-from espnet_l0prune.networks.units import choose_units
 
 ENOUGH = settings(
     deadline=None,

@@ -4,8 +4,6 @@ import math
 import typing
 
 import pytest
-from builders import arguments, model
-from test_training import SCHEDULE, start
 
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.goal import Goal
@@ -16,6 +14,8 @@ from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.options import make_goal, make_scheduler
 from espnet_l0prune.plugin.schema import options, schema
+from espnet_l0prune.testing.models import arguments, model
+from tests.plugin.test_training import SCHEDULE, start
 
 CLASSES = {
     "encoder_conf": [L0Network],

@@ -119,9 +119,8 @@ def test_registration_can_be_turned_off():
 def test_espnet_ez_builds_and_connects_our_classes():
     pytest.importorskip("espnetez", reason="ESPnet has it up to 202511")
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from espnetez.task import get_ez_task\n"
-        "from builders import arguments\n"
+        "from espnet_l0prune.testing.models import arguments\n"
         "task, args = get_ez_task('asr'), arguments(sparsity_scheduler='linear')\n"
         "model = task.build_model(args)\n"
         "(optimizer,) = task.build_optimizers(args, model)\n"

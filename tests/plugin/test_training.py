@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from builders import arguments, batch, budget, model, save_experiment, train
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
@@ -14,6 +13,9 @@ from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.optim import L0AdamW, is_of_gates
 from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.plugin.teacher import Trace
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments, budget, model
+from espnet_l0prune.testing.updates import batch, train
 
 SCHEDULE = {
     "target": 0.3,

@@ -5,7 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from experiments import (
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.report.headline import headlines
+from espnet_l0prune.report.page import find_results
+from espnet_l0prune.report.run import find_runs, read_run
+from tests.report.experiments import (
     RESULTS,
     change_config,
     change_stats,
@@ -13,11 +18,6 @@ from experiments import (
     write_cut,
     write_experiment,
 )
-
-from espnet_l0prune.cli import main
-from espnet_l0prune.report.headline import headlines
-from espnet_l0prune.report.page import find_results
-from espnet_l0prune.report.run import find_runs, read_run
 
 
 @pytest.fixture

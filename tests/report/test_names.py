@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from builders import save_experiment
-from disks import content
 from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -19,6 +17,8 @@ from espnet_l0prune.core.text import one_line
 from espnet_l0prune.report import page
 from espnet_l0prune.report.page import Picture, card, table, whole_page
 from espnet_l0prune.report.run import Run
+from espnet_l0prune.testing.experiments import save_experiment
+from tests.disks import content
 
 EVIL = '</pre><script>alert("x")</script>'
 ESCAPING = "x/../../ESCAPED"

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from experiments import RESULTS
 from matplotlib.figure import Figure
-from runs import CONFIG, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.reporter import reported_seconds
@@ -23,6 +21,8 @@ from espnet_l0prune.report.curves import colour, draw_multiplier, mark
 from espnet_l0prune.report.history import read_history
 from espnet_l0prune.report.page import CSS
 from espnet_l0prune.report.run import distinct_names, find_runs, read_run
+from espnet_l0prune.testing.runs import CONFIG, make_data, run
+from tests.report.experiments import RESULTS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = (

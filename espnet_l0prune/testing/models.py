@@ -1,10 +1,9 @@
-"""Small encoders and models, built as ESPnet builds them."""
+"""Small models, built as ESPnet builds them."""
 
 import argparse
 import copy
 
 import torch
-import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.gates import LogAlpha
@@ -56,17 +55,6 @@ def whole(network, structure: dict) -> dict:
     return {name: {**left, **structure.get(name, {})} for name, left in sites}
 
 
-def batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Features of unequal length and random texts, in ESPnet's form."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "speech": torch.randn(3, 80, 20, generator=generator),
-        "speech_lengths": torch.tensor([80, 61, 47]),
-        "text": torch.randint(2, 10, (3, 5), generator=generator),
-        "text_lengths": torch.tensor([5, 3, 4]),
-    }
-
-
 def disturb_(module: torch.nn.Module, seed: int = 0) -> None:
     """Give biases, norms and running statistics values that are not their defaults."""
     generator = torch.Generator().manual_seed(seed)
@@ -79,29 +67,3 @@ def disturb_(module: torch.nn.Module, seed: int = 0) -> None:
             ):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.copy_(0.5 + noise)
-
-
-def save_experiment(folder, seed: int = 0, **changes):
-    """Write a dense experiment as ESPnet leaves it: config.yaml and a checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw", **changes}
-    args = arguments(**changes)
-    torch.manual_seed(seed)
-    dense = ASRTask.build_model(args)
-    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    torch.save(dense.state_dict(), folder / "model.pth")
-    return dense
-
-
-def train(net, optimizer, steps: range, clip: float = 5.0) -> list[dict[str, float]]:
-    """Updates as ESPnet's trainer makes them, each from a random state of its own."""
-    history = []
-    for i in steps:
-        torch.manual_seed(1000 + i)
-        loss, stats, _ = net.train()(**batch(i))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({k: float(v) for k, v in stats.items() if v is not None})
-    return history
