@@ -39,10 +39,13 @@ setup(
         # every training of ESPnet 202609 imports these two, which are in an extra of its
         "editdistance",
         "tensorboard",
+        "docstring_parser",
+        "jinja2>=3",
         "matplotlib",
         "packaging",
         "pyyaml",
         "rich>=13",
+        "scipy>=1.15",  # the first whose bootstrap takes an rng
         "sentencepiece",
         "shtab",
         "typeguard",  # an ESPnet of before 2024-05 breaks with that of today
@@ -58,7 +61,6 @@ setup(
             "espeakng-loader",
             "espnet_model_zoo",
             "jiwer>=3",
-            "scipy",
             "soundfile",
         ],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
