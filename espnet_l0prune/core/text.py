@@ -1,4 +1,4 @@
-"""A stranger's text where it could do harm: as a file's name, in Markdown.
+"""A stranger's text where it could do harm: as a file's name, and in Markdown.
 
 Names of experiments, results and test sets are whatever somebody wrote, or a folder was
 called.

@@ -142,7 +142,7 @@ def type_of(hint: object) -> dict:
 
 
 def docstring_of(cls: type) -> dict[str, str]:
-    """The texts of the arguments in the docstrings of a class and its bases, by name."""
+    """Return what the docstrings of a class and its bases say of each argument."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for argument in parse(base.__doc__ or "").params:

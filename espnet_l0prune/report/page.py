@@ -85,7 +85,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: pictures, and a table below them."""
+    """A part of the page, with pictures and a table below them."""
 
     title: str
     cards: Sequence[Card]
@@ -293,8 +293,8 @@ def compared(results: Sequence[Result]) -> Table | None:
 def draw(
     picture: Picture, out: Path, taken: Collection[Path]
 ) -> tuple[Card, dict[Path, bytes]]:
-    """A picture for the page; and its SVG and PNG by their paths, of a name that is not
-    taken, whatever a system thinks of capital letters."""
+    """Return a picture for the page, and its SVG and PNG by their paths: of a name that
+    is not taken, whatever a system thinks of capital letters."""
     svg, png = io.StringIO(), io.BytesIO()
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     picture.figure.savefig(svg, format="svg", transparent=True, metadata=bare)
@@ -317,8 +317,10 @@ def render(
     missing: Sequence[str],
     sections: Sequence[Section],
 ) -> str:
-    """The page in HTML, of `templates/page.html`; text is escaped, and what of it cannot
-    be encoded or seen is replaced."""
+    """Return the page in HTML, which `templates/page.html` lays out.
+
+    All text is escaped there, and what of it cannot be encoded or seen is replaced.
+    """
     environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
