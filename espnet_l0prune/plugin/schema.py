@@ -6,11 +6,12 @@ those of `RANGES`.
 
 import collections.abc
 import inspect
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from docstring_parser.google import parse
 
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.costs import COSTS
@@ -145,14 +146,10 @@ def type_of(hint: object) -> dict:
 
 
 def docstring_of(cls: type) -> dict[str, str]:
-    """The texts of the arguments in the docstrings of a class and its bases, by name."""
-    texts: dict[str, str] = {}
-    docs = [inspect.cleandoc(base.__doc__ or "") for base in reversed(cls.__mro__)]
-    for line in "\n".join(docs).splitlines():
-        named = re.match(r"    (\w[\w, ]*): (.*)", line)
-        if named:
-            names = named[1].split(", ")
-            texts |= dict.fromkeys(names, named[2])
-        elif texts and line.startswith("        "):
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-    return texts
+    """Return what the docstrings of a class and its bases say of each argument."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for argument in parse(base.__doc__ or "").params:
+            text = " ".join((argument.description or "").split())
+            found |= dict.fromkeys(argument.arg_name.split(", "), text)
+    return found

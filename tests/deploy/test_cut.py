@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.claims import Claim
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.deploy import cut
 from espnet_l0prune.deploy.cut import largest_step
+from espnet_l0prune.networks.blocks.conformer import ConformerBlock
+from espnet_l0prune.networks.branches.attention import AttentionSite
+from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.testing.models import arguments, budget, disturb_, model
 
@@ -180,17 +183,40 @@ def test_how_far_beyond_a_target_the_coarsest_unit_may_bring_a_plan(tmp_path):
     assert both == pytest.approx(max(max(values) for values in steps.values()))
 
 
-def test_a_cut_that_computes_something_else_is_not_written(tmp_path, capsys, monkeypatch):
-    """As by a mistake in what a site claims."""
+class InterleavedHeads(AttentionSite):
+    """By mistake, a head owns every d_k-th of the queries, keys and values."""
+
+    def unit_claims(self):
+        for claim in super().unit_claims():
+            mistaken = claim.kind == "heads" and not claim.folds
+            swapped = replace(claim, inner=claim.outer, outer=claim.inner)
+            yield swapped if mistaken else claim
+
+
+class ChannelsWithNorm(FeedForwardSite):
+    """By mistake, channels own the norm too, of which a cut leaves every feature."""
+
+    def unit_claims(self):
+        yield from super().unit_claims()
+        yield Claim(self.norm, "weight", 0, "ffn_channels", whole=True)
+
+
+@pytest.mark.parametrize(
+    ("branch", "site", "said"),
+    [
+        ("self_attn", InterleavedHeads, "the two networks differ by"),
+        ("feed_forward", ChannelsWithNorm, "its gates promised"),
+    ],
+)
+def test_a_cut_with_a_mistake_in_claims_is_not_written(
+    branch, site, said, tmp_path, capsys, monkeypatch
+):
+    """As whoever adds a kind of branch may make it: see docs/extending.md."""
+    place = ConformerBlock.layout[branch]._replace(sites=(site,))
+    monkeypatch.setitem(ConformerBlock.layout, branch, place)
     save(tmp_path / "exp")
-
-    def careless(network, sites, plan):
-        cut_(network, sites, plan)
-        network.encoder.encoders[0].feed_forward.w_2.bias.data[0] += 1e-6
-
-    monkeypatch.setattr(cut, "cut_", careless)
     err = message(capsys, "cut", tmp_path / "exp", "--out", tmp_path / "out")
-    assert "the two networks differ by" in err
+    assert said in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exp"]
 
 
