@@ -42,8 +42,8 @@ def prepare_training(
     optimizers: list[torch.optim.Optimizer],
     model: Any,
 ) -> None:
-    """Give a model and its optimizer what our part of a training needs: the controller of
-    the gates, and the teacher; nothing, where it is none of ours.
+    """Make one of ESPnet's trainings ours, before it begins; or leave it alone, where it
+    has nothing of ours.
 
     Args:
         task: the one that trains
@@ -52,18 +52,43 @@ def prepare_training(
         model: as `args` describe it
 
     Raises:
-        ValueError: a combination of options that cannot prune; see `SparsityController`,
-            `Teacher` and `check_resumable`
+        ValueError: see `prepare` and `check_resumable`
     """
     networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
     ours = is_pruned(args) or any(isinstance(part, L0Network) for part in networks)
     if args.collect_stats or not (ours or isinstance(model, L0Distilled)):
         return
+    prepare(args, model, optimizers[0])
+    if args.output_dir is not None:  # else it is built for other ends than training
+        folder = Path(args.output_dir)
+        if args.resume:
+            check_resumable(folder, args, model)
+        if issubclass(task.trainer, L0Trainer) and is_first():
+            keep_config(folder)
+
+
+def prepare(args: argparse.Namespace, model: Any, optimizer: Any) -> None:
+    """Give a model and its optimizer what a training needs, whoever the trainer is: the
+    controller of the gates, and the teacher.
+
+    From then on the model's loss is all that it is to be trained by, and the optimizer's
+    `step` makes whole updates; the trainer calls `model.controller.begin_epoch` before
+    each epoch.
+
+    Args:
+        args: all options of the training
+        model: as `args` describe it
+        optimizer: of its parameters
+
+    Raises:
+        ValueError: a combination of options that cannot prune; see `SparsityController`
+            and `Teacher`
+    """
     check_trainable(args)
     note_input_(model, args)
     gated = any(site.gates for site in sites_of(model))
     if gated or is_pruned(args):
-        _require_prunable(args, optimizers[0], model, gated)
+        _require_prunable(args, optimizer, model, gated)
         goal = make_goal(args)
         require_gates_in_scope(model, goal)
         budget = make_budget(model, goal)
@@ -74,7 +99,7 @@ def prepare_training(
             goal,
             make_scheduler(args),
             make_constraint(args),
-            optimizers[0],
+            optimizer,
         )
     if isinstance(model, L0Distilled):
         _require(
@@ -83,13 +108,7 @@ def prepare_training(
             args.ngpu,
             "1, or more with --multiprocessing_distributed true",
         )
-        model.load_teacher_(optimizers[0])
-    if args.output_dir is not None:  # else it is built for other ends than training
-        folder = Path(args.output_dir)
-        if args.resume:
-            check_resumable(folder, args, model)
-        if issubclass(task.trainer, L0Trainer) and is_first():
-            keep_config(folder)
+        model.load_teacher_(optimizer)
 
 
 def check_trainable(args: argparse.Namespace) -> None:
@@ -119,7 +138,7 @@ def check_trainable(args: argparse.Namespace) -> None:
 
 
 def _require_prunable(
-    args: argparse.Namespace, optimizer: torch.optim.Optimizer, model: Any, gated: bool
+    args: argparse.Namespace, optimizer: Any, model: Any, gated: bool
 ) -> None:
     """Raise ValueError for parts of which one prunes and another does not."""
     able, name = ", ".join(ENCODERS), getattr(args, "sparsity_scheduler", None)
