@@ -19,7 +19,7 @@ from attacks import table  # noqa: E402 (beside the package, not in it)
 from messages import messages, recipe_messages  # noqa: E402
 
 GENERATED = HERE / "_generated"
-LAYERS = "core", "networks", "plugin", "deploy", "compare", "report"
+LAYERS = "core", "networks", "plugin", "deploy", "report"
 
 project, release = "espnet_l0prune", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

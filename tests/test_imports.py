@@ -1,5 +1,4 @@
-"""Imports go one way: core, networks, plugin, deploy, compare, report, cli; ESPnet not in
-core."""
+"""Imports go one way: core, networks, plugin, deploy, report, cli; ESPnet not in core."""
 
 import ast
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "espnet_l0prune"
-LAYERS = ["core", "networks", "plugin", "deploy", "compare", "report"]
+LAYERS = ["core", "networks", "plugin", "deploy", "report"]
 
 
 def imported(path: Path) -> set[str]:

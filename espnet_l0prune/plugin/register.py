@@ -26,7 +26,6 @@ from espnet_l0prune.plugin.experiment import (
     read_mapping,
     refuse_adapters,
 )
-from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
@@ -54,7 +53,6 @@ sparsity_constraint_choices = ClassChoices(
     default=None,
     optional=True,
 )
-OTHER_ENCODERS = {"onnx": OnnxEncoder, "low_rank_conformer": LowRankConformerEncoder}
 OPTIONS = (sparsity_scheduler_choices, sparsity_constraint_choices)
 
 
@@ -77,7 +75,7 @@ def register(name: str = "asr") -> None:
     module = importlib.import_module(f"espnet2.tasks.{name}")
     task = getattr(module, TASKS[name])
     entries: list[tuple[str, dict, dict]] = [
-        ("encoder", module.encoder_choices.classes, ENCODERS | OTHER_ENCODERS),
+        ("encoder", module.encoder_choices.classes, ENCODERS | {"onnx": OnnxEncoder}),
         ("decoder", module.decoder_choices.classes, DECODERS | {"onnx": OnnxDecoder}),
         ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
     ]
