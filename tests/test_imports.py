@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "espnet_l0prune"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "espnet_l0prune"
 LAYERS = ["core", "networks", "plugin", "deploy", "report"]
 
 
@@ -32,6 +33,15 @@ def test_layers(layer):
             assert not name.startswith("espnet_l0prune.cli"), path
             if layer == "core":
                 assert not name.startswith(("espnet.", "espnet2", "espnetez")), path
+
+
+def test_what_is_beside_the_package_is_not_imported():
+    """Studies and benchmarks import the package."""
+    programs = *ROOT.glob("studies/*.py"), *ROOT.glob("benchmarks/*.py")
+    beside = {path.stem for path in programs}
+    assert {"low_rank", "landing"} <= beside
+    for path in PACKAGE.rglob("*.py"):
+        assert not beside & {name.split(".")[0] for name in imported(path)}, path
 
 
 def test_one_file_knows_where_espnet_has_its_layers():

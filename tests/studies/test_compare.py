@@ -185,6 +185,12 @@ def test_committed_rows_are_whole():
         assert {"peak MiB", "dense peak MiB", "modules"} <= row.keys()
 
 
+@pytest.mark.parametrize("options", [[], ["--conditions"]])
+def test_the_readme_shows_what_the_committed_rows_say(options, capsys):
+    compare.main(options)
+    assert capsys.readouterr().out in (FOLDER / "README.md").read_text()
+
+
 def test_bad_use_is_said(tmp_path):
     with pytest.raises(SystemExit, match="has no rows; expected --corpus"):
         compare.main(["--rows", str(tmp_path / "none.jsonl")])

@@ -15,7 +15,6 @@ from low_rank import TRAIN_PROGRAM, LowRank, LowRankConformerEncoder, can_factor
 from runs import CONFIG, data_options, final, make_data
 from torch import nn
 
-
 LAYERS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),
     "without bias": (nn.Linear(3, 7, bias=False), (2, 3)),
