@@ -95,7 +95,7 @@ class Cell:
     """A method at a budget, with a seed.
 
     Args:
-        config: what tells its settings from others
+        config: a hash of its settings, which tells them from others
     """
 
     corpus: Corpus
@@ -118,6 +118,14 @@ class Cell:
     @property
     def teacher(self) -> Path:
         return self.dense / "asr_dense"
+
+    @property
+    def teacher_conf(self) -> dict[str, str]:
+        """What `model_conf` says of the teacher."""
+        return {
+            "teacher_config": str(self.teacher / "config.yaml"),
+            "teacher_model_file": str(self.teacher / AVERAGE),
+        }
 
     def run(self, folder: Path, first: int, last: int, **options: object) -> None:
         """Run stages of the recipe, with the dense model's statistics."""
@@ -146,7 +154,7 @@ class Cell:
         """Of what is no cut network."""
         conf = recipe_conf("finetune")
         del conf["encoder_conf"]["units"]
-        conf["model_conf"] |= teacher_of(self)
+        conf["model_conf"] |= self.teacher_conf
         return merged(conf | {"encoder": "conformer"}, *changes)
 
     def cut_and_finetune(self, *changes: Mapping) -> None:
@@ -173,10 +181,3 @@ class Cell:
         if not (pruned / "latest.pth").exists():
             shutil.rmtree(pruned, ignore_errors=True)
             prune_at_once(source, AVERAGE, conf, importance, pruned, seed=self.seed)
-
-
-def teacher_of(cell: Cell) -> dict[str, str]:
-    return {
-        "teacher_config": str(cell.teacher / "config.yaml"),
-        "teacher_model_file": str(cell.teacher / AVERAGE),
-    }

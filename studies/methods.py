@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
 import yaml
-from cells import AVERAGE, Cell, Corpus, teacher_of
+from cells import AVERAGE, Cell, Corpus
 from common import DECODE
 from espnet2.tasks.asr import ASRTask
 from low_rank import TRAIN_PROGRAM
@@ -151,7 +151,8 @@ class LayersOnDemand:
 
 def svd(cell: Cell) -> None:
     """Layers are factored once, until the parameters are few enough: the products of the
-    attention stay whatever the ranks are. All epochs are fine-tuning."""
+    attention stay whatever the ranks are. All epochs are fine-tuning, by a program that
+    knows the factored encoder."""
     begin, config = cell.folder / "begin.pth", cell.folder / "train.yaml"
     if not config.exists():
         target = {"params": cell.budget}
@@ -181,7 +182,7 @@ class FromScratch:
         conf = recipe_conf("train") | {"max_epoch": sum(EPOCHS.values())}
         if self.distilled:  # its blocks are of another width
             conf["model"] = "l0_distill"
-            conf["model_conf"] |= {"layer_weight": 0.0, **teacher_of(cell)}
+            conf["model_conf"] |= {"layer_weight": 0.0, **cell.teacher_conf}
         conf["encoder_conf"] |= small_size(cell, self.cost)
         train = written(cell.folder / "train.yaml", conf)
         cell.run(cell.folder, 4, 4, train_config=train)
