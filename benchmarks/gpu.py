@@ -50,7 +50,8 @@ from espnet2.tasks.asr import ASRTask
 from step_cost import NAMES, PRECISIONS, make_step
 
 from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.deploy.adopt import Choice, adopt
+from espnet_l0prune.deploy.adopt import adopt
+from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.cut import cut_experiment
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,13 +20,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from common import ROOT, parser, start, write
-
-sys.path.append(str(ROOT / "tests"))
-from runs import CONFIG, final, make_data, run
+from common import parser, start, write
 
 from espnet_l0prune.core.files import is_whole
 from espnet_l0prune.plugin.trainer import choose_checkpoint
+from espnet_l0prune.testing.runs import CONFIG, final, make_data, run
 
 PHASES = CONFIG["sparsity_scheduler_conf"]
 COLUMNS = (

@@ -147,7 +147,7 @@ class Cell:
     def prune_conf(self, *changes: Mapping, costs: Sequence[str] = COSTS) -> dict:
         target = dict.fromkeys(costs, self.budget)
         conf = merged(recipe_conf("prune"), {"sparsity_scheduler_conf": SCHEDULE})
-        conf["sparsity_scheduler_conf"]["target"] = target
+        conf["sparsity_goal_conf"] = {"target": target}
         return merged(conf, *changes)
 
     def finetune_conf(self, *changes: Mapping) -> dict:

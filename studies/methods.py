@@ -17,8 +17,8 @@ from svd import factorize
 from espnet_l0prune.core.importance import IMPORTANCES
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
+from espnet_l0prune.plugin.building import sample_rate_of
 from espnet_l0prune.plugin.experiment import read_config
-from espnet_l0prune.plugin.register import make_workload
 
 PARP_ROUNDS = 2  # of training without a mask, in the epochs of pruning
 # Whole modules are no peers of the units that are ranked by their weights.
@@ -199,7 +199,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
         trial.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(trial)
         if cost == "macs":
-            return encoder_macs(model, 10, make_workload(args).fs)
+            return encoder_macs(model, 10, sample_rate_of(args))
         return count_parameters(model.encoder)
 
     step = args.encoder_conf["attention_heads"]

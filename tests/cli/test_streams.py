@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from builders import save_experiment
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.experiments import save_experiment
 
 PROGRAM = [sys.executable, "-m", "espnet_l0prune"]
 QUICK = [["completion", "bash"], ["completion", "bash", "--json"], ["cut", "--help"]]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import content, largest_file, room, small_disk
 
 from espnet_l0prune.core import files
 from espnet_l0prune.core.files import (
@@ -20,6 +19,7 @@ from espnet_l0prune.core.files import (
     replace_all,
     save,
 )
+from tests.disks import content, largest_file, room, small_disk
 
 STATE = {"a": torch.zeros(300, 300), "b": torch.ones(7)}
 

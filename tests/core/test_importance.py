@@ -4,15 +4,17 @@ import copy
 
 import pytest
 import torch
-from builders import batch, budget, disturb_, model
 
 from espnet_l0prune.core import importance
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.verify import TOLERANCE, difference_of, outputs, require_equal
-from espnet_l0prune.plugin.workload import sites_of
+from espnet_l0prune.plugin.counting import sites_of
+from espnet_l0prune.testing.models import budget, disturb_, model
+from espnet_l0prune.testing.updates import batch
 
 UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 TARGETS = {"params": 0.5, "macs": 0.5}
@@ -37,9 +39,9 @@ def without(net, name: str, kind: str, units: list[int]):
     """A copy from which the units are really cut."""
     small = copy.deepcopy(net)
     sites = sites_of(small)
-    plan = plan_of(sites)
+    plan = plan_of(sites).plain()
     plan[name][kind] = [u for u in plan[name][kind] if u not in units]
-    cut_(small, sites, plan)
+    cut_(small, sites, Plan(plan))
     return small
 
 
@@ -172,7 +174,7 @@ def test_the_block_that_goes_is_the_one_that_is_missed_least_in_a_narrow_network
         return importance.task_loss(small, data)(), left
 
     def without_block(plan, i: int):
-        return plan | {f"encoders.{i}": {"blocks": []}}
+        return plan | Plan({f"encoders.{i}": {"blocks": []}})
 
     loss, left = cut(narrow)
     harms = []

@@ -12,19 +12,19 @@ import pytest
 import soundfile
 import torch
 import yaml
-from builders import save_experiment
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.bin.pack import main as pack
 from espnet2.bin.s2t_inference import Speech2Text as S2TSpeech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet2.tasks.s2t import S2TTask
 from espnet_model_zoo.downloader import ModelDownloader
-from runs import CONFIG, make_data, run
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.schema import schema
-from espnet_l0prune.plugin.workload import sites_of
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.runs import CONFIG, make_data, run
 
 STOCK = {
     "model": "espnet",

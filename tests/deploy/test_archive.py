@@ -3,18 +3,18 @@
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from attacks import META, ZIPS, write_zip
-from builders import save_experiment
 from espnet2.tasks.ssl import SSLTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.deploy import archive
-from espnet_l0prune.deploy.archive import unpack, unpack_model
+from espnet_l0prune.deploy.archive import LARGEST, check_members, unpack, unpack_model
+from espnet_l0prune.testing.experiments import save_experiment
+from tests.attacks import META, ZIPS, write_zip
 
 
 class Evil:
@@ -86,13 +86,13 @@ def test_what_would_fill_the_disk_or_a_folder_that_exists(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="exists; expected a new folder"):
         unpack(tmp_path / "in.zip", tmp_path)
     free = shutil.disk_usage(tmp_path)._replace(free=98)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: free)
-        with pytest.raises(ValueError, match="needs 100 bytes, and 98 are free"):
-            unpack(tmp_path / "in.zip", tmp_path / "new")
-    monkeypatch.setattr(archive, "LARGEST", 99)
-    with pytest.raises(ValueError, match="to 100 bytes; expected at most 99"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(ValueError, match="needs 100 bytes, and 98 are free"):
         unpack(tmp_path / "in.zip", tmp_path / "new")
+    large = zipfile.ZipInfo("a")
+    large.file_size = large.compress_size = LARGEST + 1
+    with pytest.raises(ValueError, match=f"expected at most {LARGEST}"):
+        check_members([large], tmp_path / "in.zip")
     assert os.listdir(tmp_path) == ["in.zip"]
 
 

@@ -1,7 +1,7 @@
 import torch
-from builders import model, whole
 
 from espnet_l0prune.deploy.bench import encoder_macs, real_time_factors
+from espnet_l0prune.testing.models import model, whole
 
 PLAIN = {"units": [], "output_size": 8, "attention_heads": 2, "linear_units": 6}
 WAVE = {"input_size": None, "frontend": "default", "frontend_conf": {"fs": 16000}}

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import save_experiment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.experiments import save_experiment
 
 OPTIONS = (
     "token_list", "input_size", "frontend_conf", "model", "model_conf", "encoder",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import save_experiment
-from disks import content, largest_file, room, small_disk
-from test_cut import save
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.experiments import save_experiment
+from tests.deploy.test_cut import save
+from tests.disks import content, largest_file, room, small_disk
 
 SIZES = (0, 2000, 30_000, 2**20)
 COMMANDS = ("cut", "adopt", "adopt_zip", "export", "card", "report", "report_again")

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from builders import arguments, disturb_, save_experiment
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
 from PIL import Image
-from test_stock import cut_model
 from torch.onnx._internal.exporter import _onnx_program
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments, disturb_
+from tests.deploy.test_stock import cut_model
 
 TINY = {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
 

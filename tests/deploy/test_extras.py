@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import yaml
-from builders import save_experiment
 from PIL import Image
-from test_export import read
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.deploy.extras import (
@@ -21,6 +19,8 @@ from espnet_l0prune.deploy.extras import (
     check_tokenizer,
     copy_checked,
 )
+from espnet_l0prune.testing.experiments import save_experiment
+from tests.deploy.test_export import read
 
 
 @pytest.fixture(scope="module")

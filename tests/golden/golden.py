@@ -1,6 +1,6 @@
 """Whether a change of the code changes a bit of what it makes.
 
-    PYTHONPATH=tests python tests/golden/golden.py
+    python -m tests.golden.golden
 
 writes `golden.json` beside this file: digests of what a few small runs make, from the
 training to the report, on this machine. It is there for the refactoring that changes no
@@ -21,10 +21,10 @@ import numpy as np
 import onnxruntime
 import torch
 import yaml
-from builders import ENCODER
-from runs import CONFIG, final, make_data, run
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.models import ENCODER
+from espnet_l0prune.testing.runs import CONFIG, final, make_data, run
 
 FILE = Path(__file__).with_suffix(".json")
 CHECKPOINT = "valid.acc.ave.pth"

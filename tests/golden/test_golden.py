@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from golden import CASES, FILE, machine, make_in_a_folder
+
+from tests.golden.golden import CASES, FILE, machine, make_in_a_folder
 
 WRITTEN = json.loads(FILE.read_text())
 

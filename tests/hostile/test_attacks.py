@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks import ADOPT, INSPECT, KINDS, zipped
-from builders import save_experiment
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.experiments import save_experiment
+from tests.attacks import ADOPT, INSPECT, KINDS, zipped
 
 SECONDS = 60  # that a command may take; the slowest takes 3, on an idle machine
 ATTACKS = [(kind, name) for kind in KINDS for name in KINDS[kind].attacks]

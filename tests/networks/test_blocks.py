@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from builders import ENCODER, arguments, model
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
@@ -12,6 +11,7 @@ from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.networks.block import Block, Skip
 from espnet_l0prune.networks.blocks import KINDS, block_of
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
+from espnet_l0prune.testing.models import ENCODER, arguments, model
 
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 1}
 MERGES = {**SIZES, "cgmlp_linear_units": 24, "cgmlp_conv_kernel": 5}

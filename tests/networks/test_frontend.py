@@ -1,10 +1,10 @@
 """Which subsamplings have channels that can be cut, by the types of their layers."""
 
 import pytest
-from builders import model
 from torch import nn
 
 from espnet_l0prune.networks.frontend import FrontendSite
+from espnet_l0prune.testing.models import model
 
 
 class Other(nn.Module):

@@ -3,13 +3,11 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from runs import CONFIG, run
 
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.testing.runs import CONFIG, run
 
 PLAIN = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0, "use_cnn_module": False}
 DECODER = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}

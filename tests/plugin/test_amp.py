@@ -1,10 +1,12 @@
 """Mixed precision, as ESPnet's `use_amp` trains; on the CPU, where torch has it too."""
 
-import builders
 import pytest
 import torch
-from builders import batch, save_experiment
 from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments
+from espnet_l0prune.testing.updates import batch
 
 PRUNING = {
     "sparsity_scheduler": "linear",
@@ -27,7 +29,7 @@ def student(tmp_path):
         "teacher_config": str(tmp_path / "config.yaml"),
         "teacher_model_file": str(tmp_path / "model.pth"),
     }
-    args = builders.arguments(**PRUNING, model_conf=files)
+    args = arguments(**PRUNING, model_conf=files)
     args.output_dir = None
     torch.manual_seed(0)
     net = ASRTask.build_model(args).train()

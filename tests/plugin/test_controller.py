@@ -4,14 +4,16 @@ import copy
 
 import pytest
 import torch
-from builders import batch, budget, model, save_experiment, train
-from test_training import SCHEDULE, gates, start
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.cut import largest_step
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import budget, model
+from espnet_l0prune.testing.updates import batch, train
+from tests.plugin.test_training import SCHEDULE, gates, start
 
 WIDER = {"linear_units": 32, "cnn_module_kernel": 5}
 
@@ -57,7 +59,7 @@ def test_each_part_meets_the_targets(per, target):
         "kind": {"frontend", "attention", "feed_forward", "convolution"},
     }[per]
     assert controller.parts.keys() == names
-    goal = controller.scheduler.goal
+    goal = controller.goal.targets
     for name, part in controller.parts.items():
         actual = part.actual()
         excess = min(actual[cost] - target for cost, target in goal.items())

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import yaml
-from builders import arguments, batch, budget, disturb_, train
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
-from networks import make
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.models import arguments, budget, disturb_
+from espnet_l0prune.testing.updates import batch, train
+from tests.plugin.networks import make
 
 ATTENTION = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
 LSTM = {"hidden_size": 8}

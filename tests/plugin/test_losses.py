@@ -5,12 +5,12 @@ import inspect
 
 import pytest
 import torch
-from builders import batch
 from espnet2.tasks.asr import ASRTask
-from test_heads import configuration, save
 
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.teacher import Trace, record
+from espnet_l0prune.testing.updates import batch
+from tests.plugin.test_heads import configuration, save
 
 WEIGHTS = {
     "task_weight": 0.7,

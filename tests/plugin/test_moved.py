@@ -1,10 +1,10 @@
 """What was in the package once is known by its name."""
 
 import yaml
-from builders import save_experiment
 from espnet2.tasks.asr import encoder_choices
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.testing.experiments import save_experiment
 
 
 def test_an_experiment_of_the_study_is_refused_with_where_the_study_is(tmp_path, capsys):

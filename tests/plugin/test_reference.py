@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from networks import make
+
+from tests.plugin.networks import make
 
 CONF = {
     "output_size": 8,

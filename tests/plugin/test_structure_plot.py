@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from builders import model
 from matplotlib import pyplot as plt
 
 from espnet_l0prune.plugin.structure_plot import (
@@ -13,6 +12,7 @@ from espnet_l0prune.plugin.structure_plot import (
     share_left,
     units_left,
 )
+from espnet_l0prune.testing.models import model
 
 MODULES = {
     "encoder.embed.conv.0": {"frontend_channels": (8, 6)},

@@ -13,12 +13,12 @@ from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.tasks.asr import ASRTask
 from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import Reporter
-from runs import CONFIG, UTTERANCES, final, make_data, run
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.files import is_whole
 from espnet_l0prune.plugin.resume import EARLIER
 from espnet_l0prune.plugin.trainer import PREVIOUS, keep_checkpoint
+from espnet_l0prune.testing.runs import CONFIG, UTTERANCES, final, make_data, run
 
 
 @pytest.fixture(scope="module")

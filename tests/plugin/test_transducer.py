@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 import yaml
-from builders import arguments, batch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.transducer import PACKAGE
+from espnet_l0prune.testing.models import arguments
+from espnet_l0prune.testing.updates import batch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec(PACKAGE) is not None, reason=f"{PACKAGE} is installed"

@@ -1,14 +1,14 @@
 """Weights are read by the names of any ESPnet, and kept by those that each one reads."""
 
-import builders
 import pytest
 import torch
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.weight_names import portable
+from espnet_l0prune.testing.models import ENCODER, arguments
 
-SIZES = {key: builders.ENCODER[key] for key in ("output_size", "linear_units")}
+SIZES = {key: ENCODER[key] for key in ("output_size", "linear_units")}
 KINDS = {
     "gated": {},
     "stock": {"encoder": "conformer", "model": "espnet"},
@@ -25,7 +25,7 @@ def make(request):
     changes = dict(KINDS[request.param])
 
     def build(seed: int):
-        args = builders.arguments()
+        args = arguments()
         vars(args).update(changes)
         torch.manual_seed(seed)
         return build_model(args)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from builders import arguments
 from espnet2.tasks.asr import ASRTask
 from espnet2.train.reporter import Reporter
+
+from espnet_l0prune.testing.models import arguments
 
 SCHEDULE = {
     "sparsity_scheduler": "linear",

@@ -15,17 +15,6 @@ from typing import TypeVar
 import pytest
 import torch
 import yaml
-from builders import arguments
-from experiments import (
-    CUT,
-    RESULTS,
-    SCHEDULE,
-    change_config,
-    change_stats,
-    stats,
-    write_cut,
-    write_experiment,
-)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +24,17 @@ from espnet_l0prune.report.history import read_history
 from espnet_l0prune.report.results import read_results
 from espnet_l0prune.report.run import read_run
 from espnet_l0prune.report.values import LARGEST
+from espnet_l0prune.testing.models import arguments
+from tests.report.experiments import (
+    CUT,
+    RESULTS,
+    SCHEDULE,
+    change_config,
+    change_stats,
+    stats,
+    write_cut,
+    write_experiment,
+)
 
 T = TypeVar("T")
 T = TypeVar("T")

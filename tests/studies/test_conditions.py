@@ -9,7 +9,9 @@ import soundfile
 import svd
 import torch
 import yaml
-from builders import arguments, save_experiment
+
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments
 
 HEARD = {"frontend": "default", "input_size": None}
 

@@ -5,17 +5,18 @@ import copy
 import pytest
 import torch
 import yaml
-from builders import batch, budget, disturb_, model
 from one_shot import gated, prune_at_once
 from parp import prune_softly, zero_
-from runs import make_data, run
 
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.importance import IMPORTANCES, magnitude
-from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import outputs
-from espnet_l0prune.plugin.workload import evaluation, sites_of
+from espnet_l0prune.plugin.counting import evaluation, sites_of
+from espnet_l0prune.testing.models import budget, disturb_, model
+from espnet_l0prune.testing.runs import make_data, run
+from espnet_l0prune.testing.updates import batch
 
 UNITS = ["heads", "ffn_channels", "conv_channels", "frontend_channels"]
 TARGETS = {"params": 0.5, "macs": 0.5}
@@ -38,7 +39,7 @@ def conf_of(dense, units=UNITS, targets=TARGETS) -> dict:
         "encoder": "l0_conformer",
         "encoder_conf": {**config["encoder_conf"], "units": units},
         "sparsity_scheduler": "linear",
-        "sparsity_scheduler_conf": {"target": targets, "seconds": 0.8},
+        "sparsity_goal_conf": {"target": targets, "seconds": 0.8},
     }
 
 
@@ -52,7 +53,7 @@ def test_from_a_dense_experiment_to_a_cut_one(name, dense, tmp_path):
     found = prune_at_once(dense, "latest.pth", conf, name, tmp_path / "pruned", batches=2)
     report = cut_experiment(tmp_path / "pruned", tmp_path / "cut")
     assert report.sparsity == pytest.approx(found)
-    targets = conf["sparsity_scheduler_conf"]["target"]
+    targets = conf["sparsity_goal_conf"]["target"]
     assert all(found[cost] >= goal for cost, goal in targets.items())
     prune_at_once(dense, "latest.pth", conf, name, tmp_path / "again", batches=2)
     with pytest.raises(ValueError, match="again exists; expected a new folder"):
@@ -67,7 +68,7 @@ def test_pruning_configurations_that_cannot_be_used(dense):
     other = {"target": TARGETS, "per": "block"}
     for changes, message in (
         ({"sparsity_scheduler": None}, "has no sparsity_scheduler"),
-        ({"sparsity_scheduler_conf": other}, "per is block; expected null"),
+        ({"sparsity_goal_conf": other}, "per is block; expected null"),
         (conf_of(dense, []), "but the encoder has no gates"),
         (wider, "latest.pth does not fit its configuration"),
     ):

@@ -9,11 +9,13 @@ import pytest
 import svd
 import torch
 import yaml
-from builders import arguments, save_experiment
 from espnet2.tasks.asr import ASRTask
 from low_rank import TRAIN_PROGRAM, LowRank, LowRankConformerEncoder, can_factor
-from runs import CONFIG, data_options, final, make_data
 from torch import nn
+
+from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments
+from espnet_l0prune.testing.runs import CONFIG, data_options, final, make_data
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from outputs import compute
-from runs import final, make_data
-from write_version import CHECKPOINT, EPOCHS, INTERRUPTED, finetune, prune
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.experiment import load_experiment, load_model
+from espnet_l0prune.testing.runs import final, make_data
+from tests.versions.outputs import compute
+from tests.versions.write_version import CHECKPOINT, EPOCHS, INTERRUPTED, finetune, prune
 
 WRITTEN = sorted(Path(__file__).parent.glob("*.zip"))
 # In a Python of its own, as ours has the plugin already
@@ -24,7 +24,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 from espnet2.tasks.asr import ASRTask
-from outputs import compute
+from tests.versions.outputs import compute
 model, _ = ASRTask.build_model_from_file("{config}", "{model}", "cpu")
 assert "l0_conformer" not in ASRTask.get_parser().format_help()
 np.save("plain.npy", compute(model))
@@ -64,7 +64,7 @@ def test_a_zip_computes_what_it_did(form, folder):
 def test_a_stock_zip_needs_no_plugin(folder):
     code = PLAIN.format(**unpacked("stock"))
     environment = {**os.environ, "ESPNET_L0PRUNE_AUTOLOAD": "0"}
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2])]
     subprocess.run(command, check=True, env=environment)
     require_same(np.load("plain.npy"))
 

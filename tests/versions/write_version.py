@@ -1,6 +1,6 @@
 """Write what every later version has to read: experiments and zips of this one.
 
-    PYTHONPATH=tests python tests/versions/write_version.py
+    python -m tests.versions.write_version
 
 makes `VERSION-espnetESPNET.zip` beside this file, some 100 kB: a training that was
 interrupted with its gates half closed, what was cut from it when it went on, both forms
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import espnet
 import numpy as np
-from outputs import compute
-from runs import make_data, run
 
 import espnet_l0prune
 from espnet_l0prune.cli import main
 from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.testing.runs import make_data, run
+from tests.versions.outputs import compute
 
 HERE = Path(__file__).parent
 CONF = {"output_size": 4, "attention_heads": 2, "linear_units": 4, "num_blocks": 2}

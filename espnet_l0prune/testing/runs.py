@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 import yaml
-from builders import ENCODER, TOKENS
 from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.testing.models import ENCODER, TOKENS
 
 UTTERANCES = 12
 CONFIG = {

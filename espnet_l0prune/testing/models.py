@@ -1,14 +1,14 @@
-"""Small encoders and models, built as ESPnet builds them."""
+"""Small models, built as ESPnet builds them."""
 
 import argparse
 import copy
 
 import torch
-import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.gates import LogAlpha
-from espnet_l0prune.plugin.workload import Workload, make_budget
+from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.plugin.counting import make_budget
 
 TOKENS = ["<blank>", "<unk>", *"ABCDEFGH", "<space>", "<sos/eos>"]
 ENCODER = {
@@ -46,24 +46,13 @@ def model(seed: int = 0, **changes):
 
 def budget(net, scope: str = "encoder"):
     """What the model costs, for some of the frames and tokens of `batch`."""
-    return make_budget(net, Workload(scope=scope, seconds=0.8, tokens=6))
+    return make_budget(net, Goal(scope=scope, seconds=0.8, tokens=6))
 
 
 def whole(network, structure: dict) -> dict:
     """A structure that names every site, with all units of those that it did not name."""
     sites = network.structure().items()
     return {name: {**left, **structure.get(name, {})} for name, left in sites}
-
-
-def batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Features of unequal length and random texts, in ESPnet's form."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "speech": torch.randn(3, 80, 20, generator=generator),
-        "speech_lengths": torch.tensor([80, 61, 47]),
-        "text": torch.randint(2, 10, (3, 5), generator=generator),
-        "text_lengths": torch.tensor([5, 3, 4]),
-    }
 
 
 def disturb_(module: torch.nn.Module, seed: int = 0) -> None:
@@ -78,29 +67,3 @@ def disturb_(module: torch.nn.Module, seed: int = 0) -> None:
             ):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.copy_(0.5 + noise)
-
-
-def save_experiment(folder, seed: int = 0, **changes):
-    """Write a dense experiment as ESPnet leaves it: config.yaml and a checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw", **changes}
-    args = arguments(**changes)
-    torch.manual_seed(seed)
-    dense = ASRTask.build_model(args)
-    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
-    torch.save(dense.state_dict(), folder / "model.pth")
-    return dense
-
-
-def train(net, optimizer, steps: range, clip: float = 5.0) -> list[dict[str, float]]:
-    """Updates as ESPnet's trainer makes them, each from a random state of its own."""
-    history = []
-    for i in steps:
-        torch.manual_seed(1000 + i)
-        loss, stats, _ = net.train()(**batch(i))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({k: float(v) for k, v in stats.items() if v is not None})
-    return history

@@ -1,0 +1,28 @@
+"""Random batches, and a few updates of a model on them."""
+
+import torch
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Features of unequal length and random texts, in ESPnet's form."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "speech": torch.randn(3, 80, 20, generator=generator),
+        "speech_lengths": torch.tensor([80, 61, 47]),
+        "text": torch.randint(2, 10, (3, 5), generator=generator),
+        "text_lengths": torch.tensor([5, 3, 4]),
+    }
+
+
+def train(net, optimizer, steps: range, clip: float = 5.0) -> list[dict[str, float]]:
+    """Updates as ESPnet's trainer makes them, each from a random state of its own."""
+    history = []
+    for i in steps:
+        torch.manual_seed(1000 + i)
+        loss, stats, _ = net.train()(**batch(i))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({k: float(v) for k, v in stats.items() if v is not None})
+    return history
