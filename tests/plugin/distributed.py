@@ -15,15 +15,15 @@ DECODER = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}
 
 def main(folder: Path, rank: int) -> None:
     history = []
-    update = SparsityController._after_update
+    update = SparsityController.update_
 
     def note(controller: SparsityController) -> None:
         update(controller)
         state = {"phase": controller.phase, "multipliers": controller.multipliers}
-        alphas = [gate.log_alpha for gate in controller._gates()]
+        alphas = [gate.log_alpha for gate in controller.budget.gates.values()]
         history.append(snapshot({**state, "log_alpha": alphas}))
 
-    SparsityController._after_update = note
+    SparsityController.update_ = note
     HardConcrete.forward = HardConcrete.values  # no sampling
     torch.set_num_threads(1)
     more = []
