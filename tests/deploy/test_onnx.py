@@ -14,8 +14,8 @@ from espnet_l0prune.deploy.exports.graphs import DecoderGraph, shortest
 from espnet_l0prune.deploy.exports.onnx import (
     FLOAT_TOLERANCE,
     INT8_TOLERANCE,
-    _check,
-    _quantize,
+    check,
+    quantize,
     write_onnx,
 )
 from espnet_l0prune.plugin.experiment import note_input_size_
@@ -64,7 +64,7 @@ def test_every_structure_and_length(name, tmp_path):
         assert b".py" not in file.read_bytes(), "a path, or a line of source"
 
     for part in ("encoder", "decoder"):
-        _quantize(tmp_path / f"{part}.onnx")
+        quantize(tmp_path / f"{part}.onnx")
     other = running(model, tmp_path)
     assert furthest(model, other, distance) > FLOAT_TOLERANCE
     assert furthest(model, other, divergence) <= INT8_TOLERANCE
@@ -126,7 +126,7 @@ def test_every_position_and_attention(kind, attention, tmp_path):
         return max(found)
 
     assert apart(distance) <= FLOAT_TOLERANCE
-    _quantize(file)
+    quantize(file)
     assert apart(distance) > FLOAT_TOLERANCE
     assert apart(divergence) <= INT8_TOLERANCE
 
@@ -159,7 +159,7 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path):
     write_onnx(model.eval(), tmp_path)
     disturb_(model.decoder, seed=1)
     with pytest.raises(ValueError, match=r"decoder.onnx .* differs by .* expected at"):
-        _check(DecoderGraph(model), tmp_path / "decoder.onnx")
+        check(DecoderGraph(model), tmp_path / "decoder.onnx")
 
 
 def test_training_and_a_missing_runtime_say_so(tmp_path, monkeypatch):
