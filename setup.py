@@ -30,7 +30,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["espnet_l0prune", "espnet_l0prune.*"]),
-    package_data={"espnet_l0prune": ["py.typed"]},
+    package_data={
+        "espnet_l0prune": ["py.typed"],
+        "espnet_l0prune.report": ["templates/*.html"],
+    },
     cmdclass={"build_py": BuildWithAutoload},
     entry_points={"console_scripts": ["espnet-l0prune = espnet_l0prune.cli:main"]},
     # Neither ESPnet nor torch: they disagree on setuptools, so that pip, once it is asked
@@ -39,6 +42,8 @@ setup(
         # every training of ESPnet 202609 imports these two, which are in an extra of its
         "editdistance",
         "tensorboard",
+        "docstring_parser",
+        "jinja2",
         "matplotlib",
         "packaging",
         "pyyaml",
@@ -58,7 +63,7 @@ setup(
             "espeakng-loader",
             "espnet_model_zoo",
             "jiwer>=3",
-            "scipy",
+            "scipy>=1.15",  # the first whose bootstrap takes an rng
             "soundfile",
         ],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],

@@ -28,8 +28,8 @@ from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.importance import IMPORTANCES
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
+from espnet_l0prune.plugin.building import sample_rate_of
 from espnet_l0prune.plugin.experiment import read_config
-from espnet_l0prune.plugin.register import make_workload
 
 RECIPE = ROOT / "egs/librispeech"
 AVERAGE = "valid.acc.ave.pth"
@@ -212,7 +212,7 @@ class Cell:
     def prune_conf(self, *changes: Mapping, costs: Sequence[str] = COSTS) -> dict:
         target = dict.fromkeys(costs, self.budget)
         conf = merged(recipe_conf("prune"), {"sparsity_scheduler_conf": SCHEDULE})
-        conf["sparsity_scheduler_conf"]["target"] = target
+        conf["sparsity_goal_conf"] = {"target": target}
         return merged(conf, *changes)
 
     def finetune_conf(self, *changes: Mapping) -> dict:
@@ -415,7 +415,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
         trial.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(trial)
         if cost == "macs":
-            return encoder_macs(model, 10, make_workload(args).fs)
+            return encoder_macs(model, 10, sample_rate_of(args))
         return count_parameters(model.encoder)
 
     step = args.encoder_conf["attention_heads"]

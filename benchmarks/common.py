@@ -21,11 +21,12 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
 
 from espnet_l0prune.core.files import replace
-from espnet_l0prune.core.plan import Plan, decide_
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.plugin.workload import (
+from espnet_l0prune.plugin.counting import (
     FRAMES_A_SECOND,
-    Workload,
+    Goal,
     make_budget,
     sites_of,
 )
@@ -91,9 +92,9 @@ def draw_gates_(model: nn.Module) -> None:
             gate.log_alpha.data.normal_()
 
 
-def decide_gates_(model: nn.Module, targets: Mapping, workload: Workload) -> Plan:
+def decide_gates_(model: nn.Module, targets: Mapping, goal: Goal) -> Plan:
     """Fix a model's gates so that it meets its targets; returns what `cut_` takes."""
-    plan = select(make_budget(model, workload), targets)
+    plan = select(make_budget(model, goal), targets)
     decide_(sites_of(model), plan)
     return plan
 

@@ -24,7 +24,7 @@ from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
-from espnet_l0prune.plugin.register import make_workload
+from espnet_l0prune.plugin.options import make_goal
 
 TARGET = {"params": 0.5, "macs": 0.5}
 
@@ -44,7 +44,7 @@ def make_experiment(folder: Path, size: str) -> int:
     )
     model = ASRTask.build_model(args)
     draw_gates_(model)
-    decide_gates_(model, TARGET, make_workload(args))
+    decide_gates_(model, TARGET, make_goal(args))
     save_experiment(folder, args, model)
     return count_parameters(model)
 

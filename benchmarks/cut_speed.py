@@ -22,9 +22,10 @@ from espnet2.tasks.asr import ASRTask
 from torch.profiler import ProfilerActivity, profile
 
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import Workload, sites_of
+from espnet_l0prune.plugin.counting import sites_of
 
 TARGETS = {
     "50% params": {"params": 0.5},
@@ -43,7 +44,7 @@ def encoders(
     found = {"dense": ASRTask.build_model(arguments(size)).encoder}
     for name, targets in budgets.items():
         trial = copy.deepcopy(model)
-        plan = decide_gates_(trial, targets, Workload(seconds=seconds))
+        plan = decide_gates_(trial, targets, Goal(seconds=seconds))
         cut_(trial, sites_of(trial), plan)
         found[name] = trial.encoder
     return {name: encoder.eval() for name, encoder in found.items()}

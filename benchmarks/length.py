@@ -21,8 +21,9 @@ from espnet2.tasks.asr import ASRTask
 from torch import nn
 
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import Workload, sites_of
+from espnet_l0prune.plugin.counting import sites_of
 
 TARGET = {"params": 0.5, "macs": 0.5}  # MACs for 10 s of audio
 ABSOLUTE = {"selfattention_layer_type": "selfattn", "pos_enc_layer_type": "abs_pos"}
@@ -37,7 +38,7 @@ def encoders(size: str, random_features: int) -> dict[str, nn.Module]:
         args = arguments(size, encoder="l0_conformer", encoder_conf=conf)
         model = ASRTask.build_model(args)
         draw_gates_(model)
-        plan = decide_gates_(model, TARGET, Workload())
+        plan = decide_gates_(model, TARGET, Goal())
         dense = arguments(size, encoder="l0_conformer", encoder_conf=conf | {"units": []})
         found[name] = ASRTask.build_model(dense).encoder.eval()
         cut_(model, sites_of(model), plan)

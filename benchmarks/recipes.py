@@ -31,9 +31,10 @@ import yaml
 from common import parser, start, write
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
-from espnet_l0prune.deploy.adopt import Choice, adopt
+from espnet_l0prune.deploy.adopt import adopt
+from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.cut import cut_experiment
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 
 # A recipe's folder: its task, the class, and the data beside `speech` and `text`
 TASKS = {

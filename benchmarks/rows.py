@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from espnet_l0prune.plugin.structure_plot import draw_structure
+from espnet_l0prune.report.bootstrap import wer_difference_interval
 from espnet_l0prune.report.curves import colour, mark
 
 matplotlib.use("Agg")
@@ -66,14 +67,12 @@ class Score:
         spread = f" ± {rates.std(ddof=1):.2f}" if len(rates) > 1 else ""
         return f"{rates.mean():.2f}{spread}"
 
-    def minus(self, other: "Score", draws: int = 10_000) -> tuple[float, float]:
-        """95% bootstrap interval, over utterances, of the distance of the WER to another
-        one's, in points; the errors of several seeds are averaged first."""
-        extra = self.errors.mean(0) - other.errors.mean(0)
-        drawn = np.random.default_rng(0).integers(len(extra), size=(draws, len(extra)))
-        rates = 100 * extra[drawn].sum(1) / self.words[drawn].sum(1)
-        low, high = np.quantile(rates, [0.025, 0.975])
-        return float(low), float(high)
+    def minus(self, other: "Score") -> tuple[float, float]:
+        """95% bootstrap interval of the distance of the WER to another one's, in points;
+        the errors of several seeds are averaged first."""
+        mine, theirs = self.errors.mean(0), other.errors.mean(0)
+        low, high = wer_difference_interval(mine, theirs, self.words)
+        return 100 * low, 100 * high
 
 
 def disturbed(rows: list[dict]) -> list[dict]:

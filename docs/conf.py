@@ -14,8 +14,7 @@ from espnet_l0prune.core.ranges import RANGES
 from espnet_l0prune.plugin.schema import schema
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tools")]
-from messages import messages, recipe_messages  # noqa: E402
+sys.path.insert(0, str(HERE.parent))
 
 from tests.attacks import table  # noqa: E402 (beside the package, not in it)
 
@@ -69,23 +68,6 @@ def write_commands() -> None:
     (GENERATED / "commands.md").write_text("\n".join(lines), "utf-8")
 
 
-def write_messages() -> None:
-    """A table of what each `raise` says."""
-    lines = [
-        "# Error messages",
-        "",
-        "Names in braces stand for what changes. The command line writes them behind",
-        "`espnet-l0prune COMMAND:` and exits with 1; a training logs them and ends.",
-        "",
-        "| message | raised in |",
-        "|---|---|",
-    ]
-    for message in messages() + recipe_messages():
-        text = message.text.replace("|", "\\|")
-        lines.append(f"| `` {text} `` | `{message.place}` |")
-    (GENERATED / "messages.md").write_text("\n".join(lines) + "\n", "utf-8")
-
-
 def write_hostile() -> None:
     """The table of what is promised of files of strangers, and of what was tried."""
     (GENERATED / "hostile.txt").write_text("\n".join(table()) + "\n", "utf-8")
@@ -126,7 +108,6 @@ def write_modules() -> None:
 GENERATED.mkdir(exist_ok=True)
 write_options()
 write_commands()
-write_messages()
 write_hostile()
 write_matrix()
 write_modules()

@@ -1,11 +1,13 @@
 """Everything that docs/extending.md says can be added, added from outside the package."""
 
 import json
+import math
 import zipfile
 
 import pytest
 import torch
 import torch.nn.functional as F
+from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.cli.command import Answer, Command
@@ -15,7 +17,8 @@ from espnet_l0prune.core.constraints import AbsConstraint
 from espnet_l0prune.core.costs import COSTS, Cost
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.distillation import LAYER_LOSSES
-from espnet_l0prune.core.plan import decide_
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.exports import FORMS, Entry
@@ -29,14 +32,15 @@ from espnet_l0prune.networks.espnet_modules import (
     ConformerLayer,
     PositionwiseFeedForward,
 )
-from espnet_l0prune.plugin.register import (
+from espnet_l0prune.plugin.options import (
     sparsity_constraint_choices,
     sparsity_scheduler_choices,
 )
+from espnet_l0prune.plugin.prepare import prepare
 from espnet_l0prune.testing.experiments import save_experiment
-from espnet_l0prune.testing.models import budget, model
+from espnet_l0prune.testing.models import arguments, budget, model
 from espnet_l0prune.testing.runs import CONFIG, final, make_data, run
-from espnet_l0prune.testing.updates import batch
+from espnet_l0prune.testing.updates import batch, train
 
 
 class Sudden(AbsSparsityScheduler):
@@ -208,3 +212,47 @@ def test_a_kind_of_branch(monkeypatch):
     for site in net.encoder.sites():
         site.attach_(["ffn_channels"])
     require_masked_equals_cut(net)
+
+
+def closure_trainer(args, updates: int):
+    """A trainer that is not ESPnet's: it hands its forward and backward to the optimizer,
+    as Lightning does."""
+    torch.manual_seed(0)
+    net = ASRTask.build_model(args)
+    optimizer = L0AdamW(net.parameters(), **args.optim_conf)
+    prepare(args, net, optimizer)
+    net.controller.begin_epoch(updates, 1)
+    for i in range(updates):
+
+        def closure(i=i):
+            torch.manual_seed(1000 + i)
+            optimizer.zero_grad()
+            loss, *_ = net.train()(**batch(i))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return net
+
+
+@pytest.mark.parametrize("order", ["joint", "alternating"])
+def test_a_trainer(order):
+    """It makes the updates that ESPnet's makes, to the last bit."""
+    lengths = {"warmup_steps": 2, "ramp_steps": 5, "hold_steps": 3}
+    changes = {
+        "sparsity_goal_conf": {"target": {"params": 0.3, "macs": 0.3}},
+        "sparsity_scheduler": "linear",
+        "sparsity_scheduler_conf": lengths,
+        "sparsity_constraint": "lagrangian",
+        "optim_conf": {"gate_lr": 0.3, "order": order},
+    }
+    net = closure_trainer(arguments(**changes), 12)
+    assert net.controller.on_budget
+    torch.manual_seed(0)
+    args = arguments(**changes)
+    other = ASRTask.build_model(args)
+    (optimizer,) = ASRTask.build_optimizers(args, other)
+    train(other, optimizer, range(12), clip=math.inf)
+    assert net.controller.report() == other.controller.report()
+    theirs = other.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in net.state_dict().items())

@@ -1,6 +1,7 @@
 """Imports go one way, along LAYERS; ESPnet not in core."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -13,13 +14,14 @@ LAYERS = ["core", "networks", "plugin", "deploy", "compare", "report", "cli", "t
 
 
 def imported(path: Path) -> set[str]:
+    """What a file imports, anywhere in it: modules, and what is taken out of them."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module)
+            names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
     return names
 
 
@@ -31,6 +33,18 @@ def test_layers(layer):
             assert not any(name.startswith(f"espnet_l0prune.{a}") for a in above), path
             if layer == "core":
                 assert not name.startswith(("espnet.", "espnet2", "espnetez")), path
+
+
+def test_no_circle():
+    """Of files of the package, nor by an import within a function. A folder's `__init__`
+    may bring in what is below it."""
+    names = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {name: imported(path) & names.keys() for name, path in names.items()}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_one_file_knows_where_espnet_has_its_layers():

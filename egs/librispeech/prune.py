@@ -11,7 +11,8 @@ from pathlib import Path
 
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.deploy.adopt import Choice, adopt
+from espnet_l0prune.deploy.adopt import adopt
+from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.plugin.experiment import average_of, load_experiment
 

@@ -2,6 +2,10 @@
 
 import argparse
 import dataclasses
+import functools
+from typing import Any
+
+import yaml
 
 from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
@@ -32,6 +36,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, what in (("--epochs", "pruning"), ("--finetune_epochs", "fine-tuning")):
         parser.add_argument(name, type=int, help=f"of the {what}, {RANGE[name]}")
+    for name, file in (("--set", "prune.yaml"), ("--set_finetune", "finetune.yaml")):
+        parser.add_argument(
+            name,
+            action="append",
+            default=[],
+            type=setting,
+            metavar="KEY=VALUE",
+            help=f"an option of {file}, such as optim_conf.lr=0.001; may come again",
+        )
     parser.add_argument(
         "--no_data",
         action="store_true",
@@ -39,11 +52,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def setting(text: str) -> dict[str, Any]:
+    """What KEY=VALUE says, as a configuration has it; dots lead into mappings.
+
+    Raises:
+        argparse.ArgumentTypeError: no such text, or a value that is no YAML
+    """
+    key, equals, value = text.partition("=")
+    names = key.split(".")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        equals = ""
+    if not equals or not all(names):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of KEY=VALUE; expected optim_conf.lr=0.001, say"
+        )
+    for name in reversed(names):
+        found = {name: found}
+    return found
+
+
 def run(args: argparse.Namespace) -> Answer:
     """Write what prunes and fine-tunes a dense experiment."""
     import_espnet()
-    from espnet_l0prune.deploy.adopt import Choice
     from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
+    from espnet_l0prune.deploy.choice import Choice, with_settings
     from espnet_l0prune.networks.units import WORDS
 
     target = {cost: getattr(args, cost) for cost in COSTS}
@@ -54,6 +88,8 @@ def run(args: argparse.Namespace) -> Answer:
         units=args.units if args.units in WORDS else args.units.split(","),
         epochs=(args.epochs, args.finetune_epochs),
         data=not args.no_data,
+        settings=functools.reduce(with_settings, args.set, {}),
+        finetune_settings=functools.reduce(with_settings, args.set_finetune, {}),
     )
     with steps("adopt") as step:
         adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice, step)

@@ -39,14 +39,14 @@ def run(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.core.ranges import check
     from espnet_l0prune.core.terms import count_parameters
     from espnet_l0prune.deploy.bench import encoder_macs, random_speech, real_time_factors
+    from espnet_l0prune.plugin.building import sample_rate_of
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
-    from espnet_l0prune.plugin.register import make_workload
 
     check("command line", {"--rounds": args.rounds, "--seconds": args.seconds})
     models, heard = {}, {}
     for folder in args.experiments:
         model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
-        models[str(folder)], fs = model, make_workload(conf).fs
+        models[str(folder)], fs = model, sample_rate_of(conf)
         speech, rate = random_speech(model, args.seconds, fs)
         heard[str(folder)] = (*speech.shape, rate)
     if len(set(heard.values())) > 1:

@@ -11,9 +11,14 @@ from espnet_l0prune.cli.progress import steps
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `cut` takes."""
-    add_path(parser, "experiment", help="pruned to the end: gates frozen")
+    add_path(parser, "experiment", help="pruned, to the end unless there is a --plan")
     add_path(parser, "--out", required=True, help="folder to write")
     parser.add_argument("--checkpoint", default="latest.pth", help="default: latest.pth")
+    add_path(
+        parser,
+        "--plan",
+        help="plan.json that says which units stay; default: those with open gates",
+    )
     parser.add_argument("--force", action="store_true", help="replace the output folder")
 
 
@@ -24,7 +29,7 @@ def run(args: argparse.Namespace) -> Answer:
 
     with steps("cut") as step:
         report = cut_experiment(
-            args.experiment, args.out, args.checkpoint, args.force, step
+            args.experiment, args.out, args.checkpoint, args.plan, args.force, step
         )
     before, after = report.model_parameters
     encoder_before, encoder_after = report.encoder_parameters

@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> Answer:
         require_equal,
         tolerance_of,
     )
+    from espnet_l0prune.plugin.counting import sites_of
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
-    from espnet_l0prune.plugin.workload import sites_of
 
     with busy("comparing"):
         masked, _ = load_experiment(args.experiment, args.checkpoint)

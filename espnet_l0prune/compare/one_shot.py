@@ -11,22 +11,15 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
 
 from espnet_l0prune.core.files import beside, save
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.importance import IMPORTANCES, Batches
-from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.plugin.experiment import (
-    build_model,
-    load_experiment,
-    load_state,
-    task_of,
-)
-from espnet_l0prune.plugin.register import (
-    make_scheduler,
-    make_workload,
-    require_gates_in_scope,
-)
-from espnet_l0prune.plugin.workload import evaluation, make_budget, sites_of
+from espnet_l0prune.plugin.building import build_model, task_of
+from espnet_l0prune.plugin.counting import evaluation, make_budget, sites_of
+from espnet_l0prune.plugin.experiment import load_experiment, load_state
+from espnet_l0prune.plugin.options import make_goal
+from espnet_l0prune.plugin.prepare import require_gates_in_scope
 
 PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
 
@@ -59,11 +52,11 @@ def gated(
         (name, value) for name, value in conf.items() if name.startswith(PRUNING)
     )
     model = build_model(args)
-    workload = make_workload(args)
-    require_gates_in_scope(model, workload)
-    if workload.per is not None:
+    goal = make_goal(args)
+    require_gates_in_scope(model, goal)
+    if goal.per is not None:
         raise ValueError(
-            f"sparsity_scheduler_conf: per is {workload.per}; expected null: units are "
+            f"sparsity_goal_conf: per is {goal.per}; expected null: units are "
             "chosen at once over the whole scope"
         )
     own, gates = model.state_dict(), gate_names(model)
@@ -109,7 +102,8 @@ def prune_at_once(
     torch.manual_seed(seed)
     model, args = gated(dense, checkpoint, conf)
     args.seed = seed
-    budget, goal = make_budget(model, make_workload(args)), make_scheduler(args).goal
+    goal = make_goal(args).targets
+    budget = make_budget(model, make_goal(args))
     with evaluation(model):
         scores = IMPORTANCES[name](budget, model, read_batches(args, batches), goal)
     decide_(sites_of(model), select(budget, goal, scores=scores))

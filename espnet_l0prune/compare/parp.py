@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 from espnet_l0prune.compare.one_shot import gate_names, gated
+from espnet_l0prune.core.cutting import features_left
 from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.importance import magnitude
-from espnet_l0prune.core.plan import Plan, features_left
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.plugin.register import make_scheduler, make_workload
-from espnet_l0prune.plugin.workload import make_budget, sites_of
+from espnet_l0prune.plugin.counting import make_budget, sites_of
+from espnet_l0prune.plugin.options import make_goal
 
 
 @torch.no_grad()
@@ -46,8 +47,8 @@ def prune_softly(dense: Path, checkpoint: str, conf: Mapping, out: Path) -> None
         ValueError: see `gated` and `magnitude`; a budget that the units cannot reach
     """
     model, args = gated(dense, checkpoint, conf)
-    budget = make_budget(model, make_workload(args))
-    plan = select(budget, make_scheduler(args).goal, scores=magnitude(budget))
+    budget = make_budget(model, make_goal(args))
+    plan = select(budget, make_goal(args).targets, scores=magnitude(budget))
     zero_(sites_of(model), plan)
     gates = gate_names(model)
     state = {n: value for n, value in model.state_dict().items() if n not in gates}

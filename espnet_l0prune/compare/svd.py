@@ -15,8 +15,8 @@ from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.networks.low_rank import LowRank, can_factor
-from espnet_l0prune.plugin.experiment import build_model, load_experiment
-from espnet_l0prune.plugin.register import make_workload
+from espnet_l0prune.plugin.building import build_model, sample_rate_of
+from espnet_l0prune.plugin.experiment import load_experiment
 
 SECONDS = 10  # of audio that MACs are counted for
 COUNTS = {
@@ -98,7 +98,7 @@ def factorize(
             f"{dense} has encoder: {args.encoder}; expected conformer, the one that can "
             "be factored"
         )
-    rate = make_workload(args).fs
+    rate = sample_rate_of(args)
     limits = {c: (1 - share) * COUNTS[c](model, rate) for c, share in target.items()}
     worth, trial = energies(model.encoder), copy.deepcopy(args)
     trial.encoder = "low_rank_conformer"

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,14 +11,15 @@ from espnet_l0prune.core.batch_norm import batch_norms, restart_
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.constraints import AbsConstraint, Multipliers
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.pace import shortage
-from espnet_l0prune.core.plan import decide_
+from espnet_l0prune.core.pace import fit_to_run_, shortage
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
-from espnet_l0prune.core.selection import select
+from espnet_l0prune.core.selection import select_each
+from espnet_l0prune.core.tracking import Tracking
 
-OFF_TARGET = 0.05  # from here on a warning names the remedy
 MEANING = {
     "warmup": "the gates are bypassed, the network is dense",
     "ramp": "the gates train, and the target sparsity rises",
@@ -29,21 +29,20 @@ MEANING = {
 
 
 class SparsityController:
-    """Leads the gates of a network to a target sparsity in one cost, or in several.
+    """Leads the gates of a network to a goal.
 
-    The loss gains the constraint's penalty of each shortfall, target minus expected
-    sparsity, and after every update its multipliers move. Clipping, weight decay and
-    loss scaling never see the multipliers.
-
-    All that must be resumed lives in the optimizer, in the gates and in the batch norms.
-    From then on the optimizer raises ValueError too: `load_state_dict` for a run that was
-    begun with other settings, `step` where multipliers are no finite numbers.
+    A trainer adds `penalty` to its loss and calls the optimizer's `step`, as for any
+    other loss and optimizer: from then on that makes the updates of `update_`. Before
+    each epoch it calls `begin_epoch`. Clipping, weight decay and loss scaling never see
+    the multipliers. All that must be resumed lives in the optimizer, in the gates and in
+    the batch norms.
 
     Args:
         budget: counts the network
         parts: what must meet the targets: budgets by name; that of the whole network
             is named ""
-        scheduler: phase and targets as functions of the number of updates
+        goal: what is to be reached
+        scheduler: the way there, as a function of the number of updates
         constraint: penalty and multipliers
         optimizer: trains the gates; keeps the number of updates and the multipliers
 
@@ -56,53 +55,75 @@ class SparsityController:
         self,
         budget: Budget,
         parts: Mapping[str, Budget],
+        goal: Goal,
         scheduler: AbsSparsityScheduler,
         constraint: AbsConstraint,
         optimizer: L0AdamW,
     ):
-        self.budget, self.scheduler, self.constraint = budget, scheduler, constraint
-        self.optimizer, self.parts = optimizer, parts
-        if constraint.one_cost and len(scheduler.goal) > 1:
+        self.budget, self.parts, self.goal = budget, parts, goal
+        self.scheduler, self.constraint = scheduler, constraint
+        self.optimizer = optimizer
+        targets = goal.targets
+        scheduler.check_start(targets)
+        if constraint.one_cost and len(targets) > 1:
             raise ValueError(
-                f"target has {', '.join(scheduler.goal)}, but "
+                f"target has {', '.join(targets)}, but "
                 f"{type(constraint).__name__} holds all gates to one target; expected "
                 "one cost, or another sparsity_constraint"
             )
-        for part in self.parts.values():
-            check_reachable(part, scheduler.goal)
-            _check_not_met(part, scheduler.goal)
+        for part in parts.values():
+            check_reachable(part, targets)
+            _check_not_met(part, targets)
             if constraint.equality:
-                check_compatible(part, scheduler.goal)
-        rounding = {(gate.round_to, gate.uniform) for gate in self._gates()}
-        self.settings = {
-            **scheduler.settings,
-            "sparsity_constraint": type(constraint).__name__,
-            "sparsity_constraint_conf": vars(constraint),
-            "order": optimizer.order,
-            "gate_lr": optimizer.pruning["gate_lr"],
-            "parts": list(self.parts),
-            "budget (scope, seconds, tokens)": budget.totals,
-            "round_to and uniform": sorted(rounding),
-            "gates": sorted({type(gate).__name__ for gate in self._gates()}),
-        }
-        names = self._shortfalls()
-        optimizer.pruning.update(
-            multipliers={name: constraint.start() for name in names},
-            settings=self.settings,
-            scale=scheduler.scale,
-        )
-        self._paths = {name: _Path(constraint.equality) for name in names}
+                check_compatible(part, targets)
+        progress = optimizer.progress
+        progress.settings, progress.scale = self.settings, scheduler.scale
+        names = [name for name, *_ in self._expected()]
+        progress.multipliers = {name: constraint.start() for name in names}
+        self._tracking = {name: Tracking(constraint.equality) for name in names}
         self._announced: str | None = None
         if not scheduler.in_epochs:  # or as soon as an epoch's length is known
             self._enter_phase()
-        optimizer.register_step_pre_hook(lambda *_: self._before_update())
-        optimizer.register_step_post_hook(lambda *_: self._after_update())
-        optimizer.register_load_state_dict_post_hook(lambda _: self._resume())
+        optimizer.controller = self
+
+    @torch.no_grad()
+    def update_(self) -> None:
+        """Make one update of a constrained training (Jiang et al. 2023, arXiv 2305.19549,
+        section 2.2, with multipliers that move in closed form).
+
+        Before it, a forward has drawn the gates, the loss has gained `penalty`, and a
+        backward has left the gradients: as often as the trainer gathers them.
+        """
+        progress, moves = self.optimizer.progress, self._moves
+        self.optimizer.move_(**moves)
+        if moves["gates"]:
+            targets = self.scheduler.targets(progress.update, self.goal.targets)
+            for name, cost, expected, _ in self._expected():
+                shortfall = targets[cost] - float(expected)
+                self.constraint.update_(shortfall, progress.multipliers[name])
+                _check_finite(name, progress.multipliers[name])
+                self._tracking[name].add(shortfall)
+        progress.update += 1
+        self._enter_phase()
+
+    def penalty(self) -> Tensor:
+        """The constraints' share of the loss, a scalar in float64; 0 outside of phases
+        `ramp` and `hold`."""
+        total = torch.zeros((), dtype=torch.float64)
+        if not self._training:
+            return total
+        targets = self.scheduler.targets(self.update, self.goal.targets)
+        for name, cost, expected, budget in self._expected():
+            penalty = self.constraint.penalty(
+                targets[cost] - expected, self.multipliers[name], budget.log_alpha()
+            )
+            total = total.to(penalty.device) + penalty
+        return total
 
     @property
     def update(self) -> int:
         """Updates made so far."""
-        return self.optimizer.pruning["update"]
+        return self.optimizer.progress.update
 
     @property
     def phase(self) -> str:
@@ -113,6 +134,28 @@ class SparsityController:
     def on_budget(self) -> bool:
         """Whether what is there now is what will be cut."""
         return self.phase == "frozen"
+
+    @property
+    def multipliers(self) -> dict[str, Multipliers]:
+        """By cost or, of parts, by cost and part."""
+        return self.optimizer.progress.multipliers
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a resumed run must have in common with the one that it continues."""
+        rounding = {(gate.round_to, gate.uniform) for gate in self._gates()}
+        return {
+            **self.scheduler.settings,
+            "target": self.goal.targets,
+            "sparsity_constraint": type(self.constraint).__name__,
+            "sparsity_constraint_conf": vars(self.constraint),
+            "order": self.optimizer.order,
+            "gate_lr": self.optimizer.gate_lr,
+            "parts": list(self.parts),
+            "budget (scope, seconds, tokens)": self.budget.totals,
+            "round_to and uniform": sorted(rounding),
+            "gates": sorted({type(gate).__name__ for gate in self._gates()}),
+        }
 
     @property
     def _training(self) -> bool:
@@ -128,6 +171,18 @@ class SparsityController:
             return {"weights": self.update % 2 == 0, "gates": self.update % 2 == 1}
         return {"weights": order == "joint", "gates": True}
 
+    def _gates(self) -> list[HardConcrete]:
+        return list(self.budget.gates.values())
+
+    def _expected(self) -> Iterator[tuple[str, str, Tensor, Budget]]:
+        """Of all that must meet a target: its name, the cost, the expected sparsity, and
+        what was counted."""
+        for part, budget in self.parts.items():
+            expected = budget.expected()
+            for cost in self.goal.targets:
+                name = f"{cost}_{part}" if part else cost
+                yield name, cost, expected[cost], budget
+
     def begin_epoch(self, updates: int | None, epochs: int, epoch: int = 0) -> None:
         """Fit the schedule to the run, and say so early where it does not fit.
 
@@ -137,10 +192,7 @@ class SparsityController:
             epoch: how many were finished before this one
 
         Raises:
-            ValueError: a run that ends before the frozen network was trained at all, or
-                that begins with gates of another one; an epoch without an update; a
-                schedule in epochs, where their length is not known or another than before
-                the run was resumed
+            ValueError: a run that begins with gates of another one; see `fit_to_run_`
         """
         if not self.update and not all(gate.is_new() for gate in self._gates()):
             raise ValueError(
@@ -148,61 +200,21 @@ class SparsityController:
                 "would not begin with a dense network; expected the weights of a dense "
                 "model, or of a cut one with its structure"
             )
-        scheduler, state = self.scheduler, self.optimizer.pruning
-        self._tell_paths()
-        if updates is None:
-            if scheduler.in_epochs:
-                raise ValueError(
-                    "in_epochs is true, but the iterator (multiple_iterator, chunk) has "
-                    "epochs of unknown length; expected warmup_steps, ramp_steps and "
-                    "hold_steps in updates"
-                )
-            if not epoch or not self.update:
-                self._tell_shortage()
-                return
-            updates = -(-self.update // epoch)  # the mean of those before, or more
-        if not updates:
-            raise ValueError(
-                "an epoch has fewer batches than accum_grad, so that no update is made; "
-                "expected accum_grad of at most the number of batches"
-            )
-        if scheduler.in_epochs:
-            if self.update and updates != scheduler.scale:
-                raise ValueError(
-                    f"an epoch has {updates} updates, but had {scheduler.scale} when "
-                    "the run began; the schedule, which is in epochs, would jump. "
-                    "Resume with the same data, batches and accum_grad."
-                )
-            scheduler.fit_(updates)
-            state["scale"] = updates
+        self.tell_remedies()
+        fit_to_run_(self.scheduler, self.optimizer.progress, updates, epochs, epoch)
+        if self.scheduler.in_epochs:
             self._enter_phase()
-        needed = scheduler.frozen_begins
-        last = self.update + updates * (epochs - epoch)  # some may have been skipped
-        if needed >= last:
-            enough = epoch + (needed - self.update) // updates + 1
-            most = max(last - updates, 1) / scheduler.scale
-            raise ValueError(
-                f"the gates freeze after {needed} updates (warmup, ramp and hold), and "
-                "the frozen network must be trained too, but this run ends after "
-                f"{last}: {epochs} epochs of {updates}. Raise max_epoch to "
-                f"{enough}, or shorten warmup_steps, ramp_steps and hold_steps to "
-                f"{most:g} {'epochs' if scheduler.in_epochs else 'updates'} in all."
-            )
-        self._tell_shortage()
-
-    def _tell_shortage(self) -> None:
-        """Say at the start of a run that its gates have not the time to close."""
         short = shortage(self.scheduler, self._gates(), self.optimizer)
         if short and not self.update:
             logging.warning(short)
 
-    def _tell_paths(self) -> None:
+    def tell_remedies(self) -> None:
         """Name what did not follow its target since this was last called."""
-        for name, path in self._paths.items():
-            remedy = path.remedy(self.phase)
+        for name, tracking in self._tracking.items():
+            remedy = tracking.remedy(self.phase)
             if remedy and self.multipliers[name]:
                 logging.warning(f"The expected sparsity in {name} {remedy}")
-            self._paths[name] = _Path(self.constraint.equality)
+            self._tracking[name] = Tracking(self.constraint.equality)
 
     def check_settings(self, before: Mapping[str, object]) -> None:
         """Raise ValueError for settings that are not those that a run was begun with."""
@@ -218,46 +230,10 @@ class SparsityController:
                 "settings, or begin with the dense model in a new --output_dir."
             )
 
-    def _resume(self) -> None:
-        state = self.optimizer.pruning
-        self.check_settings(state["settings"])
-        self.scheduler.scale, self._announced = state["scale"], None
+    def resume_(self) -> None:
+        """Go on from the progress that the optimizer has loaded."""
+        self.scheduler.scale, self._announced = self.optimizer.progress.scale, None
         self._enter_phase()
-
-    def _gates(self) -> list[HardConcrete]:
-        return list(self.budget.gates.values())
-
-    @property
-    def multipliers(self) -> dict[str, Multipliers]:
-        """By cost or, of parts, by cost and part."""
-        return self.optimizer.pruning["multipliers"]
-
-    def _expected(self) -> Iterator[tuple[str, str, Tensor, Budget]]:
-        """Of all that must meet a target: its name, the cost, the expected sparsity, and
-        what was counted."""
-        for part, budget in self.parts.items():
-            expected = budget.expected()
-            for cost in self.scheduler.goal:
-                name = f"{cost}_{part}" if part else cost
-                yield name, cost, expected[cost], budget
-
-    def _shortfalls(self) -> dict[str, Tensor]:
-        targets = self.scheduler.targets(self.update)
-        return {name: targets[cost] - s for name, cost, s, _ in self._expected()}
-
-    def penalty(self) -> Tensor:
-        """The constraints' share of the loss, a scalar in float64; 0 outside of phases
-        `ramp` and `hold`."""
-        total = torch.zeros((), dtype=torch.float64)
-        if not self._training:
-            return total
-        targets = self.scheduler.targets(self.update)
-        for name, cost, expected, budget in self._expected():
-            penalty = self.constraint.penalty(
-                targets[cost] - expected, self.multipliers[name], budget.log_alpha()
-            )
-            total = total.to(penalty.device) + penalty
-        return total
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
@@ -269,7 +245,7 @@ class SparsityController:
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}
         expected |= {name: float(s) for name, _, s, _ in self._expected()}
         found = {
-            "sparsity_target": self.scheduler.targets(self.update),
+            "sparsity_target": self.scheduler.targets(self.update, self.goal.targets),
             "sparsity_expected": expected,
             "sparsity_actual": self.budget.actual(),
         }
@@ -279,21 +255,6 @@ class SparsityController:
         return {
             f"{k}_{cost}": v for k, costs in found.items() for cost, v in costs.items()
         }
-
-    def _before_update(self) -> None:
-        self.optimizer.leave_out(
-            *(kind for kind, moves in self._moves.items() if not moves)
-        )
-
-    @torch.no_grad()
-    def _after_update(self) -> None:
-        if self._moves["gates"]:
-            for name, shortfall in self._shortfalls().items():
-                self.constraint.update_(float(shortfall), self.multipliers[name])
-                _check_finite(name, self.multipliers[name])
-                self._paths[name].add(float(shortfall))
-        self.optimizer.pruning["update"] += 1
-        self._enter_phase()
 
     def _enter_phase(self) -> None:
         """On the way into a phase, tell the gates; into `frozen`, fix them."""
@@ -315,53 +276,17 @@ class SparsityController:
         that were drawn at random."""
         moving = not all(gate.is_decided() for gate in self._gates())
         if moving:
-            self._tell_paths()
-            for part in self.parts.values():
-                decide_(part.sites, select(part, self.scheduler.goal))
+            self.tell_remedies()
+            decide_(self.budget.sites, select_each(self.parts, self.goal.targets))
         for norm in batch_norms(site.module for site in self.budget.sites):
             restart_(norm, forget=moving)
 
 
-class _Path:
-    """How the expected sparsity followed its target for a while.
-
-    Args:
-        equality: whether more than the target is wrong too
-    """
-
-    def __init__(self, equality: bool) -> None:
-        self.shortfalls: list[float] = []
-        self.equality = equality
-
-    def add(self, shortfall: float) -> None:
-        self.shortfalls.append(shortfall if self.equality else max(shortfall, 0.0))
-
-    def remedy(self, phase: str) -> str | None:
-        """What was wrong and what helps, if anything was."""
-        signs = [v > 0 for v in self.shortfalls]
-        crossed = [i for i, (a, b) in enumerate(pairwise(signs), 1) if a != b]
-        if len(crossed) > 1:  # how it came to its target is no swing
-            largest = max(map(abs, self.shortfalls[crossed[0] :]))
-            if largest > OFF_TARGET:
-                return (
-                    f"swings around its target: it crossed it {len(crossed)} times in "
-                    f"{len(signs)} updates, and was up to {largest:.3f} away. Lower "
-                    "multiplier_lr in sparsity_constraint_conf."
-                )
-        last = self.shortfalls[-1] if self.shortfalls else 0.0
-        if phase != "ramp" and abs(last) > OFF_TARGET:
-            return (
-                f"is {last:.3f} from its target, which no longer rises. Raise "
-                "multiplier_lr or gate_lr, or lengthen ramp_steps or hold_steps."
-            )
-        return None
-
-
 @torch.no_grad()
-def _check_not_met(budget: Budget, goal: Mapping[str, float]) -> None:
+def _check_not_met(budget: Budget, targets: Mapping[str, float]) -> None:
     """Raise ValueError for a target that new gates, all but open, have passed already."""
     expected = budget.expected()
-    for cost, target in goal.items():
+    for cost, target in targets.items():
         if target <= float(expected[cost]):
             raise ValueError(
                 f"the target sparsity in {cost} is {target}, but the gates' expected "

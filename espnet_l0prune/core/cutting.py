@@ -5,19 +5,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from espnet_l0prune.core.hooks import remove_gates_
-from espnet_l0prune.core.plan import features_left
+from espnet_l0prune.core.hooks import remove_gates_, spread
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.sites import Site
 
 
 @torch.no_grad()
-def cut_(network: nn.Module, sites: Sequence[Site], plan: Mapping) -> None:
+def cut_(network: nn.Module, sites: Sequence[Site], plan: Plan) -> None:
     """Keep only the planned units of a network, and remove all its gates, in place.
 
     Args:
         network: holds the sites
-        plan: as `Plan`; sites and kinds that it does not name keep all their units
+        plan: sites and kinds that it does not name keep all their units
+
+    Raises:
+        ValueError: a plan of another network
     """
+    plan.check(sites)
     kept, left = features_left(sites, plan)
     remove_gates_(network)
     for (module, name), dims in left.items():
@@ -26,6 +30,36 @@ def cut_(network: nn.Module, sites: Sequence[Site], plan: Mapping) -> None:
         _resize_(module)
     for site in sites:
         site.finish_(kept)
+
+
+def features_left(
+    sites: Sequence[Site], plan: Plan
+) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[nn.Module, str], dict[int, Tensor]]]:
+    """What a plan leaves of each site's units, and of each tensor's features.
+
+    Args:
+        plan: sites and kinds that it does not name keep all their units
+
+    Returns:
+        by site and kind, which units stay, (units,) bool; by module and tensor, and by
+        dimension, which features do, (features,) bool
+    """
+    kept: dict[str, dict[str, Tensor]] = {}
+    left: dict[tuple[nn.Module, str], dict[int, Tensor]] = {}
+    for site in sites:
+        masks = {}
+        for kind, size in site.sizes.items():
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[plan.units(site, kind)] = True
+            masks[kind] = mask
+        kept[site.name] = masks
+        for claim in site.claims():
+            if claim.whole:
+                continue
+            dims = left.setdefault((claim.module, claim.tensor), {})
+            mask = spread(masks[claim.kind], claim.inner, claim.outer)
+            dims[claim.dim] = dims.get(claim.dim, True) & mask
+    return kept, left
 
 
 def _keep_features_(module: nn.Module, name: str, dims: Mapping[int, Tensor]) -> None:

@@ -128,10 +128,15 @@ class HardConcrete(nn.Module):
         """Whether every gate has been fixed to 0 or 1."""
         return bool((self.log_alpha.abs() == DECIDED).all())
 
+    def decided(self, keep: Tensor) -> Tensor:
+        """The log_alpha of gates that are 1 where `keep`, (n,) bool, is true, and 0
+        elsewhere."""
+        return torch.where(keep, DECIDED, -DECIDED).to(self.log_alpha)
+
     @torch.no_grad()
     def decide_(self, keep: Tensor) -> None:
         """Fix the gates to 1 where `keep`, (n,) bool, is true, to 0 elsewhere."""
-        self.log_alpha.copy_(torch.where(keep, DECIDED, -DECIDED))
+        self.log_alpha.copy_(self.decided(keep))
 
     def extra_repr(self) -> str:
         return f"{self.log_alpha.numel()}"

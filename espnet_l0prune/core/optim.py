@@ -1,9 +1,15 @@
 """AdamW with rates of their own for weights and gates."""
 
+import copy
+import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.ranges import check
@@ -11,13 +17,44 @@ from espnet_l0prune.core.ranges import check
 ORDERS = ("joint", "alternating", "gates")
 
 
+@dataclass
+class Progress:
+    """What a pruning resumes from, beside gates and weights: plain numbers and names.
+
+    Attributes:
+        update: updates made so far
+        multipliers: of the constraints, by cost or by cost and part
+        settings: those that a resumed run must have in common with the one before
+        scale: updates in the unit of the schedule's lengths
+    """
+
+    update: int = 0
+    multipliers: dict[str, dict[str, float]] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
+    scale: int = 1
+
+
+class Controller(Protocol):
+    """What an optimizer asks of the one who leads its gates."""
+
+    def update_(self) -> None:
+        """Make one update, with `L0AdamW.move_` in it; the gradients are there."""
+
+    def check_settings(self, before: Mapping[str, object]) -> None:
+        """Raise ValueError for settings that are not those that a run was begun with."""
+
+    def resume_(self) -> None:
+        """Go on from the progress that was loaded."""
+
+
+PROGRESS = [each.name for each in dataclasses.fields(Progress)]
+
+
 class L0AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019) for a network with hard-concrete gates.
 
     Parameters of type LogAlpha form a group of their own, without weight decay, at
-    the constant rate `gate_lr`: schedulers of the learning rate do not touch it. That
-    group also carries what pruning must resume from, as plain numbers: `update` (the
-    updates made) and the `multipliers` of each constrained cost.
+    the constant rate `gate_lr`: schedulers of the learning rate do not touch it.
 
     Args:
         params: parameters or parameter groups of the model
@@ -26,6 +63,11 @@ class L0AdamW(torch.optim.AdamW):
         betas, eps, weight_decay: as in AdamW
         order: what an update moves while the gates train: weights and gates
             (`joint`), both in turn (`alternating`), or only `gates`
+
+    Attributes:
+        progress: saved in the group of the gates, and loaded with it
+        controller: what makes an update more than a move of parameters, such as a
+            `SparsityController`; None for plain AdamW with two rates
 
     Raises:
         ValueError: an unknown order, or a number out of its range
@@ -47,60 +89,105 @@ class L0AdamW(torch.optim.AdamW):
             )
         rates = {"lr": lr, "gate_lr": gate_lr, "betas": betas}
         check("optim_conf", {**rates, "eps": eps, "weight_decay": weight_decay})
-        self.order = order
-        self._gate_group = {
-            "gate_lr": gate_lr,
-            "update": 0,
-            "multipliers": {},
-            "weight_decay": 0.0,
-        }
+        self.order, self.gate_lr = order, gate_lr
+        self.progress = Progress()
+        self.controller: Controller | None = None
         super().__init__(
             params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay
         )
-        self.register_step_pre_hook(_use_gate_rate)
-        self.register_step_post_hook(_use_scheduled_rate)
 
     def add_param_group(self, group: dict) -> None:
         """Add a group; its gates, if any, go into a group of their own."""
         params = group["params"]
-        params = [params] if isinstance(params, torch.Tensor) else list(params)
+        params = [params] if isinstance(params, Tensor) else list(params)
         gates = [p for p in params if isinstance(p, LogAlpha)]
         weights = [p for p in params if not isinstance(p, LogAlpha)]
         if weights or not gates:
             super().add_param_group({**group, "params": weights})
         if gates:
-            super().add_param_group({**group, **self._gate_group, "params": gates})
+            own = {"gate_lr": self.gate_lr, "weight_decay": 0.0}
+            super().add_param_group({**group, **own, "params": gates})
 
-    def leave_out(self, *kinds: str) -> None:
-        """Leave `weights` or `gates` out of this update: they lose their gradients."""
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update, of the controller's if there is one.
+
+        Args:
+            closure: computes the loss, which is returned, and its gradients; None where
+                the gradients are there
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.controller is None:
+            self.move_()
+        else:
+            self.controller.update_()
+        return loss
+
+    def move_(self, weights: bool = True, gates: bool = True) -> None:
+        """Let AdamW move the weights, the gates, or both; the others lose their
+        gradients."""
+        scheduled = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
-            if ("gates" if "update" in group else "weights") in kinds:
+            of_gates = is_of_gates(group)
+            if of_gates:
+                group["lr"] = self.gate_lr
+            if not (gates if of_gates else weights):
                 for parameter in group["params"]:
                     parameter.grad = None
+        step: Any = torch.optim.AdamW.step
+        if hasattr(step, "hooked"):  # it would run the hooks that our step runs already
+            step = step.__wrapped__
+        step(self)
+        for group, lr in zip(self.param_groups, scheduled, strict=True):
+            group["lr"] = lr
 
     def updates_to_move(self, distance: float) -> int:
         """How many updates move a log_alpha so far, at least: under Adam one update moves
         it by `gate_lr` at most, or little more."""
         turns = 2 if self.order == "alternating" else 1
-        return turns * math.ceil(distance / self.pruning["gate_lr"])
+        return turns * math.ceil(distance / self.gate_lr)
 
-    @property
-    def pruning(self) -> dict:
-        """The group of the gates, with `update` and `multipliers`; there must be one."""
-        return next(g for g in self.param_groups if "update" in g)
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer; the first group of gates holds the progress too."""
+        state = super().state_dict()
+        pairs = zip(self.param_groups, state["param_groups"], strict=True)
+        of_gates = (saved for group, saved in pairs if is_of_gates(group))
+        for saved in itertools.islice(of_gates, 1):
+            saved.update(dataclasses.asdict(self.progress))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave.
+
+        Raises:
+            ValueError: a state of other parameters; what the controller says of one that
+                was begun with other settings
+        """
+        progress = progress_in(state)
+        if self.controller is not None and progress is not None:
+            self.controller.check_settings(progress.settings)
+        super().load_state_dict(dict(state))
+        for group in self.param_groups:
+            for name in PROGRESS:
+                group.pop(name, None)
+        if progress is not None:
+            self.progress = progress
+            if self.controller is not None:
+                self.controller.resume_()
 
 
-# `step` itself is not overridden: torch runs the hooks of an optimizer once for every
-# class whose `step` it has wrapped, and would run ours twice beside a plain AdamW.
+def is_of_gates(group: Mapping[str, Any]) -> bool:
+    """Whether the parameters of an optimizer's group are gates."""
+    return any(isinstance(parameter, LogAlpha) for parameter in group["params"])
 
 
-def _use_gate_rate(optimizer: L0AdamW, *_) -> None:
-    for group in optimizer.param_groups:
-        if "update" in group:
-            group["scheduled_lr"], group["lr"] = group["lr"], group["gate_lr"]
-
-
-def _use_scheduled_rate(optimizer: L0AdamW, *_) -> None:
-    for group in optimizer.param_groups:
-        if "update" in group:
-            group["lr"] = group.pop("scheduled_lr")
+def progress_in(state: Mapping[str, Any]) -> Progress | None:
+    """The progress that an optimizer's state dict holds, where it has gates."""
+    for group in state["param_groups"]:
+        if "multipliers" in group:
+            there = {name: group[name] for name in PROGRESS if name in group}
+            return Progress(**copy.deepcopy(there))
+    return None

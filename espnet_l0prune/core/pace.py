@@ -1,10 +1,69 @@
-"""Whether a schedule leaves the gates the time to close by themselves."""
+"""Whether a schedule fits a run, and leaves the gates the time to close by themselves."""
 
 from collections.abc import Iterable
 
 from espnet_l0prune.core.gates import HardConcrete
-from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.optim import L0AdamW, Progress
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
+
+
+def fit_to_run_(
+    scheduler: AbsSparsityScheduler,
+    progress: Progress,
+    updates: int | None,
+    epochs: int,
+    epoch: int,
+) -> None:
+    """Give a schedule in epochs their length, before each of them.
+
+    Args:
+        scheduler: of the run
+        progress: so far; takes the length over
+        updates: of this epoch; None where that is not known before
+        epochs: of the whole run
+        epoch: how many were finished before this one
+
+    Raises:
+        ValueError: a run that ends before the frozen network was trained at all; an epoch
+            without an update; a schedule in epochs, where their length is not known or
+            another than before the run was resumed
+    """
+    if updates is None:
+        if scheduler.in_epochs:
+            raise ValueError(
+                "in_epochs is true, but the iterator (multiple_iterator, chunk) has "
+                "epochs of unknown length; expected warmup_steps, ramp_steps and "
+                "hold_steps in updates"
+            )
+        if not epoch or not progress.update:
+            return
+        updates = -(-progress.update // epoch)  # the mean of those before, or more
+    if not updates:
+        raise ValueError(
+            "an epoch has fewer batches than accum_grad, so that no update is made; "
+            "expected accum_grad of at most the number of batches"
+        )
+    if scheduler.in_epochs:
+        if progress.update and updates != scheduler.scale:
+            raise ValueError(
+                f"an epoch has {updates} updates, but had {scheduler.scale} when "
+                "the run began; the schedule, which is in epochs, would jump. "
+                "Resume with the same data, batches and accum_grad."
+            )
+        scheduler.fit_(updates)
+        progress.scale = updates
+    needed = scheduler.frozen_begins
+    last = progress.update + updates * (epochs - epoch)  # some may have been skipped
+    if needed >= last:
+        enough = epoch + (needed - progress.update) // updates + 1
+        most = max(last - updates, 1) / scheduler.scale
+        raise ValueError(
+            f"the gates freeze after {needed} updates (warmup, ramp and hold), and "
+            "the frozen network must be trained too, but this run ends after "
+            f"{last}: {epochs} epochs of {updates}. Raise max_epoch to "
+            f"{enough}, or shorten warmup_steps, ramp_steps and hold_steps to "
+            f"{most:g} {'epochs' if scheduler.in_epochs else 'updates'} in all."
+        )
 
 
 def updates_to_close(gates: Iterable[HardConcrete], optimizer: L0AdamW) -> int:
@@ -25,7 +84,7 @@ def shortage(
         None where there are enough
     """
     there = scheduler.frozen_begins - scheduler.ramp_begins
-    needed, rate = updates_to_close(gates, optimizer), optimizer.pruning["gate_lr"]
+    needed, rate = updates_to_close(gates, optimizer), optimizer.gate_lr
     if there >= needed:
         return None
     length = f"{needed} updates"

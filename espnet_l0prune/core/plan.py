@@ -1,22 +1,105 @@
 """Which units of a network remain: plain data between the stages.
 
-`Plan` lists the surviving units, `Structure` only counts them, unless their places
+A `Plan` lists the units that stay; a `Structure` only counts them, unless their places
 matter, as in the residual stream::
 
     {"encoders.0.self_attn": {"heads": [0, 2]}, ...}    a plan
     {"encoders.0.self_attn": {"heads": 2}, ...}         its structure
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeGuard
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.sites import Site, Units
 
-Plan = dict[str, dict[str, list[int]]]
 Structure = dict[str, dict[str, int | list[int]]]
+
+
+class Plan(Mapping[str, Mapping[str, list[int]]]):
+    """The units that stay, by site and kind. A plan never changes.
+
+    Args:
+        kept: for each site's name and each of its kinds, which units stay, in order;
+            all units stay of what is not named
+
+    Raises:
+        ValueError: something that is no such mapping
+    """
+
+    def __init__(self, kept: object):
+        self._kept: dict[str, dict[str, list[int]]] = {}
+        for site, kinds in _named(kept, "a plan"):
+            self._kept[site] = {}
+            for kind, units in _named(kinds, f"a plan for {site}"):
+                if not _are_units(units):
+                    raise ValueError(
+                        f"a plan keeps {reprlib.repr(units)} of the {kind} of {site}; "
+                        "expected the numbers of units, each once and in order"
+                    )
+                self._kept[site][kind] = [*units]
+
+    def __getitem__(self, site: str) -> Mapping[str, list[int]]:
+        return MappingProxyType(self._kept[site])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def units(self, site: Site, kind: str) -> list[int]:
+        """Which units of a kind stay at a site."""
+        return self._kept.get(site.name, {}).get(kind, [*range(site.sizes[kind])])
+
+    def __or__(self, other: "Plan") -> "Plan":
+        """Both together; of a site that both name, what the second one says."""
+        return Plan({**self._kept, **other._kept})
+
+    def plain(self) -> dict[str, dict[str, list[int]]]:
+        """What a file can hold, and `Plan` takes."""
+        return {site: {**kinds} for site, kinds in self._kept.items()}
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Raise ValueError for units that a network does not have, or cannot be without.
+
+        Args:
+            sites: all of the network, before it is cut
+        """
+        there = {site.name: site for site in sites}
+        for name, kinds in self._kept.items():
+            if name not in there:
+                raise ValueError(
+                    f"it names {name!r}, which this network does not have; expected some "
+                    f"of: {', '.join(there)}"
+                )
+            sizes = there[name].sizes
+            for kind, units in kinds.items():
+                too_few = not units and kind in there[name].never_empty
+                if too_few or not {*units} <= {*range(sizes.get(kind, 0))}:
+                    last = f" up to number {units[-1]}" if units else ""
+                    raise ValueError(
+                        f"it keeps {len(units)} {kind} of {name!r}{last}, where the "
+                        f"uncut module has {sizes}; expected some of these"
+                    )
+
+
+def _named(found: object, what: str) -> Iterator[tuple[str, object]]:
+    if not isinstance(found, Mapping) or any(type(name) is not str for name in found):
+        raise ValueError(
+            f"{what} is {reprlib.repr(found)}; expected a mapping from names to what "
+            "stays of each"
+        )
+    yield from found.items()
+
+
+def _are_units(found: object) -> TypeGuard[list[int]]:
+    if not isinstance(found, list) or any(type(unit) is not int for unit in found):
+        return False
+    return found == sorted({*found}) and min(found, default=0) >= 0
 
 
 def structure_of(sites: Sequence[Site]) -> Structure:
@@ -25,7 +108,7 @@ def structure_of(sites: Sequence[Site]) -> Structure:
 
 
 def plan_of(sites: Sequence[Site]) -> Plan:
-    """List the units that survive."""
+    """List the units whose gates are open, or that are protected."""
     return make_plan(sites, lambda units: units.site.survivors(units.kind))
 
 
@@ -35,69 +118,10 @@ def make_plan(sites: Sequence[Site], kept: Callable[[Units], Tensor]) -> Plan:
     Args:
         kept: of units with gates: which of them stay, (units,) bool
     """
-    plan: Plan = {}
+    plan: dict[str, dict[str, list[int]]] = {}
     for site in sites:
         plan[site.name] = {k: list(range(n)) for k, n in site.sizes.items()}
         for kind in site.gates:
             left = kept(Units(site, kind)).nonzero().flatten().tolist()
             plan[site.name][kind] = left
-    return plan
-
-
-@torch.no_grad()
-def decide_(sites: Sequence[Site], plan: Plan) -> None:
-    """Fix every gate to 0 or 1 as planned.
-
-    A surviving gate's soft value is folded into the weights first, so that what
-    the network computes changes only by the units that the plan closes; and by the
-    gates of whole blocks, which have no weight to fold them into.
-
-    Args:
-        plan: names every kind of every site that has gates
-    """
-    for site in sites:
-        values, keeps = {}, {}
-        for kind, gate in site.gates.items():
-            keep = torch.zeros_like(gate.log_alpha, dtype=torch.bool)
-            keep[plan[site.name][kind]] = True
-            values[kind] = torch.where(keep, gate.values(), 1.0)
-            keeps[kind] = keep
-        for claim in site.claims():
-            if claim.folds and claim.kind in values:
-                tensor = getattr(claim.module, claim.tensor)
-                shape = [1] * tensor.dim()
-                shape[claim.dim] = -1
-                z = spread(values[claim.kind], claim.inner, claim.outer)
-                tensor.mul_(z.view(shape).to(tensor.dtype))
-        for kind, gate in site.gates.items():
-            gate.decide_(keeps[kind])
-
-
-def features_left(
-    sites: Sequence[Site], plan: Mapping
-) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[nn.Module, str], dict[int, Tensor]]]:
-    """What a plan leaves of each site's units, and of each tensor's features.
-
-    Args:
-        plan: as `Plan`; sites and kinds that it does not name keep all their units
-
-    Returns:
-        by site and kind, which units stay, (units,) bool; by module and tensor, and by
-        dimension, which features do, (features,) bool
-    """
-    kept: dict[str, dict[str, Tensor]] = {}
-    left: dict[tuple[nn.Module, str], dict[int, Tensor]] = {}
-    for site in sites:
-        masks = {}
-        for kind, size in site.sizes.items():
-            mask = torch.zeros(size, dtype=torch.bool)
-            mask[list(plan.get(site.name, {}).get(kind, range(size)))] = True
-            masks[kind] = mask
-        kept[site.name] = masks
-        for claim in site.claims():
-            if claim.whole:
-                continue
-            dims = left.setdefault((claim.module, claim.tensor), {})
-            mask = spread(masks[claim.kind], claim.inner, claim.outer)
-            dims[claim.dim] = dims.get(claim.dim, True) & mask
-    return kept, left
+    return Plan(plan)

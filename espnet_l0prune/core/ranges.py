@@ -99,15 +99,17 @@ RANGES: dict[str, dict[str, Range]] = {
         "eps": Range(1e-30, 1),  # less is 0 in float32: 0 / 0 where no gradient is
         "weight_decay": Range(0, 1000),
     },
-    "sparsity_scheduler_conf": {
+    "sparsity_goal_conf": {
         "target": SHARE,
+        "seconds": SECONDS,
+        "tokens": Range(1, 10_000, whole=True),
+    },
+    "sparsity_scheduler_conf": {
         "start": Range(0, 1, below=True),
         "warmup_steps": UPDATES,
         "ramp_steps": UPDATES,
         "hold_steps": UPDATES,
         "stairs": Range(1, COUNT, whole=True),
-        "seconds": SECONDS,
-        "tokens": Range(1, 10_000, whole=True),
     },
     "sparsity_constraint_conf": {
         "multiplier_lr": Range(0, LOSS_SCALE, above=True),

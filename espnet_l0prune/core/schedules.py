@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_scheduler_conf"
@@ -18,49 +17,32 @@ LENGTHS = "warmup_steps", "ramp_steps", "hold_steps"
 
 
 class AbsSparsityScheduler(ABC):
-    """Phases of fixed length and the targets in each.
+    """Phases of fixed length, and how far up the targets are in each.
 
     Args:
-        target: sparsity to reach, in (0, 1): the share of the parameters to remove; or
-            a mapping from costs, `params` and `macs`, to the share of each
         start: sparsity at which the ramp begins
         warmup_steps, ramp_steps, hold_steps: lengths of the phases, in updates
         in_epochs: the lengths are in epochs instead, and need not be whole
 
     Attributes:
-        goal: sparsity to reach, by cost
         scale: updates in the unit of the lengths; set once an epoch's are known
 
     Raises:
-        ValueError: a target, a start or a length out of its range
+        ValueError: a start or a length out of its range
     """
 
     def __init__(
         self,
-        target: float | Mapping[str, float] = 0.5,
         start: float = 0.0,
         warmup_steps: float = 1000,
         ramp_steps: float = 10000,
         hold_steps: float = 10000,
         in_epochs: bool = False,
     ):
-        self.goal = dict(target) if isinstance(target, Mapping) else {"params": target}
-        if not self.goal or not set(self.goal) <= set(COSTS):
-            raise ValueError(
-                f"{WHERE}: target is {target}; expected a number, or a mapping with some "
-                f"of {', '.join(COSTS)}"
-            )
-        for goal in self.goal.values():
-            check(WHERE, {"target": goal})
         self.start, self.in_epochs, self.scale = start, in_epochs, 1
         self.lengths = warmup_steps, ramp_steps, hold_steps
         lengths = dict(zip(LENGTHS, self.lengths, strict=True))
         check(WHERE, {"start": start, **lengths})
-        lowest = min(self.goal.values())
-        if start > lowest:
-            raise ValueError(
-                f"{WHERE}: start is {start}; expected at most the target, {lowest}"
-            )
         for name, length in lengths.items():
             if not in_epochs and length != int(length):
                 raise ValueError(
@@ -111,7 +93,6 @@ class AbsSparsityScheduler(ABC):
         """What a resumed run must have in common with the one that it continues."""
         return {
             "sparsity_scheduler": type(self).__name__,
-            "target": self.goal,
             "start": self.start,
             "in_epochs": self.in_epochs,
             **dict(zip(LENGTHS, self.lengths, strict=True)),
@@ -125,18 +106,26 @@ class AbsSparsityScheduler(ABC):
             return "ramp"
         return "hold" if update < self.frozen_begins else "frozen"
 
-    def targets(self, update: int) -> dict[str, float]:
-        """The target sparsity in each cost after `update` updates."""
-        if update < self.ramp_begins:
-            return dict.fromkeys(self.goal, 0.0)
-        if update >= self.hold_begins:
-            return dict(self.goal)
-        done = (update - self.ramp_begins) / (self.hold_begins - self.ramp_begins)
-        return {cost: self.sparsity(goal, done) for cost, goal in self.goal.items()}
+    def check_start(self, targets: Mapping[str, float]) -> None:
+        """Raise ValueError for a start beyond one of the targets, by cost."""
+        lowest = min(targets.values())
+        if self.start > lowest:
+            raise ValueError(
+                f"{WHERE}: start is {self.start}; expected at most the target, {lowest}"
+            )
 
-    def sparsity(self, goal: float, done: float) -> float:
-        """The target on the ramp, `done` in [0, 1) of the way to a goal."""
-        return self.start + (goal - self.start) * self.ramp(done)
+    def targets(self, update: int, final: Mapping[str, float]) -> dict[str, float]:
+        """The target sparsity after `update` updates, by cost, of the `final` ones."""
+        if update < self.ramp_begins:
+            return dict.fromkeys(final, 0.0)
+        if update >= self.hold_begins:
+            return dict(final)
+        done = (update - self.ramp_begins) / (self.hold_begins - self.ramp_begins)
+        return {cost: self.sparsity(target, done) for cost, target in final.items()}
+
+    def sparsity(self, target: float, done: float) -> float:
+        """The sparsity on the ramp, `done` in [0, 1) of the way to a target."""
+        return self.start + (target - self.start) * self.ramp(done)
 
     @abstractmethod
     def ramp(self, done: float) -> float:
@@ -144,7 +133,7 @@ class AbsSparsityScheduler(ABC):
 
 
 class LinearSparsityScheduler(AbsSparsityScheduler):
-    """target(t) = start + (goal - start) t / ramp_steps, as in Jiang et al. 2023, arXiv
+    """s(t) = start + (target - start) t / ramp_steps, as in Jiang et al. 2023, arXiv
     2305.19549."""
 
     def ramp(self, done: float) -> float:
@@ -174,10 +163,10 @@ class CosineSparsityScheduler(AbsSparsityScheduler):
 
 class ExponentialSparsityScheduler(LinearSparsityScheduler):
     """The density falls by the same factor in every update:
-    target = 1 - (1 - start) ((1 - goal) / (1 - start))^done."""
+    s = 1 - (1 - start) ((1 - target) / (1 - start))^done."""
 
-    def sparsity(self, goal: float, done: float) -> float:
-        return 1 - (1 - self.start) * ((1 - goal) / (1 - self.start)) ** done
+    def sparsity(self, target: float, done: float) -> float:
+        return 1 - (1 - self.start) * ((1 - target) / (1 - self.start)) ** done
 
 
 class StaircaseSparsityScheduler(AbsSparsityScheduler):
@@ -193,7 +182,6 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
 
     def __init__(
         self,
-        target: float | Mapping[str, float] = 0.5,
         start: float = 0.0,
         warmup_steps: float = 1000,
         ramp_steps: float = 10000,
@@ -201,7 +189,7 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
         in_epochs: bool = False,
         stairs: int = 5,
     ):
-        super().__init__(target, start, warmup_steps, ramp_steps, hold_steps, in_epochs)
+        super().__init__(start, warmup_steps, ramp_steps, hold_steps, in_epochs)
         check(WHERE, {"stairs": stairs})
         self.stairs = stairs
 

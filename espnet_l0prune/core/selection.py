@@ -1,5 +1,7 @@
 """Which units close, so that the real counts meet the targets."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -76,6 +78,13 @@ def select(
         for row, (units, gate) in enumerate(budget.gates.items())
     }
     return make_plan(budget.sites, kept.__getitem__)
+
+
+def select_each(parts: Mapping[str, Budget], targets: Mapping[str, float]) -> Plan:
+    """As `select`, for a network of whose parts each must meet the targets by itself."""
+    return functools.reduce(
+        operator.or_, (select(part, targets) for part in parts.values())
+    )
 
 
 def _without_needless(

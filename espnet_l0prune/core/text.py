@@ -1,10 +1,9 @@
-"""A stranger's text where it could do harm: as a file's name, in HTML, in Markdown.
+"""A stranger's text where it could do harm: as a file's name, and in Markdown.
 
 Names of experiments, results and test sets are whatever somebody wrote, or a folder was
 called.
 """
 
-import html
 import re
 import unicodedata
 
@@ -27,11 +26,6 @@ def file_name(text: str) -> str:
     """Text as a name that leads nowhere: of letters, digits and `_`, `-`, `.` within."""
     name = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text))
     return name.encode()[:LONGEST].decode(errors="ignore").strip(".-") or "_"
-
-
-def in_html(text: str) -> str:
-    """Text as HTML shows it, between tags or in an attribute's quotes."""
-    return html.escape(plain(text))
 
 
 def in_markdown(text: str) -> str:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
-from espnet_l0prune.plugin.workload import FRAMES_A_SECOND, input_size_of
+from espnet_l0prune.plugin.counting import FRAMES_A_SECOND, input_size_of
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -11,12 +11,13 @@ from torch import nn
 
 from espnet_l0prune import __version__
 from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.reading import read_text
 from espnet_l0prune.core.text import in_markdown, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
-from espnet_l0prune.plugin.experiment import load_experiment, task_name
-from espnet_l0prune.plugin.register import make_workload
-from espnet_l0prune.plugin.workload import make_budget, sites_of
+from espnet_l0prune.plugin.building import task_name
+from espnet_l0prune.plugin.counting import make_budget, sites_of
+from espnet_l0prune.plugin.experiment import load_experiment
 
 USE = {
     "asr": ("asr_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
@@ -172,11 +173,10 @@ def _text_of(results: Path) -> str:
 def _costs(args: argparse.Namespace, found: Inspection) -> str:
     """Parameters and MACs, with the model's and its encoder's."""
     lines = ["| | dense | pruned | |", "|---|---|---|---|"]
-    dense, workload = build_dense(args), make_workload(args)
-    workload = replace(workload, per=None, seconds=found.seconds, tokens=found.tokens)
+    dense = build_dense(args)
     for scope in ("model", "encoder"):
-        workload = replace(workload, scope=scope)
-        totals = make_budget(dense, workload).totals
+        goal = Goal(scope=scope, seconds=found.seconds, tokens=found.tokens)
+        totals = make_budget(dense, goal).totals
         for name, cost in COSTS.items():
             now, before = found.amounts[name][scope], totals[name]
             share = f"{now / before - 1:+.1%}" if before else ""

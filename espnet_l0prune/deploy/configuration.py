@@ -10,7 +10,7 @@ import espnet
 import yaml
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
-from espnet_l0prune.plugin.experiment import task_of
+from espnet_l0prune.plugin.building import task_of
 
 # Options that are gone, and the one that each is nothing without.
 BESIDE = {"lora_conf": "use_lora", "save_lora_only": "use_lora"}

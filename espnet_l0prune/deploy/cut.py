@@ -4,7 +4,7 @@ import argparse
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from torch import nn
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.files import new_folder, save
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import Plan, plan_of
+from espnet_l0prune.core.reading import read_json
 from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.verify import (
@@ -25,22 +28,16 @@ from espnet_l0prune.deploy.verify import (
     require_equal,
     tolerance_of,
 )
-from espnet_l0prune.plugin.experiment import build_model, load_experiment
+from espnet_l0prune.plugin.building import build_model
+from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
+from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.network import L0Network
-from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.options import PRUNING_OPTIONS, is_pruned, make_goal
 from espnet_l0prune.plugin.weight_names import portable
-from espnet_l0prune.plugin.workload import make_budget, make_parts, sites_of
 
 BUDGET_TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # What a cut experiment's configuration no longer has: it is not pruned any further.
-PRUNING_OPTIONS = (
-    "sparsity_scheduler",
-    "sparsity_scheduler_conf",
-    "sparsity_constraint",
-    "sparsity_constraint_conf",
-    "init_param",
-    "config",
-)
+GONE = (*PRUNING_OPTIONS, "init_param", "config")
 STRUCTURE_FILES = {"encoder": "structure.yaml", "decoder": "decoder_structure.yaml"}
 CONFIG, MODEL, PLAN, REPORT = "config.yaml", "model.pth", "plan.json", "cut.json"
 FILES = (CONFIG, MODEL, PLAN, REPORT, *STRUCTURE_FILES.values())
@@ -58,28 +55,31 @@ class CutReport:
     difference: Difference
 
 
-def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) -> Budget:
-    """Return the budget that the experiment was pruned for.
-
-    Raises:
-        ValueError: no gates; gates that still move; a budget that is missed
-    """
+def check_gated(model: nn.Module, args: argparse.Namespace, experiment: Path) -> None:
+    """Raise ValueError for an experiment that has no gates to cut by."""
     sites = [site for site in sites_of(model) if site.gates]
-    if not sites or getattr(args, "sparsity_scheduler", None) is None:
+    if not sites or not is_pruned(args):
         raise ValueError(
             f"{experiment} has no gates that were trained (encoder: {args.encoder}, "
             f"units: {args.encoder_conf.get('units', 'default')}); expected an "
             "experiment with encoder: l0_conformer, say, some units and a "
             "sparsity_scheduler"
         )
-    workload, goal = make_workload(args), make_scheduler(args).goal
-    budget = make_budget(model, workload)
-    parts = make_parts(model, workload, budget)
+
+
+def check_settled(model: nn.Module, goal: Goal, budget: Budget, experiment: Path) -> None:
+    """Raise ValueError for gates that still move, or that miss their goal.
+
+    Args:
+        budget: of the model, for this goal
+        experiment: the model's, for the message
+    """
+    parts, targets = make_parts(model, goal, budget), goal.targets
     actual = {name: part.actual() for name, part in parts.items()}
     shown = ", ".join(
         f"{cost}{name and ' of '}{name}: actual {actual[name][cost]:.4f}, target {target}"
         for name in parts
-        for cost, target in goal.items()
+        for cost, target in targets.items()
     )
     if not all(gate.is_decided() for gate in budget.gates.values()):
         raise ValueError(
@@ -88,19 +88,19 @@ def check_settled(model: nn.Module, args: argparse.Namespace, experiment: Path) 
             "ramp_steps and hold_steps."
         )
     for name, part in parts.items():
-        excess = min(actual[name][cost] - target for cost, target in goal.items())
-        if not -BUDGET_TOLERANCE <= excess <= BUDGET_TOLERANCE + largest_step(part, goal):
+        excess = min(actual[name][cost] - target for cost, target in targets.items())
+        most = BUDGET_TOLERANCE + largest_step(part, targets)
+        if not -BUDGET_TOLERANCE <= excess <= most:
             raise ValueError(
                 f"{experiment} misses its budget ({shown}; tolerance {BUDGET_TOLERANCE}, "
                 "and what the largest unit takes). Choose the checkpoint of a run that "
-                "ended with this sparsity_scheduler_conf."
+                "ended with this goal, or say with --plan what is to stay."
             )
-    return budget
 
 
-def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
-    """The largest share of a budgeted cost that would go with one more open unit or come
-    back with a closed one, or with units that can only go together."""
+def largest_step(budget: Budget, costs: Iterable[str]) -> float:
+    """The largest share of one of these costs that would go with one more open unit, or
+    come back with a closed one, or with units that can only go together."""
     largest = 0.0
     opened = budget.opened()
     before = budget.sparsity(opened)
@@ -115,14 +115,29 @@ def largest_step(budget: Budget, goal: Mapping[str, float]) -> float:
                 others = (opened[row, : len(gate.log_alpha)] != value).nonzero()
                 changed[row, others.flatten()[: gate.round_to]] = value
             after = budget.sparsity(changed)
-            steps = (abs(float(after[cost] - before[cost])) for cost in goal)
+            steps = (abs(float(after[cost] - before[cost])) for cost in costs)
             largest = max(largest, *steps)
     return largest
 
 
+def freeze_as_planned_(model: nn.Module, file: Path) -> None:
+    """Fix the gates of a model as a file says.
+
+    Raises:
+        ValueError: a file that holds no plan, or one of another network
+    """
+    try:
+        decide_(sites_of(model), Plan(read_json(file)))
+    except ValueError as e:
+        raise ValueError(
+            f"{file} cannot be the plan: {e}. Expected the {PLAN} of a cut of the same "
+            "network."
+        ) from e
+
+
 def cut_config(config: dict, model: nn.Module) -> dict:
     """The configuration of a cut model, for inference and for fine-tuning."""
-    new = {k: v for k, v in config.items() if k not in PRUNING_OPTIONS}
+    new = {k: v for k, v in config.items() if k not in GONE}
     for name in ("encoder", "decoder"):
         network = getattr(model, name)
         if isinstance(network, L0Network):
@@ -136,17 +151,24 @@ def cut_experiment(
     experiment: Path,
     out: Path,
     checkpoint: str = "latest.pth",
+    plan_file: Path | None = None,
     force: bool = False,
     step: Step = quiet,
 ) -> CutReport:
     """Write the cut network of a gated experiment to `out`.
 
     `out` gets config.yaml, model.pth, structure.yaml (decoder_structure.yaml too, for a
-    pruned decoder), plan.json and cut.json, all of them or none. `step` is told what
-    begins.
+    pruned decoder), plan.json and cut.json, all of them or none.
+
+    Args:
+        plan_file: says which units stay, as the plan.json of another cut does, whatever
+            the gates are by now; None for those that the gates have settled on
+        force: replace an earlier cut
+        step: is told what begins
 
     Raises:
-        ValueError: see `check_settled`; masked and cut outputs that differ; an `out`
+        ValueError: see `check_gated` and `check_settled`; a plan of another network, or a
+            file that holds none; masked and cut outputs that differ; an `out`
             that exists and no `force`, or that is no earlier cut; files that are missing
             or damaged
         OSError: `out` cannot be written
@@ -155,10 +177,16 @@ def cut_experiment(
     step(f"loading {experiment}: {how_long(experiment / checkpoint)}")
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)
-    budget, scheduler = check_settled(model, args, experiment), make_scheduler(args)
+    check_gated(model, args, experiment)
+    goal = make_goal(args)
+    budget = make_budget(model, goal)
+    if plan_file is not None:
+        freeze_as_planned_(model, plan_file)
+    else:
+        check_settled(model, goal, budget, experiment)
     report = {
-        "scope": make_workload(args).scope,
-        "target": scheduler.goal,
+        "scope": goal.scope,
+        "target": goal.targets,
         "sparsity": budget.actual(),
     }
     before = count_parameters(model.encoder), count_parameters(model)
@@ -229,6 +257,6 @@ def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force)
         for name, data in texts.items():
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
             (part / name).write_text(text, "utf-8")
-        (part / PLAN).write_text(json.dumps(plan), "utf-8")
+        (part / PLAN).write_text(json.dumps(plan.plain()), "utf-8")
         (part / REPORT).write_text(json.dumps(asdict(report), indent=1), "utf-8")
     logging.info(f"Cut model: {out}")

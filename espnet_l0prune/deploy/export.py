@@ -8,7 +8,6 @@ import yaml
 from espnet_l0prune.core.files import beside, check_file, replace, save
 from espnet_l0prune.core.python import last_line, run_python
 from espnet_l0prune.core.steps import Step, how_long, quiet
-from espnet_l0prune.deploy.adopt import DATA, RUN
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.card import (
     About,
@@ -16,6 +15,7 @@ from espnet_l0prune.deploy.card import (
     results_of,
     write_card,
 )
+from espnet_l0prune.deploy.choice import DATA
 from espnet_l0prune.deploy.exports import find_form
 from espnet_l0prune.deploy.extras import (
     check_statistics,
@@ -24,7 +24,9 @@ from espnet_l0prune.deploy.extras import (
     copy_results,
 )
 from espnet_l0prune.deploy.inspect import inspect_model
-from espnet_l0prune.plugin.experiment import load_model, task_name
+from espnet_l0prune.plugin.building import task_name
+from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.plugin.resume import RUN
 
 TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: of the hub, or of Whisper's own

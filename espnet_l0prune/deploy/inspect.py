@@ -10,18 +10,19 @@ from torch import nn
 
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.sites import find_sites
-from espnet_l0prune.plugin.experiment import build_model, load_experiment
-from espnet_l0prune.plugin.register import make_workload
-from espnet_l0prune.plugin.workload import (
-    Workload,
+from espnet_l0prune.plugin.building import build_model
+from espnet_l0prune.plugin.counting import (
     call_shapes,
     make_budget,
     run,
     sites_of,
 )
+from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.options import make_goal
 
 
 @dataclass
@@ -74,10 +75,10 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
             f"the model has encoder: {args.encoder}; expected conformer, transformer, "
             "branchformer or e_branchformer, or one of them with l0_ in front"
         )
-    workload = make_workload(args)
-    sparsities = _sparsities(model, workload)
+    goal = make_goal(args)
+    sparsities = _sparsities(model, goal)
     cut_(model, sites_of(model), plan_of(sites_of(model)))
-    sites, shapes = sites_of(model), call_shapes(model, lambda: run(model, workload))
+    sites, shapes = sites_of(model), call_shapes(model, lambda: run(model, goal))
     terms = terms_of(model, sites, shapes)
     places = _rows(model, build_dense(args))
     for term in terms:
@@ -95,21 +96,21 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
             row.shares[cost] = row.amounts[cost] / max(whole, 1)
     return Inspection(
         rows=[row for row in places.values() if row.amounts["params"] or row.units],
-        seconds=workload.seconds,
-        tokens=workload.tokens,
+        seconds=goal.seconds,
+        tokens=goal.tokens,
         amounts=amounts,
         **sparsities,
     )
 
 
 @torch.no_grad()
-def _sparsities(model: nn.Module, workload: Workload) -> dict:
+def _sparsities(model: nn.Module, goal: Goal) -> dict:
     if not any(site.gates for site in sites_of(model)):
         names = "expected_sparsity", "actual_sparsity", "reachable_sparsity"
         return {"scope": None, **{name: {} for name in names}}
-    budget = make_budget(model, workload)
+    budget = make_budget(model, goal)
     return {
-        "scope": workload.scope,
+        "scope": goal.scope,
         "expected_sparsity": {c: float(s) for c, s in budget.expected().items()},
         "actual_sparsity": budget.actual(),
         "reachable_sparsity": budget.reachable(),

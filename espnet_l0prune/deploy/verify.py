@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.espnet_modules import BaseTransformerDecoder
-from espnet_l0prune.plugin.workload import evaluation
+from espnet_l0prune.plugin.counting import evaluation
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 ROUNDED = 1e-7  # where weights in float32 were scaled

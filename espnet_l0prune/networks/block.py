@@ -2,15 +2,12 @@
 classes, in `blocks/`."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from espnet_l0prune.core.batch_norm import unobserved
 from espnet_l0prune.core.sites import Shapes
-
-if TYPE_CHECKING:
-    from espnet_l0prune.networks.branch import BranchSite
 
 
 class Place(NamedTuple):
@@ -19,12 +16,13 @@ class Place(NamedTuple):
     Attributes:
         norm: the name in the block of the norm that the branch reads
         label: the branch's name in pictures
-        sites: the kinds of branch that may stand there; the module's type decides
+        sites: the subclasses of `BranchSite` that may stand there; the module's type
+            decides
     """
 
     norm: str
     label: str
-    sites: "tuple[type[BranchSite], ...]"
+    sites: tuple[type[Any], ...]
 
 
 class Block:

@@ -1,1 +1,2 @@
-"""What ESPnet sees: names in its registries, models, the teacher, a trainer."""
+"""Where ESPnet and we meet: names in its registries, our options as objects, what a
+training needs and its trainer; models built from its configurations and checkpoints."""

@@ -20,10 +20,10 @@ from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.depth import is_closed
 from espnet_l0prune.networks.stream import open_stream
+from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 from espnet_l0prune.plugin.transducer import loss_at_hand
-from espnet_l0prune.plugin.workload import is_transducer
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
 CHOICES: dict[str, Collection[str]] = {

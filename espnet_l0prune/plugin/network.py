@@ -102,34 +102,21 @@ class L0Network(MixedWith):
     def _cut_to_(self, structure: Structure) -> None:
         where = f"{self.conf_name}: structure"
         remedy = f"Use the {self.conf_name} that was written beside the structure."
-        sites = {site.name: site for site in self.sites()}
-        plan: Plan = {}
+        sites = self.sites()
+        kept: dict[str, dict[str, object]] = {}
         if not isinstance(structure, Mapping):
             raise ValueError(f"{where} is {structure!r}; expected a mapping. {remedy}")
         for name, counts in structure.items():
-            if name not in sites:
-                raise ValueError(
-                    f"{where} names {name!r}, which this network does not have; expected "
-                    f"some of: {', '.join(sites)}. {remedy}"
-                )
             if not isinstance(counts, Mapping):
                 raise ValueError(
                     f"{where} of {name!r} is {counts!r}; expected a number for each kind "
                     f"of unit. {remedy}"
                 )
-            sizes, plan[name] = sites[name].sizes, {}
-            for kind, left in counts.items():
-                units = _units_left(left)
-                there = range(sizes.get(kind, 0))
-                empty = not units and kind in sites[name].never_empty
-                if units is None or not {*units} <= {*there} or empty:
-                    raise ValueError(
-                        f"{where} of {name!r} asks for {left!r} {kind}, but the uncut "
-                        f"module has {sizes}; expected a number up to that, or the "
-                        f"places of those that are left, in order. {remedy}"
-                    )
-                plan[name][kind] = units
-        cut_(self, list(sites.values()), plan)
+            kept[name] = {kind: _units_left(left) for kind, left in counts.items()}
+        try:
+            cut_(self, sites, Plan(kept))
+        except ValueError as e:
+            raise ValueError(f"{where} does not fit: {e}. {remedy}") from e
         for name, counts in self.structure().items():
             missing = counts.keys() - structure.get(name, {}).keys()
             if missing:
@@ -151,12 +138,9 @@ class L0Network(MixedWith):
         return structure_of(self.sites())
 
 
-def _units_left(left: object) -> list[int] | None:
-    """Of a structure: so many units, or these; None for what is neither."""
-    units = list(range(left)) if type(left) is int and left >= 0 else left
-    if not isinstance(units, list) or any(type(unit) is not int for unit in units):
-        return None
-    return units if units == sorted({*units}) else None
+def _units_left(left: object) -> object:
+    """Of a structure's entry, what a plan says: so many units are the first ones."""
+    return list(range(left)) if type(left) is int and left >= 0 else left
 
 
 class L0ConformerEncoder(L0Network, ConformerEncoder):

@@ -6,22 +6,23 @@ those of `RANGES`.
 
 import collections.abc
 import inspect
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from docstring_parser.google import parse
+
 from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.gates import GATES
+from espnet_l0prune.core.goal import PARTS, SCOPES, Goal
 from espnet_l0prune.core.optim import ORDERS, L0AdamW
 from espnet_l0prune.core.ranges import RANGES, SHARE
 from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
-from espnet_l0prune.plugin.workload import Workload
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -35,18 +36,18 @@ def schema() -> dict:
     network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
     for name, choices in CHOICES.items():
         model[name]["enum"] = [*choices]
-    schedule = options(Workload) | shared(SCHEDULERS.values())
-    del schedule["fs"]  # the front end's
+    goal, schedule = options(Goal), shared(SCHEDULERS.values())
     share = {"type": "number", **SHARE.schema()}
-    schedule["target"]["anyOf"] = [share, closed(dict.fromkeys(COSTS, share))]
-    schedule["scope"]["enum"] = ["encoder", "decoder", "model"]
-    schedule["per"]["enum"] = ["block", "kind", None]
+    goal["target"]["anyOf"] = [share, closed(dict.fromkeys(COSTS, share))]
+    goal["scope"]["enum"] = [*SCOPES]
+    goal["per"]["enum"] = [*PARTS]
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)
     optim["order"]["enum"] = [*ORDERS]
     ranged = {
         "encoder_conf": network,
         "model_conf": model,
         "optim_conf": optim,
+        "sparsity_goal_conf": goal,
         "sparsity_scheduler_conf": schedule,
         "sparsity_constraint_conf": constraint,
     }
@@ -54,6 +55,8 @@ def schema() -> dict:
         for name, limits in RANGES[part].items():
             if name != "target":  # a number, or several
                 found[name] |= limits.schema()
+    # where versions up to 0.1.0 had them
+    before = {name: {**option, "deprecated": True} for name, option in goal.items()}
     decoder = network | {"random_features": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -68,8 +71,10 @@ def schema() -> dict:
             "model_conf": {"type": "object", "properties": model},
             "optim": ours_or_stock(["l0_adamw"]),
             "optim_conf": {"type": "object", "properties": optim},
+            "sparsity_goal": {"enum": ["share", None]},
+            "sparsity_goal_conf": closed(goal),
             "sparsity_scheduler": {"enum": [*SCHEDULERS, None]},
-            "sparsity_scheduler_conf": closed(schedule),
+            "sparsity_scheduler_conf": closed(schedule | before),
             "sparsity_constraint": {"enum": [*CONSTRAINTS, None]},
             "sparsity_constraint_conf": closed(constraint),
         },
@@ -141,14 +146,10 @@ def type_of(hint: object) -> dict:
 
 
 def docstring_of(cls: type) -> dict[str, str]:
-    """The texts of the arguments in the docstrings of a class and its bases, by name."""
-    texts: dict[str, str] = {}
-    docs = [inspect.cleandoc(base.__doc__ or "") for base in reversed(cls.__mro__)]
-    for line in "\n".join(docs).splitlines():
-        named = re.match(r"    (\w[\w, ]*): (.*)", line)
-        if named:
-            names = named[1].split(", ")
-            texts |= dict.fromkeys(names, named[2])
-        elif texts and line.startswith("        "):
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-    return texts
+    """Return what the docstrings of a class and its bases say of each argument."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for argument in parse(base.__doc__ or "").params:
+            text = " ".join((argument.description or "").split())
+            found |= dict.fromkeys(argument.arg_name.split(", "), text)
+    return found

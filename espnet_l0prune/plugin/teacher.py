@@ -12,8 +12,8 @@ from torch import Tensor
 
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.experiment import load_model
-from espnet_l0prune.plugin.workload import is_transducer
 
 
 @dataclass

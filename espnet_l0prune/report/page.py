@@ -17,12 +17,14 @@ from pathlib import Path
 import espnet
 import torch
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
 from espnet_l0prune.core.files import replace_all
-from espnet_l0prune.core.text import file_name, in_html, one_line, plain
+from espnet_l0prune.core.text import file_name, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.report import curves
@@ -30,7 +32,7 @@ from espnet_l0prune.report.headline import headlines
 from espnet_l0prune.report.results import Result, read_results, results_file
 from espnet_l0prune.report.run import Run, distinct_names, find_runs, read_run
 
-GENERATOR = '<meta name="generator" content="espnet_l0prune report">'
+GENERATOR = Markup('<meta name="generator" content="espnet_l0prune report">')
 # Stands for the text's colour, which follows the reader's light or dark background.
 INK = "#010203"
 STYLE = {
@@ -47,29 +49,6 @@ STYLE = {
         INK,
     ),
 }
-CSS = """
-:root { color-scheme: light dark; --line: #8886; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem;
-  max-width: 76rem; }
-h1 { font-size: 1.6rem; } .headline { font-size: 1.15rem; font-weight: 600; }
-h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
-h1, h2, p, th, figcaption, li { overflow-wrap: anywhere; }
-.cards { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: .5rem;
-  break-inside: avoid; max-width: 34rem; }
-figure svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: .9rem; opacity: .8; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-td + td, th + th { white-space: nowrap; }
-td, th { border-bottom: 1px solid var(--line); padding: .25rem .4rem; text-align: left;
-  vertical-align: top; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-@media print { body { max-width: none; } .wide { overflow: visible; }
-  details::details-content { display: block; content-visibility: visible; }
-  td + td, th + th { white-space: normal; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +58,38 @@ class Picture:
     figure: Figure
     name: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture as the page shows it.
+
+    Attributes:
+        svg: the element behind its `<svg`
+        caption: what it shows
+        name: of its files, without their endings
+    """
+
+    svg: Markup
+    caption: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text in columns: their heads, and each row by its first cell."""
+
+    head: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, with pictures and a table below them."""
+
+    title: str
+    cards: Sequence[Card]
+    table: Table | None
 
 
 @dataclass(frozen=True)
@@ -121,27 +132,24 @@ def write_report(
     results = [*itertools.chain(*decoded.values())]
     lines = [one_line(line) for line in headlines(runs, decoded)]
     earlier = pictures_of(out)
+    files: dict[Path, bytes] = {}
+    sections = []
     with rc_context(STYLE):
-        sections = [
-            ("What is left", "", list(structures(runs))),
-            ("Sparsity", "", list(sparsities(runs))),
-            ("Losses", "", list(losses(runs))),
-            ("Errors against costs", compared(results), list(costs(results))),
-        ]
-        files: dict[Path, bytes] = {}
-        body = []
-        for title, text, pictures in sections:
-            if not text and not pictures:
-                continue
+        for title, pictures, table in (
+            ("What is left", structures(runs), None),
+            ("Sparsity", sparsities(runs), None),
+            ("Losses", losses(runs), None),
+            ("Errors against costs", costs(results), compared(results)),
+        ):
             cards = []
             for picture in pictures:
-                shown, drawn = draw(picture, out, taken=files)
+                card, drawn = draw(picture, out, taken=files)
                 files |= drawn
-                cards.append(shown)
-            inside = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
-            body.append(f"<h2>{title}</h2>{inside}{text}")
+                cards.append(card)
+            if cards or table:
+                sections.append(Section(title, cards, table))
     page = out / "index.html"
-    text = whole_page(runs, lines, missing, "".join(body))
+    text = render(runs, lines, missing, sections)
     contents = {**files, page: text.encode()}
     replace_all({p: partial(Path.write_bytes, data=c) for p, c in contents.items()})
     for file in earlier - {*files}:
@@ -256,10 +264,10 @@ def costs(results: Sequence[Result]) -> Iterator[Picture]:
         yield Picture(figure, f"wer_{cost}", f"WER against {label}; the star is dense.")
 
 
-def compared(results: Sequence[Result]) -> str:
-    """The table dense beside pruned."""
+def compared(results: Sequence[Result]) -> Table | None:
+    """The table dense beside pruned, where something was decoded."""
     if not results:
-        return ""
+        return None
 
     def cells(values: Iterable[float | None], form: str) -> list[str]:
         return ["" if value is None else form.format(value) for value in values]
@@ -279,72 +287,62 @@ def compared(results: Sequence[Result]) -> str:
             rates = [getattr(r, kind).get(test) for r in results]
             percent = [None if rate is None else 100 * rate for rate in rates]
             rows[f"{kind.upper()} {test} (%)"] = cells(percent, "{:.2f}")
-    return table(["", *(result.name for result in results)], rows)
-
-
-def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """An HTML table of plain text; rows by their first cell."""
-
-    def line(cells: Iterable[str], tag: str) -> str:
-        return "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells)
-
-    body = "".join(f"<tr>{line([k, *row], 'td')}</tr>" for k, row in rows.items())
-    table = f"<table><thead><tr>{line(head, 'th')}</tr></thead>{body}</table>"
-    return f'<div class="wide">{table}</div>'
+    return Table(["", *(result.name for result in results)], rows)
 
 
 def draw(
     picture: Picture, out: Path, taken: Collection[Path]
-) -> tuple[str, dict[Path, bytes]]:
-    """A picture's HTML; and its SVG and PNG by their paths, of a name that is not taken,
-    whatever a system thinks of capital letters."""
+) -> tuple[Card, dict[Path, bytes]]:
+    """Return a picture for the page, and its SVG and PNG by their paths: of a name that
+    is not taken, whatever a system thinks of capital letters."""
     svg, png = io.StringIO(), io.BytesIO()
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     picture.figure.savefig(svg, format="svg", transparent=True, metadata=bare)
     picture.figure.savefig(png, format="png", dpi=150, facecolor="white")
-    shown = svg.getvalue()
-    shown = shown[shown.index("<svg") :]
+    _, _, inside = svg.getvalue().partition("<svg")
     used, first = {path.stem.casefold() for path in taken}, file_name(picture.name)
     names = itertools.chain([first], (f"{first}.{i}" for i in itertools.count(2)))
     name = next(name for name in names if name.casefold() not in used)
     files = {
-        out / f"{name}.svg": shown.replace(INK, "#000000").encode(),
+        out / f"{name}.svg": f"<svg{inside}".replace(INK, "#000000").encode(),
         out / f"{name}.png": png.getvalue(),
     }
-    return card(shown.replace(INK, "currentColor"), picture.caption, name), files
+    shown = Markup(inside.replace(INK, "currentColor"))
+    return Card(shown, picture.caption, name), files
 
 
-def card(svg: str, caption: str, name: str) -> str:
-    """A picture and its caption in HTML; its files have this name."""
-    text = in_html(caption)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
-    return f'<figure id="{name}">{svg}<figcaption>{text}</figcaption></figure>'
-
-
-def whole_page(
-    runs: Sequence[Run], lines: Sequence[str], missing: Sequence[str], body: str
+def render(
+    runs: Sequence[Run],
+    headline: Sequence[str],
+    missing: Sequence[str],
+    sections: Sequence[Section],
 ) -> str:
-    """The page, with its headline, what is missing, each run's configuration, and what
-    made it."""
-    names = in_html(", ".join(run.name for run in runs))
-    headline = "".join(f'<p class="headline">{in_html(line)}</p>' for line in lines)
-    problems = "".join(f"<p>{in_html(line)}</p>" for line in missing)
-    confs = []
-    for run in runs:
-        conf = in_html(yaml.safe_dump(run.config, sort_keys=False).strip())
-        confs.append(
-            f"<details><summary>{in_html(run.name)}</summary><pre>{conf}</pre></details>"
-        )
-    made = (
-        f"espnet_l0prune {__version__}, ESPnet {espnet.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, "
-        f"{datetime.now():%Y-%m-%d %H:%M}"
+    """Return the page in HTML, which `templates/page.html` lays out.
+
+    All text is escaped there, and what of it cannot be encoded or seen is replaced.
+    """
+    environment = Environment(
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{GENERATOR}"
-        f'<link rel="icon" href="data:,"><title>{names}</title><style>{CSS}</style>'
-        f"</head><body><h1>{names}</h1>{headline}{problems}{body}"
-        f"<h2>Configurations</h2>{''.join(confs)}<p>{in_html(made)}</p></body></html>\n"
+    return environment.get_template("page.html").render(
+        generator=GENERATOR,
+        title=", ".join(run.name for run in runs),
+        headline=headline,
+        missing=missing,
+        sections=sections,
+        configurations=[
+            (run.name, yaml.safe_dump(run.config, sort_keys=False).strip())
+            for run in runs
+        ],
+        made_by=(
+            f"espnet_l0prune {__version__}, ESPnet {espnet.__version__}, torch "
+            f"{torch.__version__}, Python {platform.python_version()}, "
+            f"{datetime.now():%Y-%m-%d %H:%M}"
+        ),
     )

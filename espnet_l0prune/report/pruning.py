@@ -8,7 +8,7 @@ from pathlib import Path
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.reading import read_json
 from espnet_l0prune.deploy.inspect import Inspection
-from espnet_l0prune.plugin.register import make_scheduler, make_workload
+from espnet_l0prune.plugin.options import is_pruned, make_goal, make_scheduler
 from espnet_l0prune.report.history import Epoch
 from espnet_l0prune.report.values import amounts
 
@@ -46,21 +46,22 @@ def read_pruning(
     Raises:
         ValueError: options of the schedule, or a cut.json, that are damaged
     """
-    if getattr(args, "sparsity_scheduler", None) is None:
+    if not is_pruned(args):
         file = folder / "cut.json"
         return _read_cut(file) if file.exists() else None
-    scheduler, scope = make_scheduler(args), make_workload(args).scope
+    scheduler, goal = make_scheduler(args), make_goal(args)
     actual = dict(inspection.actual_sparsity) if inspection is not None else {}
     if not history:
-        return Pruning(scope, scheduler.goal, actual)
+        return Pruning(goal.scope, goal.targets, actual)
     last = history[-1]
     for cost in COSTS:
         if f"sparsity_actual_{cost}" in last.valid:
             actual.setdefault(cost, last.valid[f"sparsity_actual_{cost}"])
     if scheduler.in_epochs:
         scheduler.scale = max(last.update // last.number, 1)
-    phase, target = scheduler.phase(last.update), scheduler.targets(last.update)
-    return Pruning(scope, scheduler.goal, actual, phase, target)
+    phase = scheduler.phase(last.update)
+    target = scheduler.targets(last.update, goal.targets)
+    return Pruning(goal.scope, goal.targets, actual, phase, target)
 
 
 def _read_cut(file: Path) -> Pruning:

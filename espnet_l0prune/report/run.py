@@ -10,6 +10,7 @@ from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.text import plain
 from espnet_l0prune.deploy.inspect import Inspection, inspect_experiment
 from espnet_l0prune.plugin.experiment import last_of, read_config
+from espnet_l0prune.plugin.options import PRUNING_OPTIONS
 from espnet_l0prune.report.history import Epoch, read_history
 from espnet_l0prune.report.pruning import Pruning, read_pruning
 from espnet_l0prune.report.values import count
@@ -27,10 +28,7 @@ OPTIONS = (  # of a configuration: what a reader asks first
     "optim_conf",
     "scheduler",
     "scheduler_conf",
-    "sparsity_constraint",
-    "sparsity_constraint_conf",
-    "sparsity_scheduler",
-    "sparsity_scheduler_conf",
+    *PRUNING_OPTIONS,
     "max_epoch",
     "batch_type",
     "batch_bins",

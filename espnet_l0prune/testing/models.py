@@ -7,7 +7,8 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.gates import LogAlpha
-from espnet_l0prune.plugin.workload import Workload, make_budget
+from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.plugin.counting import make_budget
 
 TOKENS = ["<blank>", "<unk>", *"ABCDEFGH", "<space>", "<sos/eos>"]
 ENCODER = {
@@ -45,7 +46,7 @@ def model(seed: int = 0, **changes):
 
 def budget(net, scope: str = "encoder"):
     """What the model costs, for some of the frames and tokens of `batch`."""
-    return make_budget(net, Workload(scope=scope, seconds=0.8, tokens=6))
+    return make_budget(net, Goal(scope=scope, seconds=0.8, tokens=6))
 
 
 def whole(network, structure: dict) -> dict:

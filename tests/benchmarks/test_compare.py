@@ -10,8 +10,8 @@ from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.plugin.register import make_scheduler, make_workload
-from espnet_l0prune.plugin.workload import make_budget
+from espnet_l0prune.plugin.counting import make_budget
+from espnet_l0prune.plugin.options import make_goal
 from espnet_l0prune.testing.models import TOKENS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -56,8 +56,8 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, cells, cell):
     for name, method in gates.items():
         one = cell(name, budget)
         args = parsed(cells.written(one.folder / "prune.yaml", method.conf(one)))
-        counted = make_budget(ASRTask.build_model(args), make_workload(args))
-        goal = make_scheduler(args).goal
+        counted = make_budget(ASRTask.build_model(args), make_goal(args))
+        goal = make_goal(args).targets
         assert goal == dict.fromkeys(method.costs, budget)
         check_reachable(counted, goal)
         check_compatible(counted, goal)

@@ -1,7 +1,6 @@
 """The command line: what machines and people get, and how mistakes end."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import pty
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from espnet_l0prune.cli import disable, enable, main
-from espnet_l0prune.cli.parser import COMMANDS, get_parser
+from espnet_l0prune.cli.parser import get_parser
 from espnet_l0prune.testing.experiments import save_experiment
 
 HEARD = {"frontend": "default", "input_size": None}
@@ -213,15 +212,6 @@ def test_an_espnet_that_cannot_be_imported(dense, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "this ESPnet cannot be used: " in message
     assert "`espnet-l0prune doctor` says what is wrong" in message
-
-
-def test_an_interrupted_command(monkeypatch):
-    def interrupted(args):
-        raise KeyboardInterrupt
-
-    stopped = dataclasses.replace(COMMANDS["disable"], run=interrupted)
-    monkeypatch.setitem(COMMANDS, "disable", stopped)
-    assert main(["disable"]) == 130
 
 
 def test_bash_completes_commands_and_folders(tmp_path, capsys):

@@ -10,13 +10,14 @@ from espnet_l0prune.compare.one_shot import gated, prune_at_once
 from espnet_l0prune.compare.parp import prune_softly, zero_
 from espnet_l0prune.core import importance
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.importance import IMPORTANCES
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.deploy.verify import TOLERANCE, difference_of, outputs, require_equal
-from espnet_l0prune.plugin.workload import evaluation, sites_of
+from espnet_l0prune.plugin.counting import evaluation, sites_of
 from espnet_l0prune.testing.models import budget, disturb_, model
 from espnet_l0prune.testing.runs import make_data, run
 from espnet_l0prune.testing.updates import batch
@@ -44,9 +45,9 @@ def without(net, name: str, kind: str, units: list[int]):
     """A copy from which the units are really cut."""
     small = copy.deepcopy(net)
     sites = sites_of(small)
-    plan = plan_of(sites)
+    plan = plan_of(sites).plain()
     plan[name][kind] = [u for u in plan[name][kind] if u not in units]
-    cut_(small, sites, plan)
+    cut_(small, sites, Plan(plan))
     return small
 
 
@@ -179,7 +180,7 @@ def test_the_block_that_goes_is_the_one_that_is_missed_least_in_a_narrow_network
         return importance.task_loss(small, data)(), left
 
     def without_block(plan, i: int):
-        return plan | {f"encoders.{i}": {"blocks": []}}
+        return plan | Plan({f"encoders.{i}": {"blocks": []}})
 
     loss, left = cut(narrow)
     harms = []

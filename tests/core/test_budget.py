@@ -7,9 +7,9 @@ import torch
 
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.feasibility import _least, check_compatible, check_reachable
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.parts import split
-from espnet_l0prune.core.plan import decide_
 from espnet_l0prune.core.selection import _without_needless, select
 from espnet_l0prune.core.sites import Call
 from espnet_l0prune.core.terms import count_parameters, terms_of

@@ -12,6 +12,7 @@ from espnet_l0prune.core.constraints import (
     PenaltyConstraint,
 )
 from espnet_l0prune.core.controller import SparsityController
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.schedules import LinearSparsityScheduler
@@ -24,12 +25,14 @@ OPTIONS = {"lr": 0.01, "gate_lr": 0.5, "weight_decay": 0.0}
 def controlled(constraint=None, channels=(4, 6), parts=None, seed=0, gates=(), **more):
     """A network, its controller and its optimizer."""
     options = {k: more.pop(k) for k in ("order", "gate_lr") if k in more}
+    goal = Goal(more.pop("target", 0.4))
     net, _, budget = network(*channels, seed=seed, **dict(gates))
     optimizer = L0AdamW(net.parameters(), **{**OPTIONS, **options})
     controller = SparsityController(
         budget,
         parts or {"": budget},
-        LinearSparsityScheduler(**{"target": 0.4, **LENGTHS, **more}),
+        goal,
+        LinearSparsityScheduler(**{**LENGTHS, **more}),
         constraint or LagrangianConstraint(2.0, lambda2=30.0),
         optimizer,
     )
@@ -93,7 +96,9 @@ def test_phases_penalty_and_multipliers():
         trains = phase != "warmup"
         assert all(gate.sampling == trains for gate in gates)
         target = 0.4 * min(max(i - 2, 0) / 4, 1)
-        assert controller.scheduler.targets(i)["params"] == pytest.approx(target)
+        assert controller.scheduler.targets(i, {"params": 0.4})[
+            "params"
+        ] == pytest.approx(target)
         before = dict(controller.multipliers["params"])
         shortfall = target - float(controller.budget.expected()["params"])
         penalty = before["lambda1"] * shortfall + before["lambda2"] * shortfall**2
@@ -134,7 +139,8 @@ def test_both_costs_have_their_share_and_parts_their_own():
     controller = SparsityController(
         budget,
         parts,
-        LinearSparsityScheduler(0.4, **LENGTHS),
+        Goal(0.4),
+        LinearSparsityScheduler(**LENGTHS),
         LagrangianConstraint(2.0, lambda2=30.0),
         optimizer,
     )
@@ -217,6 +223,11 @@ def test_targets_that_cannot_be_met_are_refused_at_once():
     controlled(InequalityConstraint(), target=both)  # asks for at least so much
     with pytest.raises(ValueError, match="holds all gates to one target"):
         controlled(ControlledL2Constraint(), target={"params": 0.4, "macs": 0.4})
+    with pytest.raises(
+        ValueError, match=r"start is 0\.5; expected at most the target, 0\.4"
+    ):
+        controlled(start=0.5)
+    controlled(start=0.4)
     controlled(ControlledL2Constraint())
     assert controlled(PenaltyConstraint())[1].multipliers == {"params": {}}
 
@@ -267,7 +278,7 @@ def test_a_schedule_in_epochs_scales_with_their_length():
     scheduler = controller.scheduler
     begins = scheduler.ramp_begins, scheduler.hold_begins, scheduler.frozen_begins
     assert begins == (2, 6, 8)
-    assert optimizer.pruning["scale"] == scheduler.scale == 4
+    assert optimizer.progress.scale == scheduler.scale == 4
     controller.begin_epoch(6, 3)  # before the first update it may change
     assert scheduler.frozen_begins == 12
     controller.begin_epoch(4, 3)
@@ -289,7 +300,7 @@ def test_gates_that_moved_before_the_first_update():
     controller.begin_epoch(100, 1)
 
 
-# What is told of the path
+# What is told
 
 
 def told(caplog) -> str:
@@ -298,84 +309,24 @@ def told(caplog) -> str:
     return text
 
 
-def follow(controller, *shortfalls: float) -> None:
-    for shortfall in shortfalls:
-        controller._paths["params"].add(shortfall)
-
-
-@pytest.mark.parametrize("phase", ["ramp", "hold"])
-def test_a_path_that_swings_is_told_and_begun_anew(phase, caplog):
-    run = controlled()
-    controller = run[1]
-    update(*run, {"ramp": 3, "hold": 7}[phase])
-    controller._tell_paths()
-    told(caplog)
-    follow(controller, 0.5, 0.2, -0.03, -0.2, 0.02, 0.07, 0.01)
-    controller._tell_paths()
-    text = told(caplog)
-    assert "crossed it 2 times in 7 updates, and was up to 0.200 away" in text
-    assert "params swings around its target" in text
-    controller._tell_paths()
+def test_a_target_that_is_not_followed_is_told_once(caplog):
+    run = _, controller, _ = controlled(LagrangianConstraint(1e-6, lambda2=1e-6))
+    update(*run, 5)
+    controller.begin_epoch(None, 1)
+    assert "sparsity" not in told(caplog)  # it may come yet
+    update(*run, 2)  # hold
+    controller.tell_remedies()
+    assert "sparsity in params is 0.3" in (text := told(caplog))
+    assert "from its target, which no longer rises. Raise multiplier_lr" in text
+    controller.tell_remedies()
     assert not told(caplog)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        (0.5, 0.3, 0.1, 0.01),  # it comes to its target
-        (0.5, -0.06, -0.04),  # crosses it once
-        (0.5, -0.03, 0.04, -0.04),  # swings a little
-        (-0.3, 0.01, -0.01, 0.01),  # swings a little, after what was far off
-        (0.5,),
-        (),
-    ],
-)
-def test_a_path_that_is_well(path, caplog):
-    run = controlled()
-    controller = run[1]
-    update(*run, 3)
-    controller._tell_paths()
-    told(caplog)
-    follow(controller, *path)
-    controller._tell_paths()
-    assert not told(caplog)
-
-
-def test_a_path_that_ends_away_from_a_target_that_stands(caplog):
-    run = controlled()
-    controller = run[1]
-    update(*run, 7)  # hold
-    for away in (0.06, -0.06):
-        controller._tell_paths()
-        told(caplog)
-        follow(controller, 0.01, 0.02, away) if away > 0 else follow(controller, away)
-        controller._tell_paths()
-        assert f"is {away:.3f} from its target, which no longer rises" in told(caplog)
-    follow(controller, 0.3, 0.04)
-    controller._tell_paths()
-    assert not told(caplog)
-
-
-def test_more_than_an_inequality_asks_for_is_no_swing(caplog):
-    run = controlled(InequalityConstraint(5.0))
-    controller = run[1]
-    update(*run, 7)
-    controller._tell_paths()
-    told(caplog)
-    follow(controller, 0.01, -0.5, 0.01, -0.5)
-    controller._tell_paths()
-    assert not told(caplog)
-    follow(controller, 0.01, -0.5, 0.07, -0.5)  # but this is
-    controller._tell_paths()
-    assert "crossed it 3 times in 4 updates, and was up to 0.070 away" in told(caplog)
-
-
-def test_a_price_has_no_path(caplog):
+def test_a_price_has_no_target_to_follow(caplog):
     run = controlled(PenaltyConstraint(0.1))
-    controller = run[1]
     update(*run, 7)
-    follow(controller, 0.3)
-    controller._tell_paths()
+    told(caplog)
+    run[1].tell_remedies()
     assert not told(caplog)
 
 

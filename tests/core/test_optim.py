@@ -2,7 +2,7 @@ import torch
 
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import ScaleInput
-from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.optim import L0AdamW, Progress
 
 
 def network() -> torch.nn.Module:
@@ -49,8 +49,9 @@ def test_groups_by_type_however_they_arrive():
     optim = L0AdamW([net[0].weight], **conf)
     later = [net[0].bias, net[1].gate.log_alpha]
     optim.add_param_group({"params": later, **conf, "weight_decay": 0.0})
-    gates = [g for g in optim.param_groups if g is optim.pruning]
-    assert [p is net[1].gate.log_alpha for g in gates for p in g["params"]] == [True]
+    (gates,) = [g for g in optim.param_groups if g["params"][0] is later[1]]
+    assert len(gates["params"]) == 1
+    assert gates["weight_decay"] == 0
     assert sum(len(g["params"]) for g in optim.param_groups) == 3
     # Adam's first step is the rate: the bias must not move at the gates'
     before = {p: p.clone() for p in later}
@@ -71,11 +72,31 @@ def test_hooks_run_once_beside_other_optimizers():
     assert calls == [1]
 
 
-def test_state_travels_with_the_optimizer():
+def test_a_closure_runs_before_the_move():
+    net = network()
+    optim = L0AdamW(net.parameters())
+    before = net[0].weight.clone()
+
+    def closure():
+        assert torch.equal(net[0].weight, before)
+        loss = net(torch.ones(1, 4)).sum()
+        loss.backward()
+        return loss
+
+    assert float(optim.step(closure)) == float(network()(torch.ones(1, 4)).sum())
+    assert not torch.equal(net[0].weight, before)
+
+
+def test_progress_travels_with_the_optimizer():
     optim = L0AdamW(network().parameters())
     found = {"params": {"lambda1": 1.5}, "macs": {"lambda1": 2.5}}
-    optim.pruning.update(update=7, multipliers=found)
+    optim.progress = Progress(7, found, {"order": "joint"}, 3)
+    state = optim.state_dict()
     other = L0AdamW(network().parameters())
-    other.load_state_dict(optim.state_dict())
-    assert other.pruning["update"] == 7
-    assert other.pruning["multipliers"] == found
+    other.load_state_dict(state)
+    assert other.progress == optim.progress
+    other.progress.multipliers["params"]["lambda1"] = 0.0
+    again = L0AdamW(network().parameters())
+    again.load_state_dict(state)  # which nobody has changed
+    assert again.progress == optim.progress
+    assert again.param_groups[1].keys() == optim.param_groups[1].keys()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_l0prune.core import pickles
 from espnet_l0prune.core.reading import read_json, read_tensors, read_text, read_yaml
 from tests.attacks import JSON, PICKLES, STEPS, YAML, write_steps
 
@@ -240,8 +239,9 @@ def test_steps_that_no_tensor_needs(steps, tmp_path):
         read_tensors(tmp_path / "in")
 
 
-def test_a_pickle_that_is_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickles, "MOST_STEPS", 1000)
-    write_steps(tmp_path / "in", b"(" + b"K\x01" * 1000 + b"t.")
+def test_a_pickle_that_is_too_long(tmp_path):
+    """A thousand calls, each of which visits the same 2100 numbers."""
+    numbers, call = b"(" + b"K\x01" * 2100 + b"tq\x00", b"ctorch\nSize\nh\x00\x85R"
+    write_steps(tmp_path / "in", numbers + 1000 * call + b".")
     with pytest.raises(ValueError, match="too long for one of tensors"):
         read_tensors(tmp_path / "in")

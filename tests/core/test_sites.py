@@ -12,9 +12,10 @@ from espnet_l0prune.core.claims import (
     output_claims,
     whole_output_claims,
 )
-from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.cutting import cut_, features_left
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
-from espnet_l0prune.core.plan import decide_, features_left, plan_of, structure_of
+from espnet_l0prune.core.plan import Plan, plan_of, structure_of
 from espnet_l0prune.core.sites import Site
 from tests.core.branches import SIZE, Network, Place, network, set_
 
@@ -193,7 +194,7 @@ def test_a_unit_that_a_plan_closes_keeps_its_weights():
         site.gates["channels"]().detach(),
         net.branches[0].last.weight.clone(),
     )
-    decide_([site], {"branches.0": {"channels": [0, 2]}})
+    decide_([site], Plan({"branches.0": {"channels": [0, 2]}}))
     after = net.branches[0].last.weight
     for unit in (0, 2):
         torch.testing.assert_close(after[:, unit], before[:, unit] * values[unit])
@@ -233,10 +234,10 @@ def test_a_cut_is_what_the_gates_left_open():
 def test_what_was_not_planned_stays_as_it_is():
     net, sites, _ = network(4, kinds=())
     first = net.branches[0].first.weight
-    cut_(net, sites, {})
+    cut_(net, sites, Plan({}))
     assert net.branches[0].first.weight is first
     net.branches[0].first.weight.requires_grad_(False)
-    cut_(net, sites, {"branches.0": {"channels": [1, 2]}})
+    cut_(net, sites, Plan({"branches.0": {"channels": [1, 2]}}))
     cut = net.branches[0].first.weight
     assert isinstance(cut, nn.Parameter)
     assert not cut.requires_grad
@@ -284,7 +285,7 @@ def test_a_layer_says_what_it_is_after_a_cut(name):
     net = nn.Sequential(make())
     site = Claims(net[0], 3, *claims(net[0]))
     whole = copy.deepcopy(net[0])
-    cut_(net, [site], {"layer": {"units": [0, 2]}})
+    cut_(net, [site], Plan({"layer": {"units": [0, 2]}}))
     assert {key: getattr(net[0], key) for key in expected} == expected
     for name in ("bias", "running_mean", "running_var"):
         old = getattr(whole, name, None)
@@ -301,7 +302,7 @@ def test_two_kinds_that_own_one_dimension_both_count():
         layer, 3, *output_claims(layer, "units", inner=2), *output_claims(layer, "more")
     )
     site._sizes = {"units": 3, "more": 6}
-    plan = {"layer": {"units": [0, 1], "more": [1, 2, 5]}}
+    plan = Plan({"layer": {"units": [0, 1], "more": [1, 2, 5]}})
     kept, left = features_left([site], plan)
     assert kept["layer"]["units"].tolist() == [True, True, False]
     assert left[layer, "weight"][0].tolist() == [False, True, True, False, False, False]

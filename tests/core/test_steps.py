@@ -120,7 +120,6 @@ def defaults(kind) -> dict:
 
 def test_defaults_that_experiments_rely_on():
     schedule = {
-        "target": 0.5,
         "start": 0.0,
         "warmup_steps": 1000,
         "ramp_steps": 10000,
@@ -182,27 +181,28 @@ def test_a_ramp_that_starts_above_0():
         (CosineSparsityScheduler, [0.2, 0.5 - 0.15 * 2**0.5, 0.5, 0.5 + 0.15 * 2**0.5]),
         (ExponentialSparsityScheduler, [1 - 0.8 * 0.25 ** (i / 4) for i in range(4)]),
     ):
-        scheduler = kind(0.8, 0.2, **lengths)
-        found = [scheduler.targets(i)["params"] for i in range(7)]
+        scheduler = kind(0.2, **lengths)
+        found = [scheduler.targets(i, {"params": 0.8})["params"] for i in range(7)]
         assert found == pytest.approx([0, *at, 0.8, 0.8])
     lengths["ramp_steps"] = 8
-    stairs = StaircaseSparsityScheduler(0.8, 0.0, **lengths, stairs=4)
-    found = [stairs.targets(i)["params"] for i in range(1, 10)]
+    stairs = StaircaseSparsityScheduler(0.0, **lengths, stairs=4)
+    found = [stairs.targets(i, {"params": 0.8})["params"] for i in range(1, 10)]
     assert found == pytest.approx([0.2] * 2 + [0.4] * 2 + [0.6] * 2 + [0.8] * 3)
 
 
 def test_lengths_that_are_allowed():
-    one = LinearSparsityScheduler(0.3, 0.3, 0, 5, 5)  # a start of the target
-    assert one.targets(0) == {"params": 0.3}
-    LinearSparsityScheduler(0.3, 0.0, 0, 5, 0)
-    LinearSparsityScheduler(0.3, 0.0, 3.0, 0, 5)
-    in_epochs = LinearSparsityScheduler(0.3, 0.0, 0.5, 1.5, 1.26, in_epochs=True)
+    one = LinearSparsityScheduler(0.3, 0, 5, 5)
+    one.check_start({"params": 0.3})  # a start of the target
+    assert one.targets(0, {"params": 0.3}) == {"params": 0.3}
+    LinearSparsityScheduler(0.0, 0, 5, 0)
+    LinearSparsityScheduler(0.0, 3.0, 0, 5)
+    in_epochs = LinearSparsityScheduler(0.0, 0.5, 1.5, 1.26, in_epochs=True)
     assert in_epochs.scale == 1
     in_epochs.scale = 10
     begins = in_epochs.ramp_begins, in_epochs.hold_begins, in_epochs.frozen_begins
     assert begins == (5, 20, 33)
     with pytest.raises(ValueError, match="hold_steps is -1"):
-        LinearSparsityScheduler(0.3, 0.0, 0, 5, -1, in_epochs=True)
+        LinearSparsityScheduler(0.0, 0, 5, -1, in_epochs=True)
     with pytest.raises(ValueError, match=r"stairs is 2\.5"):
         StaircaseSparsityScheduler(stairs=2.5)
     StaircaseSparsityScheduler(stairs=1)
@@ -211,30 +211,31 @@ def test_lengths_that_are_allowed():
 # The optimizer
 
 
-def test_what_is_left_out_of_an_update():
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("gates", [True, False])
+def test_what_is_left_out_of_a_move(weights, gates):
     weight, gate = nn.Parameter(torch.ones(2)), LogAlpha(torch.ones(3))
     optimizer = L0AdamW([weight, gate], weight_decay=0.5)
-    assert optimizer.pruning["params"] == [gate]
-    assert optimizer.pruning["weight_decay"] == 0
-    assert (optimizer.pruning["update"], optimizer.pruning["multipliers"]) == (0, {})
-    for kinds, expected in (
-        (("weights",), (False, True)),
-        (("gates",), (True, False)),
-        (("weights", "gates"), (False, False)),
-        ((), (True, True)),
-    ):
-        weight.grad, gate.grad = torch.ones(2), torch.ones(3)
-        optimizer.leave_out(*kinds)
-        assert (weight.grad is not None, gate.grad is not None) == expected
-    optimizer.step()
-    assert "scheduled_lr" not in optimizer.pruning
-    assert optimizer.param_groups[0]["lr"] == optimizer.pruning["lr"] == 1e-3
-    for options, message in (
+    of_weights, of_gates = optimizer.param_groups
+    assert (of_gates["params"], of_gates["weight_decay"]) == ([gate], 0)
+    weight.grad, gate.grad = torch.ones(2), torch.ones(3)
+    with torch.no_grad():
+        optimizer.move_(weights, gates)
+    assert bool((weight != 1).all()) == weights
+    assert bool((gate != 1).all()) == gates
+    assert of_weights["lr"] == of_gates["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"gate_lr": 0}, r"gate_lr is 0; expected a number in \(0, 10\]"),
         ({"order": "both"}, "order is 'both'; expected one of joint, alternating, gates"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            L0AdamW([weight], **options)
+    ],
+)
+def test_options_of_no_optimizer(options, message):
+    with pytest.raises(ValueError, match=message):
+        L0AdamW([nn.Parameter(torch.ones(2))], **options)
 
 
 def test_groups_of_one_kind_alone():

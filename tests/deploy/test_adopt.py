@@ -20,9 +20,9 @@ from espnet2.tasks.s2t import S2TTask
 from espnet_model_zoo.downloader import ModelDownloader
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.schema import schema
-from espnet_l0prune.plugin.workload import sites_of
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.runs import CONFIG, make_data, run
 

@@ -1,5 +1,6 @@
 """What a training would refuse, `adopt` refuses before it writes, or it leaves it out."""
 
+import re
 import shlex
 
 import pytest
@@ -8,9 +9,10 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.verify import outputs
-from espnet_l0prune.plugin.experiment import task_name
-from espnet_l0prune.plugin.workload import Workload, make_budget
+from espnet_l0prune.plugin.building import task_name
+from espnet_l0prune.plugin.counting import make_budget
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, model
 from espnet_l0prune.testing.runs import data_options, make_data
@@ -46,6 +48,50 @@ def test_it_refuses_what_a_training_would(changes, message, tmp_path, capsys):
     assert main(["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "l0").exists()
+
+
+def adopt_with(tmp_path, *more: str) -> int:
+    out = str(tmp_path / "l0")
+    return main(["adopt", str(tmp_path / "dense"), "--out", out, *more])
+
+
+def test_options_that_are_set(tmp_path):
+    """One by one in mappings; in the one file or in the other."""
+    save_experiment(tmp_path / "dense", optim_conf={"lr": 0.001, "weight_decay": 0.01})
+    settings = "encoder_conf.round_to=2", "optim_conf.gate_lr=0.05", "accum_grad=3"
+    more = [word for text in settings for word in ("--set", text)]
+    assert adopt_with(tmp_path, *more, "--set_finetune", "optim_conf.lr=0.1") == 0
+    prune, finetune = (
+        yaml.safe_load((tmp_path / f"l0/{name}.yaml").read_text())
+        for name in ("prune", "finetune")
+    )
+    assert prune["encoder_conf"]["round_to"] == 2
+    assert prune["encoder_conf"]["units"] == "default"
+    assert prune["optim_conf"] == {"lr": 0.001, "weight_decay": 0.01, "gate_lr": 0.05}
+    assert finetune["optim_conf"] == {"lr": 0.1, "weight_decay": 0.01}
+    assert (prune["accum_grad"], finetune["accum_grad"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optim_conf.gate_lr=-1", "gate_lr is -1; expected a number in"),
+        ("optim_conf.gate_rl=1", "unknown option 'gate_rl'; did you mean 'gate_lr'"),
+        ("encoderr=1", "ESPnet would not train with this: .*encoderr"),
+    ],
+)
+def test_options_that_nobody_has(option, message, tmp_path, capsys):
+    save_experiment(tmp_path / "dense")
+    assert adopt_with(tmp_path, "--set", option) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "l0").exists()
+
+
+@pytest.mark.parametrize("text", ["lr", "=1", "optim_conf.=1", "lr={"])
+def test_settings_that_are_none(text, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        adopt_with(tmp_path, "--set", text)
+    assert f"{text!r} is none of KEY=VALUE" in capsys.readouterr().err
 
 
 def test_it_refuses_a_postdecoder(tmp_path, capsys):
@@ -144,4 +190,4 @@ def test_a_model_that_reads_a_transcript_is_not_counted():
     net = model()
     net.postdecoder = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"postdecoder: .* reads a transcript"):
-        make_budget(net, Workload())
+        make_budget(net, Goal())

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,7 @@ import yaml
 from espnet2.tasks.ssl import SSLTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.deploy import archive
-from espnet_l0prune.deploy.archive import unpack, unpack_model
+from espnet_l0prune.deploy.archive import LARGEST, check_members, unpack, unpack_model
 from espnet_l0prune.testing.experiments import save_experiment
 from tests.attacks import META, ZIPS, write_zip
 
@@ -86,13 +86,13 @@ def test_what_would_fill_the_disk_or_a_folder_that_exists(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="exists; expected a new folder"):
         unpack(tmp_path / "in.zip", tmp_path)
     free = shutil.disk_usage(tmp_path)._replace(free=98)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: free)
-        with pytest.raises(ValueError, match="needs 100 bytes, and 98 are free"):
-            unpack(tmp_path / "in.zip", tmp_path / "new")
-    monkeypatch.setattr(archive, "LARGEST", 99)
-    with pytest.raises(ValueError, match="to 100 bytes; expected at most 99"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(ValueError, match="needs 100 bytes, and 98 are free"):
         unpack(tmp_path / "in.zip", tmp_path / "new")
+    large = zipfile.ZipInfo("a")
+    large.file_size = large.compress_size = LARGEST + 1
+    with pytest.raises(ValueError, match=f"expected at most {LARGEST}"):
+        check_members([large], tmp_path / "in.zip")
     assert os.listdir(tmp_path) == ["in.zip"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_
+from espnet_l0prune.core.claims import Claim
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.deploy import cut
 from espnet_l0prune.deploy.cut import largest_step
+from espnet_l0prune.networks.blocks.conformer import ConformerBlock
+from espnet_l0prune.networks.branches.attention import AttentionSite
+from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.testing.models import arguments, budget, disturb_, model
 
@@ -113,6 +116,42 @@ def test_cut_refuses_what_is_not_ready(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_plan_says_what_stays_whatever_the_gates_are(tmp_path, capsys):
+    """That of one cut, for gates that have not settled; or for another goal's."""
+    save(tmp_path / "settled")
+    assert main(["cut", str(tmp_path / "settled"), "--out", str(tmp_path / "cut")]) == 0
+    plan = tmp_path / "cut/plan.json"
+    save(tmp_path / "moving", sparsity=None)
+    out = tmp_path / "planned"
+    args = [str(tmp_path / "moving"), "--plan", str(plan), "--out", str(out)]
+    assert main(["cut", *args]) == 0
+    assert (out / "plan.json").read_text() == plan.read_text()
+    structures = [folder / "structure.yaml" for folder in (tmp_path / "cut", out)]
+    assert structures[0].read_text() == structures[1].read_text()
+    assert json.loads((out / "cut.json").read_text())["difference"]["float64"] <= 1e-10
+
+    kept = json.loads(plan.read_text())
+    name = "encoders.0.feed_forward"
+    kept[name]["ffn_channels"] = kept[name]["ffn_channels"][:7]
+    plan.write_text(json.dumps({name: kept[name]}))  # all of the others
+    assert main(["cut", *args, "--force"]) == 0
+    assert json.loads((out / "plan.json").read_text())[name] == kept[name]
+    structure = yaml.safe_load((out / "structure.yaml").read_text())
+    assert structure[name]["ffn_channels"] == 7
+    assert structure["encoders.1.feed_forward"]["ffn_channels"] == 300
+
+    for text, said in (
+        ("[1]", "a plan is [1]; expected a mapping"),
+        ('{"encoders.7": {}}', "it names 'encoders.7', which this network does not"),
+        ("{", "plan.json"),
+    ):
+        plan.write_text(text)
+        err = message(capsys, "cut", *args, "--force")
+        assert f"{plan} cannot be the plan: " in err
+        assert said in err
+        assert "Expected the plan.json of a cut of the same network" in err
+
+
 def test_cut_refuses_more_than_was_asked_for(tmp_path, capsys):
     """Closed further than the units are coarse: the checkpoint of another run."""
     save(tmp_path / "exp", sparsity=0.6)
@@ -144,17 +183,40 @@ def test_how_far_beyond_a_target_the_coarsest_unit_may_bring_a_plan(tmp_path):
     assert both == pytest.approx(max(max(values) for values in steps.values()))
 
 
-def test_a_cut_that_computes_something_else_is_not_written(tmp_path, capsys, monkeypatch):
-    """As by a mistake in what a site claims."""
+class InterleavedHeads(AttentionSite):
+    """By mistake, a head owns every d_k-th of the queries, keys and values."""
+
+    def unit_claims(self):
+        for claim in super().unit_claims():
+            mistaken = claim.kind == "heads" and not claim.folds
+            swapped = replace(claim, inner=claim.outer, outer=claim.inner)
+            yield swapped if mistaken else claim
+
+
+class ChannelsWithNorm(FeedForwardSite):
+    """By mistake, channels own the norm too, of which a cut leaves every feature."""
+
+    def unit_claims(self):
+        yield from super().unit_claims()
+        yield Claim(self.norm, "weight", 0, "ffn_channels", whole=True)
+
+
+@pytest.mark.parametrize(
+    ("branch", "site", "said"),
+    [
+        ("self_attn", InterleavedHeads, "the two networks differ by"),
+        ("feed_forward", ChannelsWithNorm, "its gates promised"),
+    ],
+)
+def test_a_cut_with_a_mistake_in_claims_is_not_written(
+    branch, site, said, tmp_path, capsys, monkeypatch
+):
+    """As whoever adds a kind of branch may make it: see docs/extending.md."""
+    place = ConformerBlock.layout[branch]._replace(sites=(site,))
+    monkeypatch.setitem(ConformerBlock.layout, branch, place)
     save(tmp_path / "exp")
-
-    def careless(network, sites, plan):
-        cut_(network, sites, plan)
-        network.encoder.encoders[0].feed_forward.w_2.bias.data[0] += 1e-6
-
-    monkeypatch.setattr(cut, "cut_", careless)
     err = message(capsys, "cut", tmp_path / "exp", "--out", tmp_path / "out")
-    assert "the two networks differ by" in err
+    assert said in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exp"]
 
 

@@ -1,15 +1,16 @@
 """What our commands say of what they cannot use, where no other test provokes it."""
 
 import copy
+import re
+import sys
 
 import pytest
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
+from PIL import Image
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.core.budget import Budget
-from espnet_l0prune.deploy import export
 from espnet_l0prune.deploy.exports import find_form, onnx
 from espnet_l0prune.deploy.exports.stock import to_stock
 from espnet_l0prune.deploy.verify import difference_of, outputs
@@ -18,7 +19,7 @@ from espnet_l0prune.plugin.experiment import load_weights
 from espnet_l0prune.plugin.onnx import OnnxEncoder
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, model, whole
-from tests.deploy.test_cut import save
+from tests.disks import largest_file
 
 SMALL = {"units": [], "output_size": 8, "num_blocks": 1}
 
@@ -59,15 +60,6 @@ def test_an_encoder_that_we_do_not_know(tmp_path, refused):
     assert "encoder: rnn; expected conformer" in refused("inspect", tmp_path)
 
 
-def test_a_cut_that_is_not_as_large_as_promised(tmp_path, refused, monkeypatch):
-    save(tmp_path / "exp")
-    remaining = Budget.remaining
-    monkeypatch.setattr(Budget, "remaining", lambda self: remaining(self) + 1)
-    message = refused("cut", tmp_path / "exp", "--out", tmp_path / "cut")
-    assert "its gates promised" in message
-    assert [p.name for p in tmp_path.iterdir()] == ["exp"]
-
-
 def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
     save_experiment(tmp_path / "gated", encoder="l0_conformer", model="l0_distill")
     save_experiment(tmp_path / "dense", encoder_conf=SMALL, encoder="l0_conformer")
@@ -75,12 +67,16 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
     assert "has gates; expected a" in refused(
         "export", "plugin", tmp_path / "gated", *out
     )
-    monkeypatch.setattr(export, "PACK", "raise SystemExit('no room')")
-    message = refused("export", "plugin", tmp_path / "dense", *out)
-    assert "ESPnet's packing failed: no room" in message
-    monkeypatch.setattr(onnx, "NEEDED", ("onnx", "none_such"))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     message = refused("export", "onnx", tmp_path / "dense", *out)
-    assert "ONNX needs none_such: pip install none_such" in message
+    assert "ONNX needs onnxscript: pip install onnxscript" in message
+    images = tmp_path / "dense/images"
+    images.mkdir()
+    for name in ("acc.png", "loss.png"):
+        Image.effect_noise((500, 500), 99).save(images / name)
+    with largest_file(400_000):  # each of them is smaller, and the zip is not
+        message = refused("export", "plugin", tmp_path / "dense", *out)
+    assert re.search("ESPnet's packing failed: .*File too large", message)
     assert not (tmp_path / "m.zip").exists()
 
 

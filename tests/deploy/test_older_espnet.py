@@ -10,8 +10,9 @@ from espnet2.tasks.asr import ASRTask, preprocessor_choices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.deploy.adopt import Choice, adopt
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.deploy.adopt import adopt
+from espnet_l0prune.deploy.choice import Choice
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.runs import CONFIG, data_options, make_data
 

@@ -18,7 +18,7 @@ from espnet_l0prune.deploy.exports.onnx import (
     quantize,
     write_onnx,
 )
-from espnet_l0prune.plugin.experiment import note_input_size_
+from espnet_l0prune.plugin.building import note_input_
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder, OnnxGraph
 from espnet_l0prune.testing.models import arguments, disturb_
 from tests.deploy.test_stock import cut_model
@@ -101,7 +101,7 @@ def shaken(kind: str, attention: str) -> torch.nn.Module:
     args.encoder_conf = conf
     torch.manual_seed(0)
     model = ASRTask.build_model(args).eval()
-    note_input_size_(model, args)
+    note_input_(model, args)
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -141,7 +141,7 @@ def test_speech_and_intermediate_ctc(tmp_path):
     )
     torch.manual_seed(0)
     model = ASRTask.build_model(args).eval()
-    note_input_size_(model, args)
+    note_input_(model, args)
     disturb_(model.encoder)
     assert len(write_onnx(model, tmp_path)) == 4
     speech = 0.1 * torch.randn(1, 40_123)

@@ -8,7 +8,8 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import cut_config, largest_step
@@ -20,8 +21,8 @@ from espnet_l0prune.deploy.verify import (
     require_equal,
     tolerance_of,
 )
-from espnet_l0prune.plugin.experiment import note_input_size_
-from espnet_l0prune.plugin.workload import sites_of
+from espnet_l0prune.plugin.building import note_input_
+from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.testing.models import arguments, budget, disturb_
 
 SMALL = {"output_size": 16, "attention_heads": 4, "num_blocks": 3}
@@ -62,7 +63,7 @@ def cut_model(name: str, seed: int, without: tuple[str, ...] = UNEQUAL):
         setattr(args, option, conf)
     torch.manual_seed(seed)
     model = ASRTask.build_model(copy.deepcopy(args)).eval()
-    note_input_size_(model, args)
+    note_input_(model, args)
     disturb_(model, seed)
     generator = torch.Generator().manual_seed(seed)
     density = torch.rand((), generator=generator)
@@ -102,7 +103,7 @@ def test_blocks_and_uniform_widths_make_it_smaller():
     args = arguments(encoder="l0_conformer")
     args.encoder_conf = {**SMALL, **CONFORMER, "rel_pos_type": "latest", "units": "all"}
     model = ASRTask.build_model(copy.deepcopy(args)).eval()
-    note_input_size_(model, args)
+    note_input_(model, args)
     for site in sites_of(model):
         for kind, gate in site.gates.items():
             keep = torch.ones_like(gate.log_alpha, dtype=torch.bool)
@@ -132,7 +133,7 @@ def test_a_uniform_selection_can_be_expressed(name):
     args.encoder_conf = {**conf, "round_to": 2}
     torch.manual_seed(0)
     model = ASRTask.build_model(copy.deepcopy(args)).eval()
-    note_input_size_(model, args)
+    note_input_(model, args)
     for site in sites_of(model):
         for gate in site.gates.values():
             gate.log_alpha.data.normal_()

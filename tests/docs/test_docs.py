@@ -85,8 +85,9 @@ def test_the_readme_by_hand(tmp_path, monkeypatch, capsys):
     conf = {k: v for k, v in dense.items() if k != "optim_conf"} | ours
     for name in ("encoder_conf", "model_conf"):
         conf[name] = {**dense[name], **(ours[name] or {})}
-    steps = {"warmup_steps": 2, "ramp_steps": 6, "hold_steps": 4, "target": 0.3}
+    steps = {"warmup_steps": 2, "ramp_steps": 6, "hold_steps": 4}
     conf["sparsity_scheduler_conf"] |= steps
+    conf["sparsity_goal_conf"]["target"] = 0.3
     conf["max_epoch"] = 6
     Path("prune.yaml").write_text(yaml.safe_dump(conf))
     for name in [name for name in conf if name.startswith("sparsity")]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 from espnet_l0prune.networks.linear_attention import (
     LEAST,
@@ -160,12 +161,12 @@ def test_a_model_trains_and_is_cut():
     assert isinstance(layer, LinearAttention)
     assert layer.linear_q.weight.grad.abs().sum() > 0
     sites = net.encoder.sites()
-    plan = plan_of(sites)
+    plan = plan_of(sites).plain()
     plan["encoders.0.self_attn"]["heads"] = [1, 3]
-    decide_(sites, plan)
+    decide_(sites, Plan(plan))
     masked = float(net.eval()(**batch())[0])
     counted = budget(net).remaining()
-    cut_(net.encoder, sites, plan)
+    cut_(net.encoder, sites, Plan(plan))
     assert float(net(**batch())[0]) == pytest.approx(masked, rel=1e-5)
     assert sum(p.numel() for p in net.encoder.parameters()) == round(counted)
 

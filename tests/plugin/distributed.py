@@ -28,8 +28,8 @@ def train(folder: Path, rank: int | None) -> None:
     def note(optimizer: L0AdamW, *_) -> None:
         alphas = [p for group in optimizer.param_groups for p in group["params"]]
         state = {
-            "update": optimizer.pruning["update"],
-            "multipliers": optimizer.pruning["multipliers"],
+            "update": optimizer.progress.update,
+            "multipliers": optimizer.progress.multipliers,
             "log_alpha": [alpha for alpha in alphas if isinstance(alpha, LogAlpha)],
         }
         history.append(copy.deepcopy(state))

@@ -6,8 +6,10 @@ import torch
 from hypothesis import strategies as st
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
     L0BranchformerEncoder,
     L0ConformerEncoder,
@@ -15,7 +17,6 @@ from espnet_l0prune.plugin.network import (
     L0TransformerDecoder,
     L0TransformerEncoder,
 )
-from espnet_l0prune.plugin.workload import call_shapes
 from espnet_l0prune.testing.models import disturb_
 
 LENGTHS = (60, 41, 33, 17)
@@ -163,7 +164,7 @@ def relative(one: torch.Tensor, two: torch.Tensor) -> float:
     return float((one - two).abs().max() / one.abs().max())
 
 
-def draw_plan(data, network) -> dict:
+def draw_plan(data, network) -> Plan:
     """None, one, all or some of the units of each gated site; others stay whole."""
     plan = {}
     common = None  # a feature of the residual stream that every width keeps
@@ -179,7 +180,7 @@ def draw_plan(data, network) -> dict:
                 units = [data.draw(st.integers(0, size - 1))]
             kept[kind] = units
         plan[site.name] = kept
-    return plan
+    return Plan(plan)
 
 
 def _some(data, size: int, often_all: bool) -> list[int]:

@@ -59,7 +59,7 @@ def test_each_part_meets_the_targets(per, target):
         "kind": {"frontend", "attention", "feed_forward", "convolution"},
     }[per]
     assert controller.parts.keys() == names
-    goal = controller.scheduler.goal
+    goal = controller.goal.targets
     for name, part in controller.parts.items():
         actual = part.actual()
         excess = min(actual[cost] - target for cost, target in goal.items())

@@ -5,7 +5,7 @@ import torch
 
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.bench import count_macs
-from espnet_l0prune.plugin.workload import call_shapes
+from espnet_l0prune.plugin.counting import call_shapes
 from tests.plugin.networks import ATTENTION, make
 
 FRAMES, SIZE, HEADS = 11, 8, 2

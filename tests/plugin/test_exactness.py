@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import GATES
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.ranking import closing_order
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
@@ -58,7 +59,7 @@ WIDTHS = ("width", "block_width")
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}
 
 
-def check_cut(kind: str, conf: dict, network, plan: dict) -> None:
+def check_cut(kind: str, conf: dict, network, plan: Plan) -> None:
     """All that must hold of a plan: outputs, parameters, MACs, structure."""
     decide_(network.sites(), plan)
     masked, budget = output(network), budget_of(network)
@@ -104,23 +105,24 @@ def test_every_unit_alone(kind, unit):
         gated = [site for site in network.sites() if site.gates]
         assert {k for site in gated for k in site.gates} == {unit}
         assert 0 < budget_of(network).reachable()["params"] <= 1
-        plan = plan_of(network.sites())
+        plan = plan_of(network.sites()).plain()
         for site in gated:
             units = plan[site.name][unit]
             plan[site.name][unit] = {0: [], 1: units[:1], 2: units[::2]}[step]
             if step == 0 and site.protected(unit) is not None:
                 plan[site.name][unit] = units[-1:]
-        check_cut(kind, conf, network, plan)
+        check_cut(kind, conf, network, Plan(plan))
 
 
 @pytest.mark.parametrize("layer", ["conv2d6", "conv2d8", "conv1d1", "conv1d2", "conv1d3"])
 def test_other_front_ends(layer):
     conf = SMALL["e_branchformer"] | SIZES | {"input_layer": layer}
     network = make("e_branchformer", conf, ["frontend_channels", "width"], 0)
-    plan = plan_of(network.sites())
+    half = plan_of(network.sites()).plain()
     for site in network.sites():
         for kind in site.gates:
-            plan[site.name][kind] = plan[site.name][kind][1::2]
+            half[site.name][kind] = half[site.name][kind][1::2]
+    plan = Plan(half)
     feats, lengths = probe(20, (90, 70))
 
     def run(encoder):

@@ -6,21 +6,23 @@ import typing
 import pytest
 
 from espnet_l0prune.core.constraints import CONSTRAINTS
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.ranges import RANGES, Pair
 from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
+from espnet_l0prune.plugin.options import make_goal, make_scheduler
 from espnet_l0prune.plugin.schema import options, schema
-from espnet_l0prune.plugin.workload import Workload
-from espnet_l0prune.testing.models import model
+from espnet_l0prune.testing.models import arguments, model
 from tests.plugin.test_training import SCHEDULE, start
 
 CLASSES = {
     "encoder_conf": [L0Network],
     "model_conf": [L0Distilled],
     "optim_conf": [L0AdamW],
-    "sparsity_scheduler_conf": [*SCHEDULERS.values(), Workload],
+    "sparsity_goal_conf": [Goal],
+    "sparsity_scheduler_conf": [*SCHEDULERS.values()],
     "sparsity_constraint_conf": [*CONSTRAINTS.values()],
 }
 ALL = [(where, name) for where in CLASSES for name in RANGES[where]]
@@ -39,7 +41,9 @@ def test_every_number_option_has_a_range_and_a_default_in_it(where):
 
 def conf_of(where: str, name: str, value: object) -> dict:
     """A configuration in which one option has a value."""
-    conf = {where: {**(SCHEDULE if "scheduler" in where else {}), name: value}}
+    conf: dict = {where: {**(SCHEDULE if "scheduler" in where else {}), name: value}}
+    if "goal" in where:  # in one place alone
+        conf["sparsity_scheduler_conf"] = {k: v for k, v in SCHEDULE.items() if k != name}
     for option, classes in (
         ("sparsity_constraint", CONSTRAINTS),
         ("sparsity_scheduler", SCHEDULERS),
@@ -84,5 +88,27 @@ def test_the_schema_has_the_limits():
         if name != "target":
             option = found[where]["properties"][name]
             assert RANGES[where][name].schema().items() <= option.items()
-    share = found["sparsity_scheduler_conf"]["properties"]["target"]["anyOf"][0]
+    share = found["sparsity_goal_conf"]["properties"]["target"]["anyOf"][0]
     assert share == {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+
+
+def test_the_goal_has_options_of_its_own_which_the_schedule_had_before(tmp_path):
+    lengths = {k: v for k, v in SCHEDULE.items() if k != "target"}
+    goal = {"target": {"macs": 0.2}, "scope": "model", "seconds": 3, "tokens": 7}
+    new = arguments(
+        sparsity_scheduler="linear",
+        sparsity_scheduler_conf=lengths,
+        sparsity_goal_conf=goal,
+    )
+    old = arguments(
+        sparsity_scheduler="linear", sparsity_scheduler_conf={**lengths, **goal}
+    )
+    del old.sparsity_goal, old.sparsity_goal_conf  # as 0.1.0 wrote it
+    assert make_goal(new) == make_goal(old) == Goal(**goal)
+    assert vars(make_scheduler(new)) == vars(make_scheduler(old))
+    assert make_goal(arguments()) == Goal()
+    new.sparsity_scheduler_conf["scope"] = "encoder"
+    with pytest.raises(
+        ValueError, match="scope is in sparsity_scheduler_conf and in spa"
+    ):
+        make_goal(new)

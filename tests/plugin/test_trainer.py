@@ -383,8 +383,10 @@ def test_a_stock_model_is_trained_after_a_pruned_one(data, uninterrupted, tmp_pa
         "sparsity_scheduler": None,
         "sparsity_constraint": None,
     }
+    assert ASRTask.trainer is espnet_trainer.Trainer  # ours was of the pruned run alone
     run(data, tmp_path / "exp", max_epoch=2, **stock)
     assert final(tmp_path / "exp")["reporter"]["epoch"] == 2
+    assert not (tmp_path / "exp" / PREVIOUS).exists()
 
 
 def phases(out) -> dict[str, float]:

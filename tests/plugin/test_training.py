@@ -8,9 +8,10 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import AdaptiveDropout
-from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.plan import decide_, plan_of
+from espnet_l0prune.core.optim import L0AdamW, is_of_gates
+from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.plugin.teacher import Trace
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, budget, model
@@ -82,7 +83,8 @@ def test_penalty_and_multipliers_in_closed_form():
     net, optimizer = start(sparsity_scheduler_conf=both)
     train(net, optimizer, range(5))
     controller = net.controller
-    targets, expected = controller.scheduler.targets(5), budget(net).expected()
+    targets = controller.scheduler.targets(5, controller.goal.targets)
+    expected = budget(net).expected()
     penalty, after = 0.0, {}
     for cost, multipliers in controller.multipliers.items():
         shortfall = targets[cost] - float(expected[cost])
@@ -94,7 +96,7 @@ def test_penalty_and_multipliers_in_closed_form():
         }
     assert float(controller.penalty()) == pytest.approx(penalty)
     optimizer.zero_grad()
-    optimizer.step()
+    optimizer.step()  # nothing moves but the multipliers
     assert controller.multipliers == after
     assert controller.update == 6
 
@@ -245,11 +247,12 @@ def test_what_was_cut_learns_by_itself_too(units, tmp_path):
         "layer_input": "teacher",
     }
     net, _ = start(model_conf=conf, encoder_conf={"units": units})
-    plan = plan_of(net.encoder.sites())
+    planned = plan_of(net.encoder.sites()).plain()
     for site in net.encoder.gated_sites():
         for kind in site.gates:
             kept = {"heads": [0, 2], "width": [*range(3, 16)], "blocks": [0]}[kind]
-            plan[site.name][kind] = kept if site.name != "encoders.1" else []
+            planned[site.name][kind] = kept if site.name != "encoders.1" else []
+    plan = Plan(planned)
     decide_(net.encoder.sites(), plan)
     losses = [float(net.eval()(**batch())[1]["loss_layer"])]
     cut_(net.encoder, net.encoder.sites(), plan)
@@ -395,7 +398,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ({"train_dtype": "float16"}, "train_dtype is float16; .* float32"),
         ({"sparsity_scheduler_conf": {"target": 1.5}}, "target is 1.5; expected"),
         ({"sparsity_scheduler_conf": {"target": 0.99}}, "reach at most"),
-        ({"sparsity_scheduler_conf": {"targt": 0.5}}, "did you mean 'target'"),
+        ({"sparsity_goal_conf": {"targt": 0.5}}, "did you mean 'target'"),
         (
             {"encoder_conf": {"units": ["head"]}},
             "units has .head.; expected default, paper, all, or a list of .*heads",
@@ -504,16 +507,16 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"encoder_conf": {"structure": {"encoders.9.self_attn": {"heads": 1}}}},
-            "encoder_conf: structure names 'encoders.9.self_attn'",
+            "encoder_conf: structure does not fit: it names 'encoders.9.self_attn'",
         ),
         (
             {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": 9}}}},
-            "asks for 9 heads",
+            "it keeps 9 heads of 'encoders.0.self_attn' up to number 8, where the uncut",
         ),
         *(
             (
                 {"encoder_conf": {"structure": {"encoders.0.self_attn": {"heads": n}}}},
-                f"structure of 'encoders.0.self_attn' asks for {re.escape(str(n))} heads",
+                f"a plan keeps {re.escape(str(n))} of the heads of encoders.0.self_at",
             )
             for n in (-1, True, [0, 0], [1, 0], [False, 1], [0.5], [[0]], None)
         ),
@@ -531,7 +534,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ),
         (
             {"encoder_conf": {"structure": {"embed.conv.0": {"frontend_channels": 0}}}},
-            "structure of 'embed.conv.0' asks for 0 frontend_channels",
+            "it keeps 0 frontend_channels of 'embed.conv.0', where the uncut module has",
         ),
     ],
 )
@@ -551,7 +554,7 @@ def test_exclude_weight_decay_keeps_gates_apart():
     tagged = [
         p
         for group in optimizer.param_groups
-        if "update" in group
+        if is_of_gates(group)
         for p in group["params"]
     ]
     assert {id(p) for p in tagged} == {id(g.log_alpha) for g in gates(net)}

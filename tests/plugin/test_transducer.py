@@ -11,7 +11,7 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.transducer import PACKAGE
 from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.updates import batch

@@ -4,7 +4,7 @@ import pytest
 import torch
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.testing.models import ENCODER, arguments
 

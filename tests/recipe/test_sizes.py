@@ -13,13 +13,13 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.plan import decide_
+from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.cut import largest_step
 from espnet_l0prune.deploy.verify import Difference, require_equal
-from espnet_l0prune.plugin.register import make_scheduler, make_workload
-from espnet_l0prune.plugin.workload import evaluation, make_budget
+from espnet_l0prune.plugin.counting import evaluation, make_budget
+from espnet_l0prune.plugin.options import make_goal
 
 CONF = Path(__file__).parents[2] / "egs/librispeech/asr1/conf"
 MODELS = {
@@ -96,15 +96,15 @@ def test_every_budget(model):
     for site in gated.encoder.sites():
         for gate in site.gates.values():
             gate.log_alpha.data.normal_()
-    budget = make_budget(gated, make_workload(args))
+    budget = make_budget(gated, make_goal(args))
     for name, target in BUDGETS.items():
         args.sparsity_scheduler_conf["target"] = target
-        goal = make_scheduler(args).goal
+        goal = make_goal(args).targets
         plan = select(budget, goal)
         if name != "50% both" and (model, name) != ("conformer_100", "20% params"):
             continue  # all of them are selected; that these are cut too has to do
         trial = copy.deepcopy(gated)
-        counted, trial = make_budget(trial, make_workload(args)), trial.encoder
+        counted, trial = make_budget(trial, make_goal(args)), trial.encoder
         sites = trial.sites()
         decide_(sites, plan)
         actual = counted.actual()

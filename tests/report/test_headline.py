@@ -131,7 +131,7 @@ def test_it_is_on_the_page_in_the_terminal_and_in_json(tmp_path, capsys):
     removed = "removed 0.0% of the parameters and 0.0% of the MACs"  # as inspect counts
     assert line == f"asr_pruned: {ASKED}; {removed}"
     page = (tmp_path / "page/index.html").read_text()
-    assert f'<h1>asr_pruned</h1><p class="headline">{line}</p><h2>' in page
+    assert f'<h1>asr_pruned</h1>\n<p class="headline">{line}</p>\n<h2>' in page
     assert main([*command, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["headline"] == [line]

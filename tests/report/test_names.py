@@ -1,6 +1,7 @@
 """Names that are attacks, from every place that a page takes one from."""
 
 import datetime
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,12 +11,13 @@ import torch
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from espnet_l0prune.cli import main
-from espnet_l0prune.core.text import one_line
+from espnet_l0prune.core.text import one_line, plain
 from espnet_l0prune.report import page
-from espnet_l0prune.report.page import Picture, card, table, whole_page
+from espnet_l0prune.report.page import Card, Picture, Section, Table, render
 from espnet_l0prune.report.run import Run
 from espnet_l0prune.testing.experiments import save_experiment
 from tests.disks import content
@@ -25,16 +27,17 @@ ESCAPING = "x/../../ESCAPED"
 
 
 class Shape(HTMLParser):
-    """The elements of a page, with the names of their attributes."""
+    """The elements of a page, with the names of their attributes; and its label."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.found = []
+        self.found, self.label = [], None
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, *(name for name, _ in attrs)))
+        self.label = dict(attrs).get("aria-label", self.label)
 
     def handle_endtag(self, tag):
         self.found.append(("/" + tag,))
@@ -43,8 +46,9 @@ class Shape(HTMLParser):
 def page_with(text: str) -> str:
     """A page on which everything is called so."""
     run = Run(text, Path(), {text: text}, [], None, [], None, [])
-    body = card("<svg/>", text, "name") + table([text, text], {text: [text]})
-    return whole_page([run, run], [text], [text, f"a {text}"], body)
+    card, table = Card(Markup("/>"), text, "name"), Table([text, text], {text: [text]})
+    section = Section(text, [card], table)
+    return render([run, run], [text], [text, f"a {text}"], [section])
 
 
 @given(st.one_of(st.text(), st.text("<>&\"'/-! =ab\n", max_size=20)))
@@ -54,7 +58,10 @@ def page_with(text: str) -> str:
 @example("\udcff\0")
 def test_no_text_makes_an_element(text):
     shown = page_with(text)
-    assert Shape(shown).found == Shape(page_with("a")).found
+    found = Shape(shown)
+    assert found.found == Shape(page_with("a")).found
+    caption = re.search("<figcaption>(.*?)</figcaption>", shown, flags=re.DOTALL)[1]
+    assert html.unescape(caption) == found.label == plain(text)
     shown.encode()
 
 

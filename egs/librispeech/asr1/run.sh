@@ -84,7 +84,7 @@ for cost in params macs; do
     if [ -n "${!cost}" ]; then
         [[ ${!cost} =~ ^0?\.[0-9]*[1-9][0-9]*$ ]] ||
             die "--$cost is ${!cost}; expected a share in (0, 1), such as 0.5"
-        target+=(--sparsity_scheduler_conf "target.$cost=${!cost}")
+        target+=(--sparsity_goal_conf "target.$cost=${!cost}")
         l0_tag+=_$cost${!cost}
     fi
 done

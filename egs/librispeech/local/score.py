@@ -16,6 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from espnet_l0prune.report.bootstrap import wer_difference_interval
+
 
 @dataclass
 class Errors:
@@ -57,16 +59,6 @@ def score(reference: dict[str, str], hypothesis: dict[str, str]) -> Errors:
     return Errors(*count(jiwer.process_words), *count(jiwer.process_characters))
 
 
-def interval(dense: Errors, pruned: Errors, draws: int = 10_000) -> tuple[float, float]:
-    """95% bootstrap interval of the WER difference, pruned - dense, over utterances."""
-    rng = np.random.default_rng(0)
-    difference = pruned.word_edits - dense.word_edits
-    chosen = rng.integers(len(difference), size=(draws, len(difference)))
-    rates = difference[chosen].sum(1) / dense.words[chosen].sum(1)
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def rows(measures: dict, sets: dict[str, dict[str, Errors]]) -> list[list[str]]:
     dense, pruned = measures["models"]["dense"], measures["models"]["pruned"]
 
@@ -92,7 +84,11 @@ def rows(measures: dict, sets: dict[str, dict[str, Errors]]) -> list[list[str]]:
             a, b = (getattr(errors[model], kind) for model in ("dense", "pruned"))
             change = f"{100 * (b - a):+.2f} points"
             if kind == "wer":
-                low, high = interval(errors["dense"], errors["pruned"])
+                low, high = wer_difference_interval(
+                    errors["pruned"].word_edits,
+                    errors["dense"].word_edits,
+                    errors["dense"].words,
+                )
                 change += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
             shown = [f"{kind.upper()} {test} (%)", f"{100 * a:.2f}", f"{100 * b:.2f}"]
             table.append([*shown, change])

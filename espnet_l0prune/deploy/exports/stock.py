@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet_l0prune.core.cutting import features_left
 from espnet_l0prune.core.narrow import features_of
-from espnet_l0prune.core.plan import features_left
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
 from espnet_l0prune.networks.block import Skip
@@ -29,7 +30,7 @@ from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.networks.linear_attention import LinearAttention
 from espnet_l0prune.networks.sites import blocks_of, find_sites
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
-from espnet_l0prune.plugin.experiment import build_model
+from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.weight_names import portable
@@ -188,8 +189,8 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
     for site in sites:
         ours = there[names.get(site.name, site.name)]
         if not isinstance(site, (StreamSite, BlockWidthSite)):
-            plan[site.name] = {k: range(ours.sizes[k]) for k in site.sizes}
-    _, left = features_left(sites, plan)
+            plan[site.name] = {k: [*range(ours.sizes[k])] for k in site.sizes}
+    _, left = features_left(sites, Plan(plan))
     state = {}
     for path, module in stock.named_modules():
         for name, old in (

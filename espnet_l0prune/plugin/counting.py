@@ -1,60 +1,21 @@
-"""What a budget covers, and for how much speech its multiply-accumulates are counted."""
+"""Count an ESPnet model, and run it on silence to find out what it computes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.parts import split
-from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.plugin.building import SAMPLE_RATE
 
 FRAMES_A_SECOND = 100  # of a model that is fed with features
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Options of a budget.
-
-    Args:
-        scope: what is counted: `encoder`, `decoder` or `model`
-        per: whether every `block`, or every `kind` of module, must meet the targets;
-            None for the scope as a whole
-        seconds: length of the utterance that MACs are counted for
-        tokens: how many tokens the decoder emits for it, in one parallel pass
-        fs: samples a second
-
-    Raises:
-        ValueError: an unknown `scope` or `per`; a length or a rate out of its range
-    """
-
-    scope: str = "encoder"
-    per: str | None = None
-    seconds: float = 10.0
-    tokens: int = 40
-    fs: int = 16_000
-
-    def __post_init__(self):
-        if self.per not in (None, "block", "kind"):
-            raise ValueError(
-                f"sparsity_scheduler_conf: per is {self.per!r}; expected block, kind, "
-                "or null for one target"
-            )
-        scopes = "encoder", "decoder", "model"
-        if self.scope not in scopes:
-            raise ValueError(
-                f"sparsity_scheduler_conf: scope is {self.scope!r}; expected one of "
-                f"{', '.join(scopes)}"
-            )
-        lengths = {"seconds": self.seconds, "tokens": self.tokens}
-        check("sparsity_scheduler_conf", lengths)
-        check("frontend_conf", {"fs": self.fs})
 
 
 def is_transducer(model: nn.Module) -> bool:
@@ -67,50 +28,50 @@ def sites_of(model: nn.Module) -> list[Site]:
     return [s for network in (model.encoder, model.decoder) for s in find_sites(network)]
 
 
-def make_budget(model: nn.Module, workload: Workload) -> Budget:
+def make_budget(model: nn.Module, goal: Goal) -> Budget:
     """Count an ESPnet model; its gates are not counted.
 
     Raises:
         ValueError: a scope that the model does not have
     """
-    network = _scope(model, workload)
-    sites = sites_of(model) if workload.scope == "model" else find_sites(network)
+    network = _scope(model, goal)
+    sites = sites_of(model) if goal.scope == "model" else find_sites(network)
     with evaluation(model):
-        shapes = call_shapes(network, lambda: run(model, workload))
+        shapes = call_shapes(network, lambda: run(model, goal))
     return Budget(sites, terms_of(network, sites, shapes))
 
 
-def make_parts(model: nn.Module, workload: Workload, budget: Budget) -> dict[str, Budget]:
+def make_parts(model: nn.Module, goal: Goal, budget: Budget) -> dict[str, Budget]:
     """What must meet the targets, by name: the whole budget, named "", or its parts.
 
     Raises:
         ValueError: gates that belong to no one part
     """
-    if workload.per is None:
+    if goal.per is None:
         return {"": budget}
-    return split(budget, _scope(model, workload), workload.per)
+    return split(budget, _scope(model, goal), goal.per)
 
 
-def _scope(model: nn.Module, workload: Workload) -> nn.Module:
-    network = model if workload.scope == "model" else getattr(model, workload.scope)
+def _scope(model: nn.Module, goal: Goal) -> nn.Module:
+    network = model if goal.scope == "model" else getattr(model, goal.scope)
     if network is None:
         raise ValueError(
-            f"sparsity_scheduler_conf: scope is {workload.scope}, but this model has no "
-            f"{workload.scope}; expected encoder"
+            f"sparsity_goal_conf: scope is {goal.scope}, but this model has no "
+            f"{goal.scope}; expected encoder"
         )
     return network
 
 
 @torch.no_grad()
-def run(model: nn.Module, workload: Workload) -> None:
-    """Encode silence of the workload's length, and decode as many tokens as it says."""
-    encoder_out, lengths = encode_silence(model, workload)
+def run(model: nn.Module, goal: Goal) -> None:
+    """Encode silence of the goal's length, and decode as many tokens as it says."""
+    encoder_out, lengths = encode_silence(model, goal)
     if model.ctc is not None:
         model.ctc.ctc_lo(encoder_out)
     if model.decoder is not None and not is_transducer(model):
         device = encoder_out.device
-        tokens = torch.zeros(1, workload.tokens, dtype=torch.long, device=device)
-        count = torch.tensor([workload.tokens], device=device)
+        tokens = torch.zeros(1, goal.tokens, dtype=torch.long, device=device)
+        count = torch.tensor([goal.tokens], device=device)
         model.decoder(encoder_out, lengths, tokens, count)
 
 
@@ -119,7 +80,7 @@ def input_size_of(model: nn.Module) -> int:
     return getattr(model, "input_size", None) or model.encoder.input_size
 
 
-def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor]:
+def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
     """The encoder's output (1, time, size) and its length (1,).
 
     Raises:
@@ -133,11 +94,11 @@ def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor
         )
     parameter = next(model.parameters())
     if model.frontend is None:
-        frames = int(workload.seconds * FRAMES_A_SECOND)
+        frames = int(goal.seconds * FRAMES_A_SECOND)
         size = input_size_of(model)
         speech = torch.zeros(1, frames, size, device=parameter.device)
     else:
-        samples = int(workload.seconds * workload.fs)
+        samples = int(goal.seconds * getattr(model, "sample_rate", SAMPLE_RATE))
         speech = torch.zeros(1, samples, device=parameter.device)
     speech = speech.to(parameter.dtype)
     lengths = torch.tensor([speech.size(1)], device=parameter.device)
@@ -145,7 +106,7 @@ def encode_silence(model: nn.Module, workload: Workload) -> tuple[Tensor, Tensor
         encoder_out, lengths = model.encode(speech, lengths)
     except TooShortUttError as e:
         raise ValueError(
-            f"sparsity_scheduler_conf: seconds is {workload.seconds}: {e}; expected more"
+            f"sparsity_goal_conf: seconds is {goal.seconds}: {e}; expected more"
         ) from e
     if isinstance(encoder_out, tuple):  # with intermediate CTC
         encoder_out = encoder_out[0]

@@ -1,0 +1,61 @@
+"""What a pruning is to reach: one value, from the options to the cut and the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.ranges import check
+
+WHERE = "sparsity_goal_conf"
+SCOPES = ("encoder", "decoder", "model")
+PARTS = ("block", "kind", None)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Which share is to go, of what, and for how much speech it is counted.
+
+    Args:
+        target: sparsity to reach, in (0, 1): the share of the parameters to remove; or
+            a mapping from costs, `params` and `macs`, to the share of each
+        scope: what is counted: `encoder`, `decoder` or `model`
+        per: whether every `block`, or every `kind` of module, must meet the targets;
+            None for the scope as a whole
+        seconds: length of the utterance that MACs are counted for
+        tokens: how many tokens the decoder emits for it, in one parallel pass
+
+    Raises:
+        ValueError: an unknown cost, `scope` or `per`; a number out of its range
+    """
+
+    target: float | Mapping[str, float] = 0.5
+    scope: str = "encoder"
+    per: str | None = None
+    seconds: float = 10.0
+    tokens: int = 40
+
+    def __post_init__(self):
+        if not self.targets or not set(self.targets) <= set(COSTS):
+            raise ValueError(
+                f"{WHERE}: target is {self.target}; expected a number, or a mapping with "
+                f"some of {', '.join(COSTS)}"
+            )
+        for share in self.targets.values():
+            check(WHERE, {"target": share})
+        if self.per not in PARTS:
+            raise ValueError(
+                f"{WHERE}: per is {self.per!r}; expected block, kind, or null for one "
+                "target"
+            )
+        if self.scope not in SCOPES:
+            raise ValueError(
+                f"{WHERE}: scope is {self.scope!r}; expected one of {', '.join(SCOPES)}"
+            )
+        check(WHERE, {"seconds": self.seconds, "tokens": self.tokens})
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The sparsity to reach, by cost."""
+        if isinstance(self.target, Mapping):
+            return dict(self.target)
+        return {"params": self.target}

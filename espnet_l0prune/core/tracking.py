@@ -1,0 +1,41 @@
+"""How the expected sparsity follows its target, and what helps where it does not."""
+
+from itertools import pairwise
+
+OFF_TARGET = 0.05  # from here on a warning names the remedy
+
+
+class Tracking:
+    """The shortfalls of one constraint for a while.
+
+    Args:
+        equality: whether more than the target is wrong too
+    """
+
+    def __init__(self, equality: bool) -> None:
+        self.shortfalls: list[float] = []
+        self.equality = equality
+
+    def add(self, shortfall: float) -> None:
+        """Note the shortfall after an update, target minus expected sparsity."""
+        self.shortfalls.append(shortfall if self.equality else max(shortfall, 0.0))
+
+    def remedy(self, phase: str) -> str | None:
+        """What was wrong and what helps, if anything was."""
+        signs = [v > 0 for v in self.shortfalls]
+        crossed = [i for i, (a, b) in enumerate(pairwise(signs), 1) if a != b]
+        if len(crossed) > 1:  # how it came to its target is no swing
+            largest = max(map(abs, self.shortfalls[crossed[0] :]))
+            if largest > OFF_TARGET:
+                return (
+                    f"swings around its target: it crossed it {len(crossed)} times in "
+                    f"{len(signs)} updates, and was up to {largest:.3f} away. Lower "
+                    "multiplier_lr in sparsity_constraint_conf."
+                )
+        last = self.shortfalls[-1] if self.shortfalls else 0.0
+        if phase != "ramp" and abs(last) > OFF_TARGET:
+            return (
+                f"is {last:.3f} from its target, which no longer rises. Raise "
+                "multiplier_lr or gate_lr, or lengthen ramp_steps or hold_steps."
+            )
+        return None

@@ -1,0 +1,126 @@
+"""Our options of a training: what a configuration names, as objects."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from espnet2.train.class_choices import ClassChoices
+
+from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
+from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
+from espnet_l0prune.plugin.experiment import read_mapping
+from espnet_l0prune.plugin.signature import check_options
+
+sparsity_goal_choices = ClassChoices(
+    "sparsity_goal",
+    classes={"share": Goal},
+    type_check=Goal,
+    default=None,
+    optional=True,
+)
+sparsity_scheduler_choices = ClassChoices(
+    "sparsity_scheduler",
+    classes=SCHEDULERS,
+    type_check=AbsSparsityScheduler,
+    default=None,
+    optional=True,
+)
+sparsity_constraint_choices = ClassChoices(
+    "sparsity_constraint",
+    classes=CONSTRAINTS,
+    type_check=AbsConstraint,
+    default=None,
+    optional=True,
+)
+CHOICES = (sparsity_goal_choices, sparsity_scheduler_choices, sparsity_constraint_choices)
+# What takes the place of null where there is a schedule.
+DEFAULTS = {"sparsity_goal": "share", "sparsity_constraint": "lagrangian"}
+PRUNING_OPTIONS = [f"{choice.name}{end}" for choice in CHOICES for end in ("", "_conf")]
+GOAL_OPTIONS = [field.name for field in dataclasses.fields(Goal)]
+
+
+def is_pruned(args: argparse.Namespace) -> bool:
+    """Whether a configuration is of a training with gates."""
+    return getattr(args, "sparsity_scheduler", None) is not None
+
+
+def inline_structure(args: argparse.Namespace) -> None:
+    """Replace paths of structures by their content, as ESPnet does with token_list.
+
+    Raises:
+        ValueError: a file that cannot be read
+    """
+    for name in ("encoder_conf", "decoder_conf"):
+        conf = getattr(args, name, None) or {}
+        path = conf.get("structure")
+        if isinstance(path, str):
+            expected = "the structure that `espnet-l0prune cut` wrote"
+            conf["structure"] = read_mapping(path, f"{name}: structure", expected)
+
+
+def settle_options(args: argparse.Namespace) -> None:
+    """Name the defaults in a configuration with pruning; keep our options out of one
+    without, as a machine without the plugin would reject one even where it is null."""
+    if not is_pruned(args):
+        for name in PRUNING_OPTIONS:
+            vars(args).pop(name, None)
+        return
+    for name, default in DEFAULTS.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, default)
+
+
+def make_goal(args: argparse.Namespace) -> Goal:
+    """The goal that `sparsity_goal_conf` sets; the defaults without pruning.
+
+    Versions up to 0.1.0 had its options in `sparsity_scheduler_conf`, where they are
+    still read.
+
+    Raises:
+        ValueError: an unknown option, one in both places, or a value that makes no sense
+    """
+    if not is_pruned(args):
+        return Goal()
+    where, conf = "sparsity_goal_conf", {**_conf_of(args, "sparsity_goal")}
+    for name, value in _conf_of(args, "sparsity_scheduler").items():
+        if name in GOAL_OPTIONS:
+            if name in conf:
+                raise ValueError(
+                    f"{name} is in sparsity_scheduler_conf and in {where}; expected it "
+                    f"in {where} alone"
+                )
+            conf[name] = value
+    name = getattr(args, "sparsity_goal", None) or DEFAULTS["sparsity_goal"]
+    return _made(sparsity_goal_choices, name, conf)
+
+
+def make_scheduler(args: argparse.Namespace) -> AbsSparsityScheduler:
+    """The schedule that `sparsity_scheduler` and its `_conf` ask for.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that makes no sense
+    """
+    conf = _conf_of(args, "sparsity_scheduler")
+    own = {name: value for name, value in conf.items() if name not in GOAL_OPTIONS}
+    return _made(sparsity_scheduler_choices, args.sparsity_scheduler, own)
+
+
+def make_constraint(args: argparse.Namespace) -> AbsConstraint:
+    """The constraint that `sparsity_constraint` and its `_conf` ask for.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that makes no sense
+    """
+    conf = _conf_of(args, "sparsity_constraint")
+    return _made(sparsity_constraint_choices, args.sparsity_constraint, conf)
+
+
+def _conf_of(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    return getattr(args, f"{name}_conf", None) or {}
+
+
+def _made(choices: ClassChoices, name: object, conf: dict[str, Any]) -> Any:
+    chosen = choices.get_class(str(name))
+    check_options(chosen, conf, f"{choices.name}_conf")
+    return chosen(**conf)

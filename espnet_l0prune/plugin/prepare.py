@@ -1,0 +1,181 @@
+"""The preparation of a training: what a pruned one needs, or why it cannot be."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.tasks.abs_task import AbsTask
+
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.controller import SparsityController
+from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.plugin.building import note_input_, refuse_adapters
+from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
+from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.network import ENCODERS, L0Network
+from espnet_l0prune.plugin.options import (
+    is_pruned,
+    make_constraint,
+    make_goal,
+    make_scheduler,
+)
+from espnet_l0prune.plugin.resume import keep_config
+from espnet_l0prune.plugin.signature import check_options
+from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
+
+
+def check_optimizer(args: argparse.Namespace) -> None:
+    """Refuse options that our optimizer does not have, or values that it cannot take.
+
+    Raises:
+        ValueError: such an option
+    """
+    if args.optim == "l0_adamw":
+        check_options(L0AdamW, args.optim_conf, "optim_conf")
+
+
+def prepare_training(
+    task: type[AbsTask],
+    args: argparse.Namespace,
+    optimizers: list[torch.optim.Optimizer],
+    model: Any,
+) -> None:
+    """Make one of ESPnet's trainings ours, before it begins; or leave it alone, where it
+    has nothing of ours.
+
+    Args:
+        task: the one that trains
+        args: all options of the training
+        optimizers: of the model's parameters
+        model: as `args` describe it
+
+    Raises:
+        ValueError: see `prepare` and `check_resumable`
+    """
+    networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
+    ours = is_pruned(args) or any(isinstance(part, L0Network) for part in networks)
+    if args.collect_stats or not (ours or isinstance(model, L0Distilled)):
+        return
+    prepare(args, model, optimizers[0])
+    if args.output_dir is not None:  # else it is built for other ends than training
+        folder = Path(args.output_dir)
+        if args.resume:
+            check_resumable(folder, args, model)
+        if issubclass(task.trainer, L0Trainer) and is_first():
+            keep_config(folder)
+
+
+def prepare(args: argparse.Namespace, model: Any, optimizer: Any) -> None:
+    """Give a model and its optimizer what a training needs, whoever the trainer is: the
+    controller of the gates, and the teacher.
+
+    From then on the model's loss is all that it is to be trained by, and the optimizer's
+    `step` makes whole updates; the trainer calls `model.controller.begin_epoch` before
+    each epoch.
+
+    Args:
+        args: all options of the training
+        model: as `args` describe it
+        optimizer: of its parameters
+
+    Raises:
+        ValueError: a combination of options that cannot prune; see `SparsityController`
+            and `Teacher`
+    """
+    check_trainable(args)
+    note_input_(model, args)
+    gated = any(site.gates for site in sites_of(model))
+    if gated or is_pruned(args):
+        _require_prunable(args, optimizer, model, gated)
+        goal = make_goal(args)
+        require_gates_in_scope(model, goal)
+        budget = make_budget(model, goal)
+        _require_moving_gates(args, budget)
+        model.controller = SparsityController(
+            budget,
+            make_parts(model, goal, budget),
+            goal,
+            make_scheduler(args),
+            make_constraint(args),
+            optimizer,
+        )
+    if isinstance(model, L0Distilled):
+        _require(
+            args.ngpu <= 1 or getattr(args, "distributed", False),
+            "ngpu",
+            args.ngpu,
+            "1, or more with --multiprocessing_distributed true",
+        )
+        model.load_teacher_(optimizer)
+
+
+def check_trainable(args: argparse.Namespace) -> None:
+    """Refuse what cannot be trained with gates or a teacher, by the options alone; so
+    that `adopt` refuses it too.
+
+    Raises:
+        ValueError: such an option
+    """
+    refuse_adapters(args)
+    if is_pruned(args):
+        patience = args.patience  # of losses that rise with sparsity
+        _require(patience is None, "patience", patience, "null")
+        dtype = args.train_dtype
+        _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
+    if getattr(args, "model", None) != "l0_distill":  # st has none
+        return
+    deepspeed = getattr(args, "use_deepspeed", False)
+    _require(not deepspeed, "use_deepspeed", deepspeed, "false")
+    for name in ("postencoder", "postdecoder", "deliberationencoder"):
+        more = getattr(args, name, None)  # the last two in slu
+        expected = "none, as no teacher follows one: choose an experiment without"
+        _require(more is None, name, more, expected)
+    durations = args.model_conf.get("transducer_multi_blank_durations")
+    expected = "1 or more: the loss of multi-blank transducers has no code for CPUs"
+    _require(args.ngpu or not durations, "ngpu", args.ngpu, expected)
+
+
+def _require_prunable(
+    args: argparse.Namespace, optimizer: Any, model: Any, gated: bool
+) -> None:
+    """Raise ValueError for parts of which one prunes and another does not."""
+    able, name = ", ".join(ENCODERS), getattr(args, "sparsity_scheduler", None)
+    _require(gated, "encoder", args.encoder, f"one of {able}, with some `units`")
+    _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
+    _require(isinstance(model, L0Distilled), "model", args.model, "l0_distill")
+    _require(isinstance(optimizer, L0AdamW), "optim", args.optim, "l0_adamw")
+
+
+def require_gates_in_scope(model: Any, goal: Goal) -> None:
+    """Raise ValueError for gates that no budget would hold, or none that one could."""
+    for name in ("encoder", "decoder"):
+        network, scope = getattr(model, name), goal.scope
+        gated = isinstance(network, L0Network) and bool(network.gated_sites())
+        if gated and scope not in (name, "model"):
+            raise ValueError(
+                f"sparsity_goal_conf: scope is {scope}, but {name}_conf has units; "
+                f"expected scope: model, or {name}_conf: units: []"
+            )
+        if scope == name and not gated:
+            raise ValueError(
+                f"sparsity_goal_conf: scope is {scope}, but the {name} has no "
+                f"gates; expected an l0 {name} with some `units`, or another scope"
+            )
+
+
+def _require_moving_gates(args: argparse.Namespace, budget: Budget) -> None:
+    """Raise ValueError for gates that cannot train."""
+    for (site, kind), gate in budget.gates.items():
+        if not gate.log_alpha.requires_grad:
+            raise ValueError(
+                f"freeze_param is {args.freeze_param}, which holds the gates of "
+                f"{site.name}; expected units without {kind}, or other "
+                "parameters to freeze"
+            )
+
+
+def _require(condition: object, option: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{option} is {value}; pruning expects {option}: {expected}")
