@@ -15,6 +15,7 @@ OTHERS = {"common", "compare", "cells", "rows"}
 NAMES = sorted({p.stem for p in FOLDER.glob("*.py")} - OTHERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))

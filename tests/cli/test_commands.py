@@ -56,6 +56,7 @@ def test_help_and_errors_at_the_prompt():
     assert "the following arguments are required" in done.stderr
 
 
+@pytest.mark.slow
 def test_json_is_clean_whatever_is_printed(dense):
     """In a process of its own: ESPnet prints at import."""
     command = [sys.executable, "-m", "espnet_l0prune", "inspect", str(dense), "--json"]
@@ -180,6 +181,7 @@ def test_a_terminal_of_80_columns_shows_all_of_a_table(dense, tmp_path):
     assert rows[0].count("%") == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_time_that_is_left(dense):
     seen = on_a_terminal("bench", dense, "--seconds", "8", "--rounds", "60")
     assert "importing ESPnet" in seen

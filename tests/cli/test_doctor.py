@@ -35,6 +35,7 @@ def strangers_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sound_installation(tmp_path, monkeypatch, capsys):
     """Whatever is in the current folder."""
     monkeypatch.chdir(strangers_folder(tmp_path / "cwd"))

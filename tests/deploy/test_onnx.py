@@ -38,6 +38,7 @@ def running(model, folder):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conformer", "e_branchformer"])
 def test_every_structure_and_length(name, tmp_path):
     """Of a random structure, with every kind of unit cut."""
@@ -109,6 +110,7 @@ def shaken(kind: str, attention: str) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "attention"), KINDS)
 def test_every_position_and_attention(kind, attention, tmp_path):
     """In float, and the int8 that is made of it, for the shortest input and long ones."""
@@ -131,6 +133,7 @@ def test_every_position_and_attention(kind, attention, tmp_path):
     assert apart(divergence) <= INT8_TOLERANCE
 
 
+@pytest.mark.slow
 def test_speech_and_intermediate_ctc(tmp_path):
     args = arguments(
         **RAW,
@@ -154,6 +157,7 @@ def test_speech_and_intermediate_ctc(tmp_path):
     torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_refused(tmp_path):
     model, _ = cut_model("transformer", 1)
     write_onnx(model.eval(), tmp_path)
@@ -162,6 +166,7 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path):
         check(DecoderGraph(model), tmp_path / "decoder.onnx")
 
 
+@pytest.mark.slow
 def test_training_and_a_missing_runtime_say_so(tmp_path, monkeypatch):
     model, _ = cut_model("transformer", 1)
     write_onnx(model.eval(), tmp_path)

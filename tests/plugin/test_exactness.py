@@ -81,6 +81,7 @@ def check_cut(kind: str, conf: dict, network, plan: Plan) -> None:
     assert rebuilt.structure() == small.structure()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(ENOUGH, max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 1000))

@@ -67,6 +67,7 @@ def test_a_taken_name_is_an_error_that_changes_nothing(name, monkeypatch):
     assert [dict(registry) for registry in registries] == before
 
 
+@pytest.mark.slow
 def test_where_we_cannot_register_espnet_goes_on_and_one_sentence_says_why(tmp_path):
     """In an ESPnet without a module that we need: here, in a task that is imported later,
     and in a worker. Our own commands name it too."""
@@ -97,6 +98,7 @@ def test_where_we_cannot_register_espnet_goes_on_and_one_sentence_says_why(tmp_p
     )
 
 
+@pytest.mark.slow
 def test_print_config_lists_our_options_and_espnets():
     out = python(
         "-m", "espnet2.bin.asr_train", "--print_config", "--encoder", "l0_conformer",
@@ -120,6 +122,7 @@ def test_espnet_ez_builds_and_connects_our_classes():
     assert model.controller.phase == "warmup"
 
 
+@pytest.mark.slow
 def test_spawned_workers_know_the_names(tmp_path):
     script = tmp_path / "spawn.py"
     script.write_text(

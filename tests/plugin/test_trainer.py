@@ -522,6 +522,7 @@ def test_gates_that_cannot_train_are_refused(data, tmp_path):
         run(data, tmp_path / "exp", freeze_param=["encoder.embed"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Over gloo, with all that is random or depends on the batch left out.
 

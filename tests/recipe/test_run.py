@@ -17,6 +17,7 @@ import yaml
 from espnet_l0prune.cli import main
 from espnet_l0prune.report.results import read_results, results_file
 
+pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parents[2] / "egs/librispeech"
 TINY = {
     "encoder_conf": {"output_size": 16, "linear_units": 32, "num_blocks": 2},

@@ -64,6 +64,7 @@ def test_a_zip_computes_what_it_did(form, folder):
     require_same(compute(model), folder)
 
 
+@pytest.mark.slow
 def test_a_stock_zip_needs_no_plugin(tmp_path):
     files = {}
     for file in WRITTEN:
@@ -79,6 +80,7 @@ def test_a_stock_zip_needs_no_plugin(tmp_path):
         require_same(np.load(weights.with_name("plain.npy")), folder)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_and_what_was_cut_is_trained(folder):
     Path("data").mkdir()
     make_data(Path("data"))
