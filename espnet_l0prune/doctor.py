@@ -135,11 +135,12 @@ def examine() -> list[Check]:
             )
         checks.append(Check(package, f"{version}: {last_line(result)}", remedy))
         return checks
-    checks.append(_registration())
+    checks.append(examine_registration())
     return checks
 
 
-def _registration() -> Check:
+def examine_registration() -> Check:
+    """Ask a new Python, as ESPnet's commands are one, whether it knows our names."""
     if os.environ.get("ESPNET_L0PRUNE_AUTOLOAD") == "0":
         remedy = "unset ESPNET_L0PRUNE_AUTOLOAD, or import espnet_l0prune yourself"
         return Check("registration", "turned off by ESPNET_L0PRUNE_AUTOLOAD=0", remedy)

@@ -192,7 +192,7 @@ class L0Distilled(MixedWith):
         loss = self.task_weight * loss
         if self.teacher is not None:
             teacher = self.teacher.follow(trace)
-            losses = self._distill(trace, teacher, text, text_lengths)
+            losses = self.distill(trace, teacher, text, text_lengths)
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value
                 stats[name] = value.detach()
@@ -208,13 +208,13 @@ class L0Distilled(MixedWith):
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 
-    def _distill(
+    def distill(
         self, student: Trace, teacher: Trace, text: Tensor, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Each distillation loss by name, with its weight."""
         frames = student.encoder_lengths
         losses = {}
-        pairs = self._hidden_states(student, teacher) if self.layer_weight else []
+        pairs = self.hidden_states(student, teacher) if self.layer_weight else []
         if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
             ours, theirs = zip(*pairs, strict=True)
@@ -244,7 +244,7 @@ class L0Distilled(MixedWith):
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
 
-    def _hidden_states(
+    def hidden_states(
         self, student: Trace, teacher: Trace
     ) -> list[tuple[Tensor, Tensor]]:
         """Outputs of the blocks to compare, projected, in the features that both have.

@@ -35,7 +35,6 @@ def test_any_option(tmp_path, capsys):
 
     @given(st.sampled_from(OPTIONS), st.sampled_from(BAD))
     @settings(
-        deadline=None,
         derandomize=True,
         max_examples=20,
         suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -95,9 +95,7 @@ def found(read: Callable[[], T], expected: str) -> T | None:
 
 
 ANY = settings(
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -133,9 +133,9 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
         with torch.random.fork_rng():
             torch.manual_seed(0)
             _write(kind(written), file)
-            _check(kind(model), file)
+            check(kind(model), file)
         if int8 and kind in (EncoderGraph, DecoderGraph):
-            _quantize(file)
+            quantize(file)
     return [kind(model) for kind in kinds]
 
 
@@ -200,7 +200,12 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _check(graph: Graph, file: Path) -> None:
+def check(graph: Graph, file: Path) -> None:
+    """Compare a graph as it was written with torch, on inputs of other lengths.
+
+    Raises:
+        ValueError: they differ by more than `FLOAT_TOLERANCE`
+    """
     runtime = OnnxGraph(str(file))
     for frames in (shortest(graph.model.encoder), *OTHER_FRAMES):
         inputs = graph.example(frames)
@@ -226,7 +231,7 @@ def data_of(graph: Path) -> Path:
     return graph.with_name(graph.name + ".data")
 
 
-def _quantize(file: Path) -> None:
+def quantize(file: Path) -> None:
     """Replace a graph by its int8 one, whose weights lie where those of the float one do:
     in the file, or beside it."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
