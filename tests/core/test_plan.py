@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from branches import SIZE, network
 
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.freezing import decide_, freeze_, frozen, state_dict
 from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.selection import select
+from tests.core.branches import SIZE, network
 
 
 @pytest.mark.parametrize(
