@@ -167,8 +167,7 @@ class Budget:
 
     @torch.no_grad()
     def reachable(self) -> dict[str, float]:
-        """Return the largest possible sparsity: all units are closed but those that must
-        stay."""
+        """Return the largest sparsity, where only the units are open that must stay."""
         stays = self.all_open() * closing_order(self.gates).rank.isinf().to(self._sizes)
         return {k: float(v) for k, v in self.sparsity(stays).items()}
 

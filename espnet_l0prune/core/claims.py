@@ -47,8 +47,7 @@ class Claim:
 def output_claims(
     layer: nn.Module, kind: str, inner: int = 1, outer: int = 1, folds: bool = False
 ) -> Iterator[Claim]:
-    """Yield the claims of units that own the outputs of a layer, or the features of a
-    norm.
+    """Yield the claims of units that own the outputs of a layer, or a norm's features.
 
     Args:
         layer: the layer or the norm

@@ -20,8 +20,7 @@ WHERE = "sparsity_constraint_conf"
 
 
 class AbsConstraint(ABC):
-    """An `AbsConstraint` holds the gates to a target; this is the interface of all
-    constraints.
+    """An `AbsConstraint`, the interface of all constraints, holds the gates to a target.
 
     Attributes:
         equality: whether a sparsity beyond the target is corrected too

@@ -186,8 +186,7 @@ class SparsityController:
                 yield name, cost, expected[cost], budget
 
     def begin_epoch(self, updates: int | None, epochs: int, epoch: int = 0) -> None:
-        """Fit the schedule to the run before an epoch, and say early where it does not
-        fit.
+        """Fit the schedule to the run, and say early where it does not fit.
 
         Args:
             updates: number of updates in this epoch; None where it is not known
@@ -263,8 +262,7 @@ class SparsityController:
         }
 
     def _enter_phase(self) -> None:
-        """Set up the gates on the way into a phase, and fix them on the way into
-        `frozen`."""
+        """Set up the gates on the way into a phase; fix them on the way into `frozen`."""
         if self.phase == self._announced:
             return
         for gate in self._gates():

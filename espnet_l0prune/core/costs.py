@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """A `Piece` is what a cost is computed from: a tensor, or a computation without
-    weights.
+    """A `Piece` is what causes a cost: a tensor, or a computation without weights.
 
     Attributes:
         values: number of parameters

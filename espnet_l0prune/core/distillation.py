@@ -42,8 +42,7 @@ def same_depth(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]
 
 
 def uniform(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
-    """Pair layer j of n with the teacher's layer j T / n of T, so that the last ones
-    meet."""
+    """Pair layer j of n with the teacher's layer j T / n of T, so that the last meet."""
     theirs, n = list(teacher), len(student)
     places = (round((j + 1) * len(theirs) / n) - 1 for j in range(n))
     return [(i, theirs[max(k, 0)]) for i, k in zip(student, places, strict=True)]
@@ -126,8 +125,7 @@ def prediction_kl(
     temperature: float = 1.0,
     without: int | None = None,
 ) -> Tensor:
-    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), a scalar (Hinton et
-    al. 2015).
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015).
 
     Args:
         student, teacher: logits, (batch, time, vocabulary)
@@ -169,8 +167,7 @@ def transducer_kl(
     following = F.pad(labels, (0, 1))[:, None, :, None].clamp(min=0)
 
     def classes(logits: Tensor) -> Tensor:
-        """Return the log-probabilities of the three classes at each valid node, (nodes,
-        3)."""
+        """Return the classes' log-probabilities at each valid node, (nodes, 3)."""
         logits = _wide(logits)
         total = logits.logsumexp(-1)
         index = following.expand(-1, logits.size(1), -1, -1)

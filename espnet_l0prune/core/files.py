@@ -110,8 +110,7 @@ def replace_all(files: Mapping[Path, Write], force: bool = True) -> None:
 
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """Provide a hidden folder on the disk that `out` will be on; it is removed in the
-    end."""
+    """Provide a hidden folder on the disk where `out` will be, and remove it later."""
     hidden = f".{out.name}."
     with (
         _parents(out),

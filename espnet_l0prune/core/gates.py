@@ -25,8 +25,7 @@ DECIDED = 100.0  # |log_alpha| of a gate fixed to 0 or 1, in any float type
 
 
 class LogAlpha(nn.Parameter):
-    """A `LogAlpha` is the parameter of a gate; its type tells optimizers that it is no
-    weight."""
+    """A `LogAlpha` is a gate's parameter; optimizers tell it by its type from weights."""
 
     def __reduce_ex__(self, protocol):
         return LogAlpha, (self.data, self.requires_grad)
@@ -78,8 +77,12 @@ class HardConcrete(nn.Module):
 
     @staticmethod
     def noisy(log_alpha: Tensor, noise: Tensor) -> Tensor:
-        """Return gates in [0, 1] for noise from the logistic distribution, shaped as
-        log_alpha."""
+        """Return gates in [0, 1] for noise from the logistic distribution.
+
+        Args:
+            log_alpha: of any shape
+            noise: of the same shape
+        """
         return _stretch(torch.sigmoid((noise + log_alpha) / BETA))
 
     def espnet_initialization_fn(self) -> None:
@@ -93,8 +96,7 @@ class HardConcrete(nn.Module):
 
     @property
     def way_to_close(self) -> float:
-        """Return how far log_alpha must fall from the start until the noise-free gate is
-        0."""
+        """Return how far log_alpha falls until the noise-free gate is 0."""
         return self._start - self.closed
 
     def is_new(self) -> bool:
@@ -111,8 +113,7 @@ class HardConcrete(nn.Module):
         return self.noise_free(self.log_alpha)
 
     def draw_(self) -> None:
-        """Draw noise for one forward, in which every reader of this gate sees the same
-        sample."""
+        """Draw noise for one forward: every reader of this gate sees the same sample."""
         if self.sampling and self.training:
             u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
             self.noise = torch.logit(u)

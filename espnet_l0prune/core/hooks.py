@@ -77,8 +77,10 @@ class ScaleInput(Scale):
 
 
 class OwnWeight(GateHook):
-    """This hook gives a layer its own weight back before and after a forward, also a
-    failed one."""
+    """This hook restores a layer's own weight before and after a forward.
+
+    It does so even if the forward fails.
+    """
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_pre_hook(self, prepend=True)
@@ -114,8 +116,7 @@ class MaskInput(GateHook):
 
 @dataclass(frozen=True, eq=False)
 class SurvivorNorm(GateHook):
-    """This hook on a LayerNorm over n units, (..., n), takes the statistics of the open
-    ones.
+    """This hook gives a LayerNorm over n units, (..., n), the open units' statistics.
 
     Closed units have 0 for output. This is what the LayerNorm returns once they are cut.
     A unit with several gates is open where all of them are.
@@ -148,8 +149,7 @@ class Residual(Protocol):
 
     @classmethod
     def mix(cls, z: Tensor, args: tuple, kwargs: dict, output: tuple) -> tuple:
-        """Return y = x + z (block(x) - x) for a gate z, (1,), in the form of the block's
-        output."""
+        """Return y = x + z (block(x) - x) for a gate z, (1,), in the output's form."""
 
 
 @dataclass(frozen=True, eq=False)

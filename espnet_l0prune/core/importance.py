@@ -28,8 +28,7 @@ def random(budget: Budget) -> Scores:
 
 
 def magnitude(budget: Budget, p: int = 2) -> Scores:
-    """Score a unit by the p-norm of all weights that it owns, as one-shot magnitude
-    pruning.
+    """Score a unit by the p-norm of its weights, as one-shot magnitude pruning does.
 
     Raises:
         ValueError: units that are whole modules or blocks
@@ -44,8 +43,10 @@ def magnitude(budget: Budget, p: int = 2) -> Scores:
 
 
 def evenly(scores: Scores) -> Scores:
-    """Replace scores by each unit's rank in its module, in (0, 1), so that all shrink
-    alike."""
+    """Replace scores by each unit's rank in its module, in (0, 1).
+
+    All modules then keep the same share of their units.
+    """
     return [(s.argsort().argsort() + 0.5) / len(s) for s in scores]
 
 
@@ -109,8 +110,7 @@ def removal(
     kinds: Collection[str] | None = None,
     groups: int = 8,
 ) -> Scores:
-    """Score a unit by its share of the harm that is done when its group of units is
-    closed.
+    """Score a unit by its share of the harm that closing its group of units does.
 
     The units of a gate are grouped by their norm, so that a module has up to `groups`
     groups, from weak to strong. Units that own no weights are whole modules or blocks, of
@@ -164,8 +164,7 @@ def task_loss(model: nn.Module, batches: Batches) -> Callable[[], float]:
 def width_then_depth(
     budget: Budget, goal: Mapping[str, float], harm: Callable[[], float], blocks: int = 1
 ) -> Scores:
-    """Score units so that width goes first, then depth (MoPE, arXiv 2403.07839, section
-    3.3).
+    """Score units so that width goes first, as MoPE does (arXiv 2403.07839, section 3.3).
 
     First, as many units close as the goal asks for, apart from blocks. In the narrow
     network that this leaves, blocks are scored. The lowest of them are to go before any
@@ -286,8 +285,7 @@ def _owned(budget: Budget, sums: Sequence[Tensor | None]) -> Scores:
 
 
 def per_cost(budget: Budget, scores: Scores, costs: Collection[str]) -> Scores:
-    """Divide scores by what a unit costs, so that they say how much the loss rises per
-    cost.
+    """Divide scores by what a unit costs: how much does the loss rise per cost?
 
     Args:
         budget: counts the network

@@ -130,8 +130,7 @@ class L0AdamW(torch.optim.AdamW):
         return loss
 
     def move_(self, weights: bool = True, gates: bool = True) -> None:
-        """Let AdamW move the weights, the gates, or both; what does not move loses its
-        gradient."""
+        """Let AdamW move weights, gates, or both; the others lose their gradients."""
         scheduled = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             of_gates = is_of_gates(group)
@@ -156,8 +155,7 @@ class L0AdamW(torch.optim.AdamW):
         return turns * math.ceil(distance / self.gate_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as any optimizer does; the first group of gates holds the
-        progress."""
+        """Return an optimizer's state, with the progress in the first group of gates."""
         state = super().state_dict()
         pairs = zip(self.param_groups, state["param_groups"], strict=True)
         of_gates = (saved for group, saved in pairs if is_of_gates(group))

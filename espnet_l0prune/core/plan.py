@@ -60,8 +60,7 @@ class Plan(Mapping[str, Mapping[str, list[int]]]):
         return Plan({**self._kept, **other._kept})
 
     def plain(self) -> dict[str, dict[str, list[int]]]:
-        """Return the plan as plain dicts and lists, which `Plan` takes and a file can
-        hold."""
+        """Return the plan as dicts and lists, which `Plan` takes and a file can hold."""
         return {site: {**kinds} for site, kinds in self._kept.items()}
 
     def check(self, sites: Sequence[Site]) -> None:

@@ -47,8 +47,7 @@ class Range:
         return f"a {'whole ' if self.whole else ''}number in {self.interval}"
 
     def schema(self) -> dict:
-        """Return the limits as keywords of JSON schema; the type comes from the
-        signature."""
+        """Return the limits as keywords of JSON schema; signatures give the type."""
         low = "exclusiveMinimum" if self.above else "minimum"
         high = "exclusiveMaximum" if self.below else "maximum"
         return {low: self.low, high: self.high}

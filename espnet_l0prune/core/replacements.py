@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 
 class Constant(nn.Module):
-    """A `Constant` replaces a branch whose units are all cut: it returns its last layer's
-    bias.
+    """A `Constant` replaces a branch without units: it returns its last layer's bias.
 
     Args:
         value: the bias, (size,), or None for a branch that returns zeros
@@ -19,8 +18,7 @@ class Constant(nn.Module):
         self.size, self.sizes = size, dict(sizes)
 
     def forward(self, x: Tensor | tuple, *args: Tensor, **kwargs) -> Tensor:
-        """Return (batch, time, size) for an input (batch, time, ...); ignore other
-        arguments."""
+        """Return (batch, time, size) for an input (batch, time, ...)."""
         if isinstance(x, tuple):
             x = x[0]
         shape = (*x.shape[:-1], self.size)

@@ -138,8 +138,7 @@ class AbsSparsityScheduler(ABC):
 
     @abstractmethod
     def ramp(self, done: float) -> float:
-        """Return the share of the rise that is made after `done` in [0, 1) of the ramp's
-        time."""
+        """Return which share of the rise is made after `done` in [0, 1) of the time."""
 
 
 class LinearSparsityScheduler(AbsSparsityScheduler):
@@ -158,8 +157,10 @@ class ConstantSparsityScheduler(AbsSparsityScheduler):
 
 
 class CubicSparsityScheduler(AbsSparsityScheduler):
-    """The target has risen by 1 - (1 - done)^3 of the way, fast at first (Zhu and Gupta
-    2017)."""
+    """The target has risen by 1 - (1 - done)^3 of the way (Zhu and Gupta 2017).
+
+    It rises fast at first.
+    """
 
     def ramp(self, done: float) -> float:
         return 1 - (1 - done) ** 3

@@ -59,8 +59,7 @@ class Site(ABC):
         """Yield which features of which tensors the units own."""
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-        """Yield modules, each with kinds: it goes once all units of one of these are
-        gone."""
+        """Yield modules and kinds: a module goes once all units of one kind are gone."""
         return iter(())
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
@@ -91,8 +90,7 @@ class Site(ABC):
                     yield claim.module, hook(gate, claim.inner, claim.outer)
 
     def part(self, per: str) -> tuple[str, nn.Module] | None:
-        """Return the part of the network to which the units belong alone, if there is
-        one.
+        """Return the part of the network to which the units belong alone, if any.
 
         Args:
             per: what a part is: a `block`, or all modules of a `kind`
@@ -104,8 +102,7 @@ class Site(ABC):
         return None
 
     def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
-        """Return the index of the best unit where not all of a kind may go, otherwise
-        None.
+        """Return the index of the best unit where not all of a kind may go, or else None.
 
         Args:
             kind: a kind of units with a gate
@@ -114,8 +111,7 @@ class Site(ABC):
         return None
 
     def survivors(self, kind: str) -> Tensor:
-        """Return which units a cut leaves, (n,) bool: the open ones, or else the
-        protected one."""
+        """Return which units a cut leaves, (n,) bool: the open or the protected ones."""
         opened, stays = self.gates[kind].is_open(), self.protected(kind)
         if stays is not None and not bool(opened.any()):
             opened[stays] = True
@@ -131,8 +127,7 @@ class Site(ABC):
         """
 
     def structure(self) -> dict[str, int | list[int]]:
-        """Return how many units are left, in the form from which the network can be
-        rebuilt."""
+        """Return how many units are left, in the form that rebuilds the network."""
         return dict(self.sizes)
 
     def why_not(self, kind: str) -> str | None:
@@ -153,8 +148,7 @@ class Site(ABC):
         uniform: bool = False,
         gate_type: type[HardConcrete] = HardConcrete,
     ) -> None:
-        """Give the units of some kinds gates; kinds that this site does not have are
-        ignored.
+        """Give the units of some kinds gates; kinds that are not here are ignored.
 
         Args:
             kinds: kinds of units

@@ -79,8 +79,7 @@ def count_parameters(*modules: nn.Module | None) -> int:
 
 
 def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[Term]:
-    """Return a term for each parameter of a network, and for each computation of its
-    sites.
+    """Return a term for each parameter of a network, and for each site's computations.
 
     Args:
         network: the module whose tensors are counted

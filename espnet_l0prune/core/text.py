@@ -28,6 +28,5 @@ def file_name(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Escape text so that a line of Markdown, a title or a table's cell shows it as it
-    is."""
+    """Escape text so that Markdown shows it as it is, also in titles and tables."""
     return MARKUP.sub(r"\\\g<0>", one_line(text))
