@@ -1,5 +1,8 @@
-"""The parts of a recognizer that onnxruntime can run, as torch exports them: front end,
-encoder, CTC, decoder step."""
+"""A recognizer has four parts that onnxruntime can run, and that torch exports.
+
+These are front end, encoder, CTC, and a step of the decoder. Their docstrings describe
+the files in the model card.
+"""
 
 from typing import ClassVar
 
@@ -9,14 +12,17 @@ from torch import Tensor, nn
 from espnet_l0prune.deploy.verify import encode, probe
 from espnet_l0prune.networks.espnet_modules import check_short_utt
 
-FRAMES = 200  # of the example that is exported
-HYPOTHESES = 3  # of a beam search
+FRAMES = 200  # number of frames of the exported example
+HYPOTHESES = 3  # number of hypotheses of a beam search
 
 
 class Graph(nn.Module):
-    """A part of a recognizer.
+    """A `Graph` is a part of a recognizer that is exported.
 
-    `varying` names its inputs and their dimensions of any size, `outputs` its outputs.
+    Attributes:
+        varying: names of its inputs, with the dimensions that may have any size
+        outputs: names of its outputs
+        file: the file's name
     """
 
     varying: ClassVar[dict[str, dict[int, str]]]
@@ -28,7 +34,7 @@ class Graph(nn.Module):
         self.model = model
 
     def example(self, frames: int) -> tuple[Tensor, ...]:
-        """Random inputs of some length."""
+        """Return random inputs of some length."""
         raise NotImplementedError
 
 
@@ -40,11 +46,11 @@ class FrontendGraph(Graph):
 
     def example(self, frames: int) -> tuple[Tensor]:
         stft = self.model.frontend.stft
-        samples = max(stft.hop_length * frames, stft.n_fft)  # it takes half of these
+        samples = max(stft.hop_length * frames, stft.n_fft)  # it reads half of this
         return (0.1 * torch.randn(1, samples),)
 
     def forward(self, speech: Tensor) -> Tensor:
-        # ESPnet's front end asks for the values of lengths; these are its parts
+        # ESPnet's forward reads the values of lengths, so its parts are called one by one
         spectrum, _ = self.model.frontend.stft(speech)
         feats, _ = self.model.frontend.logmel(spectrum.square().sum(-1))
         if self.model.normalize is not None:
@@ -108,11 +114,11 @@ class DecoderGraph(Graph):
 
 
 def whole(feats: Tensor) -> Tensor:
-    """The length of one utterance without padding, as a tensor of the graph."""
+    """Return the length of one utterance without padding, as a tensor of the graph."""
     return torch.ones(1, dtype=torch.long) * feats.size(1)
 
 
 def shortest(encoder: nn.Module) -> int:
-    """The fewest frames that an encoder of ESPnet's takes."""
+    """Return the fewest frames that an encoder of ESPnet's takes."""
     _, fewest = check_short_utt(getattr(encoder, "embed", None), 0)
     return max(fewest, 1)
