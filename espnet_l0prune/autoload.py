@@ -16,8 +16,7 @@ PTH_LINE = (
 
 
 class _RegisterAfter:
-    """This finder finds ESPnet's tasks through the others, and registers once one has
-    run.
+    """This finder finds ESPnet's tasks through others, and registers once one has run.
 
     It is a finder and a loader by its methods alone, since `importlib.abc` would take
     longer to import than all of this, at the start of every Python.

@@ -31,8 +31,7 @@ sys.exit(0 if known else 3)
 
 @dataclass
 class Check:
-    """A `Check` is one thing that was looked at; its `remedy` is empty if nothing is
-    wrong."""
+    """A `Check` is one thing that was looked at; its `remedy` is empty if all is well."""
 
     name: str
     found: str

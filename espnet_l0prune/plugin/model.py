@@ -40,8 +40,7 @@ else:
 
 
 class L0Distilled(MixedWith):
-    """This is `model: l0_distill`, mixed with a task's model, to whose options it adds
-    its own.
+    """This is `model: l0_distill`, mixed with a task's model, to which it adds options.
 
     Args:
         teacher_config, teacher_model_file: config.yaml and checkpoint of the unpruned

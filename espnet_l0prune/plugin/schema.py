@@ -110,7 +110,7 @@ def options(cls: Any) -> dict[str, dict]:
 
     A class that is mixed with one of ESPnet's has its own options keyword-only.
     """
-    found, texts = {}, docstring_of(cls)
+    own_options, texts = {}, docstring_of(cls)
     hints = typing.get_type_hints(cls.__init__)
     own = [
         p for p in inspect.signature(cls.__init__).parameters.values() if p.name in hints
@@ -120,12 +120,12 @@ def options(cls: Any) -> dict[str, dict]:
         name = parameter.name
         if parameter.kind == parameter.VAR_KEYWORD or name == "params":
             continue
-        found[name] = type_of(hints[name])
+        own_options[name] = type_of(hints[name])
         if parameter.default is not parameter.empty:
-            found[name]["default"] = parameter.default
+            own_options[name]["default"] = parameter.default
         if name in texts:
-            found[name]["description"] = texts[name]
-    return found
+            own_options[name]["description"] = texts[name]
+    return own_options
 
 
 def type_of(hint: object) -> dict:
@@ -149,9 +149,9 @@ def type_of(hint: object) -> dict:
 
 def docstring_of(cls: type) -> dict[str, str]:
     """Return what the docstrings of a class and its bases say of each argument."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for argument in parse(base.__doc__ or "").params:
             text = " ".join((argument.description or "").split())
-            found |= dict.fromkeys(argument.arg_name.split(", "), text)
-    return found
+            texts |= dict.fromkeys(argument.arg_name.split(", "), text)
+    return texts

@@ -57,8 +57,7 @@ class ExportForm(ABC):
 
 
 def same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
-    """Return a `Packed.verify` for outputs that are equal in float64, but for a
-    tolerance."""
+    """Return a `Packed.verify` that demands outputs in float64 within a tolerance."""
     expected = outputs(model)
     before = sum(p.numel() for p in model.parameters())
 

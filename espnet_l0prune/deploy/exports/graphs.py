@@ -1,7 +1,6 @@
 """A recognizer has four parts that onnxruntime can run, and that torch exports.
 
-These are front end, encoder, CTC, and a step of the decoder. Their docstrings describe
-the files in the model card.
+These are front end, encoder, CTC, and a step of the decoder.
 """
 
 from typing import ClassVar
@@ -23,11 +22,13 @@ class Graph(nn.Module):
         varying: names of its inputs, with the dimensions that may have any size
         outputs: names of its outputs
         file: the file's name
+        text: what the file computes, for the model card
     """
 
     varying: ClassVar[dict[str, dict[int, str]]]
     outputs: ClassVar[tuple[str, ...]]
     file: ClassVar[str]
+    text: ClassVar[str]
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -39,10 +40,11 @@ class Graph(nn.Module):
 
 
 class FrontendGraph(Graph):
-    """`speech` (1, samples) to normalized `feats` (1, frames, features)."""
+    """This graph is the front end, including normalization."""
 
     varying = {"speech": {1: "samples"}}
     outputs, file = ("feats",), "frontend.onnx"
+    text = "`speech` (1, samples) to normalized `feats` (1, frames, features)."
 
     def example(self, frames: int) -> tuple[Tensor]:
         stft = self.model.frontend.stft
@@ -59,10 +61,11 @@ class FrontendGraph(Graph):
 
 
 class EncoderGraph(Graph):
-    """`feats` (1, frames, features) to `encoder_out` (1, frames left, size)."""
+    """This graph is the encoder."""
 
     varying = {"feats": {1: "frames"}}
     outputs, file = ("encoder_out",), "encoder.onnx"
+    text = "`feats` (1, frames, features) to `encoder_out` (1, frames left, size)."
 
     def example(self, frames: int) -> tuple[Tensor]:
         return (probe(self.model.encoder.input_size, (frames,))[0].float(),)
@@ -72,10 +75,11 @@ class EncoderGraph(Graph):
 
 
 class CTCGraph(Graph):
-    """`encoder_out` (batch, frames, size) to `logp` (batch, frames, tokens)."""
+    """This graph is the CTC head."""
 
     varying = {"encoder_out": {0: "batch", 1: "frames"}}
     outputs, file = ("logp",), "ctc.onnx"
+    text = "`encoder_out` (batch, frames, size) to `logp` (batch, frames, tokens)."
 
     def example(self, frames: int) -> tuple[Tensor]:
         size = HYPOTHESES, 1 + frames // 4, self.model.encoder.output_size()
@@ -86,10 +90,9 @@ class CTCGraph(Graph):
 
 
 class DecoderGraph(Graph):
-    """`ys` (batch, length), `memory` (batch, frames, size) and `cache` (blocks, batch,
-    length - 1, width) to `logp` (batch, tokens) of the next token, and `new_cache`.
+    """This graph is a step of an attention decoder.
 
-    Each call takes the cache that the one before gave; the first one of length 0.
+    Each call takes the cache that the one before returned; the first call's has length 0.
     """
 
     varying = {
@@ -98,6 +101,12 @@ class DecoderGraph(Graph):
         "cache": {1: "batch", 2: "length_before"},
     }
     outputs, file = ("logp", "new_cache"), "decoder.onnx"
+    text = (
+        "`ys` (batch, length), `memory` (batch, frames, size) and `cache` (blocks, "
+        "batch, length - 1, width) to `logp` (batch, tokens) of the next token, and "
+        "`new_cache`. Each call takes the cache that the one before gave; the first one "
+        "of length 0."
+    )
 
     def example(self, frames: int) -> tuple[Tensor, Tensor, Tensor]:
         memory = torch.randn(HYPOTHESES, frames, self.model.encoder.output_size())

@@ -60,7 +60,7 @@ class OnnxForm(ExportForm):
         """Pack the model; see `ExportForm.pack`, and `write_onnx` for the errors."""
         files = {}
         for graph in write_onnx(model, folder, int8):
-            files[graph.file] = " ".join(str(graph.__doc__).split())
+            files[graph.file] = graph.text
             if (data := data_of(folder / graph.file)).exists():
                 files[data.name] = f"the weights of `{graph.file}`, to be left beside it"
         conf, state = dict(vars(args)), portable(model)
