@@ -43,9 +43,9 @@ def same_depth(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]
 
 def uniform(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
     """Pair layer j of n with the teacher's layer j T / n of T, so that the last meet."""
-    theirs, n = list(teacher), len(student)
-    places = (round((j + 1) * len(theirs) / n) - 1 for j in range(n))
-    return [(i, theirs[max(k, 0)]) for i, k in zip(student, places, strict=True)]
+    layers, n = list(teacher), len(student)
+    places = (round((j + 1) * len(layers) / n) - 1 for j in range(n))
+    return [(i, layers[max(k, 0)]) for i, k in zip(student, places, strict=True)]
 
 
 def last_layers(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:

@@ -39,22 +39,22 @@ def check_compatible(
         targets: the sparsity to reach, by cost
         tolerance: how far beyond its target an estimate may be, as a sparsity
     """
-    for given, target in targets.items():
+    for targeted, target in targets.items():
         for cost, other in targets.items():
-            least = _least(budget, given, target, cost) if cost != given else 0.0
+            least = _least(budget, targeted, target, cost) if cost != targeted else 0.0
             if least > other + tolerance:
                 raise ValueError(
                     f"the targets contradict each other: a sparsity of {target} in "
-                    f"{given} takes about {least:.3f} of the {cost} along at least, and "
-                    f"their target is {other}. Raise the target in {cost}, leave it out, "
-                    "or take sparsity_constraint: inequality, which asks for at least "
-                    "so much."
+                    f"{targeted} takes about {least:.3f} of the {cost} along at least, "
+                    f"and their target is {other}. Raise the target in {cost}, leave it "
+                    "out, or take sparsity_constraint: inequality, which asks for at "
+                    "least so much."
                 )
 
 
 @torch.no_grad()
 def _least(
-    budget: Budget, given: str, target: float, cost: str, steps: int = 10
+    budget: Budget, targeted: str, target: float, cost: str, steps: int = 10
 ) -> float:
     """Estimate the least sparsity in one cost that comes with a target in another.
 
@@ -63,7 +63,7 @@ def _least(
 
     Args:
         budget: counts the network
-        given: the cost that has the target
+        targeted: the cost that has the target
         target: the sparsity to reach in it
         cost: the cost whose sparsity is estimated
         steps: number of steps to the target
@@ -76,7 +76,7 @@ def _least(
             sparsity = budget.sparsity(at)
             takes, gives = (
                 torch.autograd.grad(-sparsity[c], at, retain_graph=True)[0]
-                for c in (cost, given)
+                for c in (cost, targeted)
             )
         price = (takes + 1e-12) / (gives + 1e-12)
         price[opened == 0] = -torch.inf  # closed units stay first in the order
@@ -85,7 +85,7 @@ def _least(
         rank, low, high = order.rank.to(full.device), -1, order.length
         while high - low > 1:
             middle = (low + high) // 2
-            reached = budget.sparsity(full * (rank >= middle))[given]
+            reached = budget.sparsity(full * (rank >= middle))[targeted]
             enough = reached >= target * step / steps
             low, high = (low, middle) if enough else (middle, high)
         opened = full * (rank >= high)

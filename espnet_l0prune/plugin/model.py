@@ -222,8 +222,8 @@ class L0Distilled(MixedWith):
         pairs = self._hidden_states(student, teacher) if self.layer_weight else []
         if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
-            ours, theirs = zip(*pairs, strict=True)
-            losses["loss_layer"] = self.layer_weight, compare(ours, theirs, frames)
+            students, teachers = zip(*pairs, strict=True)
+            losses["loss_layer"] = self.layer_weight, compare(students, teachers, frames)
         if self.ctc is not None and self.ctc_kl_weight:
             without = self.blank_id if self.ctc_kl_frames == "non_blank" else None
             logits = student.ctc_out, teacher.ctc_out
@@ -265,28 +265,28 @@ class L0Distilled(MixedWith):
                 return hidden
             return hidden.index_select(-1, index)
 
-        ours: dict[int, Tensor | None] = {}
-        theirs = teacher.blocks
+        students: dict[int, Tensor | None] = {}
+        teachers = teacher.blocks
         for i, block in enumerate(self.encoder.encoders):
             if not is_closed(block):
                 hidden = student.blocks.get(i)  # None for a layer that was dropped
                 if hidden is not None and self.layer_input == "teacher":
-                    cut = hidden.size(-1) < theirs[i].size(-1)
+                    cut = hidden.size(-1) < teachers[i].size(-1)
                     features = index if cut else None
                     hidden = block_of(block).run(teacher.block_args[i], features)
-                ours[i] = None if hidden is None else shared(hidden)
+                students[i] = None if hidden is None else shared(hidden)
         if matrix is not None and self.layer_projection == "student":
             matrix = matrix if index is None else matrix.index_select(1, index)
-            ours = {
+            students = {
                 i: None if hidden is None else F.linear(hidden, matrix)
-                for i, hidden in ours.items()
+                for i, hidden in students.items()
             }
         else:
             if matrix is not None:
-                theirs = {i: F.linear(hidden, matrix) for i, hidden in theirs.items()}
-            theirs = {i: shared(hidden) for i, hidden in theirs.items()}
-        places = LAYER_MAPS[self.layer_map](ours, theirs, student.encoder_lengths)
-        pairs = ((ours[i], theirs[j]) for i, j in places)
+                teachers = {i: F.linear(hidden, matrix) for i, hidden in teachers.items()}
+            teachers = {i: shared(hidden) for i, hidden in teachers.items()}
+        places = LAYER_MAPS[self.layer_map](students, teachers, student.encoder_lengths)
+        pairs = ((students[i], teachers[j]) for i, j in places)
         return [(mine, other) for mine, other in pairs if mine is not None]
 
 

@@ -141,15 +141,15 @@ def check_resumable(folder: Path, args: Namespace, model: torch.nn.Module) -> No
     if chosen is None:
         return
     states = torch.load(chosen, map_location="meta", weights_only=False)
-    ours, theirs = (
+    built, saved = (
         {name: tuple(value.shape) for name, value in state.items()}
         for state in (portable(model), portable(model, states["model"]))
     )
-    for name in {**theirs, **ours}:
-        if ours.get(name) != theirs.get(name):
+    for name in {**saved, **built}:
+        if built.get(name) != saved.get(name):
             raise ValueError(
                 f"{chosen} is of another architecture: {name} has shape "
-                f"{theirs.get(name, 'none')} there, {ours.get(name, 'none')} in this "
+                f"{saved.get(name, 'none')} there, {built.get(name, 'none')} in this "
                 "model. Resume with the configuration that it was trained with, or "
                 "train into another --output_dir."
             )

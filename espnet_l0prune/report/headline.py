@@ -35,8 +35,8 @@ def headlines(runs: Sequence[Run], decoded: Mapping[Path, Sequence[Result]]) -> 
             continue
         lines += prunings
         for dense, model in pairs:
-            told = [*savings(dense, model), *effects(dense, model)]
-            lines += [f"{model.name} beside {dense.name}: {'; '.join(told)}"] * bool(told)
+            if parts := [*savings(dense, model), *effects(dense, model)]:
+                lines.append(f"{model.name} beside {dense.name}: {'; '.join(parts)}")
     return lines
 
 
