@@ -1,4 +1,4 @@
-"""The pictures of a report show structures, sparsities, losses, and errors against costs."""
+"""The pictures of a report: structures, sparsities, losses, and errors against costs."""
 
 import itertools
 from collections.abc import Iterator, Sequence
