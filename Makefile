@@ -1,4 +1,4 @@
-.PHONY: demo test matrix env lint docs dist clean
+.PHONY: demo test quick matrix env lint docs dist clean
 
 PYTHON ?= python3
 # Where no compiled file may be kept, each process compiles ESPnet again: some 10 s more
@@ -11,6 +11,10 @@ demo: env
 
 test: env
 	.venv/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+# Those that take no more than some seconds each: the answer is there in two minutes
+quick: env
+	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 # The tests with every Python, ESPnet and torch that we promise: see docs/matrix.md
 matrix: env

@@ -1,4 +1,4 @@
-"""Structured pruning with L0 gates for ESPnet's Conformer recognizers.
+"""This package prunes ESPnet's Conformer recognizers, with L0 gates on their structures.
 
 Importing the package makes ESPnet know its names: `encoder: l0_conformer`,
 `model: l0_distill`, `optim: l0_adamw` and `sparsity_scheduler`. It imports neither

@@ -1,11 +1,13 @@
-"""Register with each of ESPnet's tasks the moment it is imported, and not before; or
-stand aside, where that cannot be done."""
+"""We register with each of ESPnet's tasks as soon as it is imported, and not before.
+
+Where that cannot be done, we stand aside.
+"""
 
 import os
 import sys
 
 WATCHED = tuple(f"espnet2.tasks.{name}" for name in ("asr", "s2t", "slu", "st"))
-# What espnet_l0prune.pth holds; silent where the package is gone but the file is not.
+# The line in espnet_l0prune.pth. It is silent if the package is gone but the file is not.
 PTH_LINE = (
     'import os; exec("try:\\n    '
     "os.environ.get('ESPNET_L0PRUNE_AUTOLOAD') == '0' or __import__('espnet_l0prune')"
@@ -14,10 +16,10 @@ PTH_LINE = (
 
 
 class _RegisterAfter:
-    """Finds ESPnet's tasks through the other finders, and registers once one has run.
+    """This finder finds ESPnet's tasks through others, and registers once one has run.
 
-    A finder and a loader by their methods alone: `importlib.abc` would take longer to
-    import than all of this, at the start of every Python.
+    It is a finder and a loader by its methods alone, since `importlib.abc` would take
+    longer to import than all of this, at the start of every Python.
     """
 
     def __init__(self):
@@ -44,10 +46,13 @@ class _RegisterAfter:
 
 
 def register(module: str) -> None:
-    """Enter our names into one of the tasks.
+    """Enter our names into one of ESPnet's tasks.
+
+    Args:
+        module: name of the task's module
 
     Raises:
-        Exception: whatever an ESPnet that we do not know makes of it
+        Exception: any error, with an ESPnet that we do not know
     """
     from espnet_l0prune.plugin.register import register
 
@@ -55,8 +60,10 @@ def register(module: str) -> None:
 
 
 def _register_or_stand_aside(*modules: str) -> None:
-    """Without us ESPnet goes on as if we were not there: here, and in all processes that
-    this one starts, so that they do not say it again."""
+    """Register with tasks; if that fails, print why, and let ESPnet go on without us.
+
+    This holds for all processes that this one starts, so that they do not print it again.
+    """
     try:
         for module in modules:
             register(module)
@@ -69,7 +76,7 @@ def _register_or_stand_aside(*modules: str) -> None:
 
 
 def install() -> None:
-    """Register with the tasks that are there, and with the others as soon as they are."""
+    """Register with the tasks that are imported, and with the others once they are."""
     if not any(isinstance(finder, _RegisterAfter) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfter())
     _register_or_stand_aside(*(module for module in WATCHED if module in sys.modules))

@@ -1,9 +1,9 @@
-"""Check an installation, and say what to do about each thing that is wrong.
+"""The doctor checks an installation, and says what to do about each thing that is wrong.
 
-The torchaudio wheel of the usual registry links CUDA. Beside a CPU-only torch its
-native libraries cannot load, `import torchaudio` raises, and so does ESPnet. Without
-them torchaudio works, as plain Python: ESPnet needs no more. `mend_torchaudio` moves
-them into a folder beside their own, only where they cannot load.
+The usual registry's torchaudio wheel links CUDA. Beside a CPU-only torch its native
+libraries cannot load, so that `import torchaudio` fails, and ESPnet with it. Without
+these libraries torchaudio works as plain Python, which is all that ESPnet needs.
+`mend_torchaudio` moves them aside into another folder, but only if they cannot load.
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ sys.exit(0 if known else 3)
 
 @dataclass
 class Check:
-    """One thing looked at; `remedy` is empty where it is well."""
+    """A `Check` is one thing that was looked at; its `remedy` is empty if all is well."""
 
     name: str
     found: str
@@ -47,13 +47,13 @@ def _version(package: str) -> str | None:
 
 def _run(code: str, register: bool = False) -> CompletedProcess:
     environment = dict(os.environ)
-    if not register:  # or a broken registration would look like a broken ESPnet
+    if not register:  # a broken registration would look like a broken ESPnet
         environment["ESPNET_L0PRUNE_AUTOLOAD"] = "0"
     return run_python(code, env=environment)
 
 
 def native_libraries() -> list[Path]:
-    """The compiled parts of torchaudio, found without importing it."""
+    """Return the compiled parts of torchaudio, without importing it."""
     spec = importlib.util.find_spec("torchaudio")
     if spec is None or spec.origin is None:
         return []
@@ -61,8 +61,10 @@ def native_libraries() -> list[Path]:
 
 
 def mend_torchaudio() -> list[Path]:
-    """Move native libraries that cannot load aside; return what was moved. They come
-    back where that does not help."""
+    """Move native libraries aside that cannot load, and return those that were moved.
+
+    If that does not help, they are moved back.
+    """
     if _run("import torch").returncode or not _is_torchaudio_broken():
         return []
     moved = {}
@@ -82,26 +84,29 @@ def _is_torchaudio_broken() -> bool:
 
 
 def bounds_of(package: str) -> SpecifierSet:
-    """The versions that setup.py allows for this Python, or of Python itself. pip is not
-    asked, lest it exchanges torch: see there. All of them where we are not installed."""
+    """Return the versions of a package, or of Python, that setup.py allows here.
+
+    pip is not asked, since it might exchange torch, as setup.py explains. All versions
+    are allowed if our package is not installed.
+    """
     try:
         about = importlib.metadata.metadata("espnet_l0prune")
     except importlib.metadata.PackageNotFoundError:
         return SpecifierSet()
     if package == "python":
         return SpecifierSet(about["Requires-Python"])
-    found = SpecifierSet()
+    specifiers = SpecifierSet()
     for requirement in map(Requirement, about.get_all("Requires-Dist", [])):
         marker = requirement.marker
         if requirement.name == package and (
             marker is None or marker.evaluate({"extra": "espnet"})
         ):
-            found &= requirement.specifier
-    return found
+            specifiers &= requirement.specifier
+    return specifiers
 
 
 def remedy_for(package: str, version: str) -> str:
-    """What to do about a version that is not one of `bounds_of`; else nothing."""
+    """Return what to do about a version outside `bounds_of`, or an empty text."""
     bounds = bounds_of(package)
     if bounds.contains(version, prereleases=True):
         return ""
@@ -109,9 +114,9 @@ def remedy_for(package: str, version: str) -> str:
 
 
 def examine() -> list[Check]:
-    """Look at Python, torch, torchaudio, ESPnet and the registration, in this order.
+    """Check Python, torch, torchaudio, ESPnet and the registration, in this order.
 
-    What comes after a broken part is not looked at.
+    Parts after a broken one are not checked.
     """
     python = platform.python_version()
     checks = [Check("Python", python, remedy_for("python", python))]
@@ -135,11 +140,12 @@ def examine() -> list[Check]:
             )
         checks.append(Check(package, f"{version}: {last_line(result)}", remedy))
         return checks
-    checks.append(_registration())
+    checks.append(examine_registration())
     return checks
 
 
-def _registration() -> Check:
+def examine_registration() -> Check:
+    """Ask a new Python, as ESPnet's commands are one, whether it knows our names."""
     if os.environ.get("ESPNET_L0PRUNE_AUTOLOAD") == "0":
         remedy = "unset ESPNET_L0PRUNE_AUTOLOAD, or import espnet_l0prune yourself"
         return Check("registration", "turned off by ESPNET_L0PRUNE_AUTOLOAD=0", remedy)
@@ -155,7 +161,7 @@ def _registration() -> Check:
 
 
 def why_aside(error: Exception) -> str:
-    """The sentence for where we cannot register, and ESPnet goes on without us."""
+    """Return the message for when we cannot register, and ESPnet goes on without us."""
     version = _version("espnet") or "0"
     what = " ".join(f"{type(error).__name__}: {error}".split())
     remedy = remedy_for("espnet", version) or "see `espnet-l0prune doctor`"

@@ -4,8 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has a process a core
+# `make test` has a process a core. Without a variable of its own, numba gives torch a
+# thread a core as soon as it runs a loop in parallel, as in the transducer's loss.
+for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
+settings.register_profile("tests", deadline=None, print_blob=True)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,14 @@ class Watch:
     def __init__(self, seconds: Mapping[str, float]):
         self.allowed, self.took, self.failed = seconds, Counter(), []
 
+    def pytest_sessionstart(self) -> None:
+        """Behind the conftest's, a profile with the same random examples each time."""
+        if "hypothesis" in sys.modules:
+            from hypothesis import settings
+
+            settings.register_profile("mutants", derandomize=True, database=None)
+            settings.load_profile("mutants")
+
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             old = getattr(item.obj, HYPOTHESIS, None)
@@ -124,12 +132,7 @@ def forked(root: Path, work: Callable[[Path], object]) -> tuple[object, int]:
 
 
 def run_pytest(folder: Path, watch: Watch, *arguments: str) -> int:
-    """Pytest's exit code in this process; the same random examples each time."""
-    if "hypothesis" in sys.modules:
-        from hypothesis import settings
-
-        settings.register_profile("mutants", derandomize=True, database=None)
-        settings.load_profile("mutants")
+    """Pytest's exit code in this process."""
     options = ["-q", "-p", "no:cacheprovider", "--tb=no", f"--basetemp={folder / 'tmp'}"]
     signal.setitimer(signal.ITIMER_REAL, 60 * SLOWER)  # until the first test begins
     return int(pytest.main([*options, *arguments], plugins=[watch]))

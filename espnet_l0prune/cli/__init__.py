@@ -1,4 +1,4 @@
-"""The command line: one file a command, named in `parser.COMMANDS`."""
+"""The command line has one file for each command, named in `parser.COMMANDS`."""
 
 from espnet_l0prune.cli.program import main
 

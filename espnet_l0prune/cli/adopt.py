@@ -1,4 +1,4 @@
-"""`espnet-l0prune adopt`."""
+"""This is the command `espnet-l0prune adopt`."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ RANGE, DEFAULT = RANGES["command line"], {"params": 0.5}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `adopt` takes."""
+    """Add the options of `adopt` to its parser."""
     add_path(
         parser, "source", FILE, help="the experiment's folder, or a zip of the model zoo"
     )
@@ -53,15 +53,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def setting(text: str) -> dict[str, Any]:
-    """What KEY=VALUE says, as a configuration has it; dots lead into mappings.
+    """Return what KEY=VALUE says as a configuration; dots lead into mappings.
 
     Raises:
-        argparse.ArgumentTypeError: no such text, or a value that is no YAML
+        argparse.ArgumentTypeError: a text of another form, or a value that is not YAML
     """
     key, equals, value = text.partition("=")
     names = key.split(".")
     try:
-        found = yaml.safe_load(value)
+        conf = yaml.safe_load(value)
     except yaml.YAMLError:
         equals = ""
     if not equals or not all(names):
@@ -69,8 +69,8 @@ def setting(text: str) -> dict[str, Any]:
             f"{text!r} is none of KEY=VALUE; expected optim_conf.lr=0.001, say"
         )
     for name in reversed(names):
-        found = {name: found}
-    return found
+        conf = {name: conf}
+    return conf
 
 
 def run(args: argparse.Namespace) -> Answer:

@@ -1,4 +1,4 @@
-"""`espnet-l0prune bench`."""
+"""This is the command `espnet-l0prune bench`."""
 
 import argparse
 
@@ -12,7 +12,7 @@ RANGE = RANGES["command line"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `bench` takes."""
+    """Add the options of `bench` to its parser."""
     add_path(
         parser, "experiments", nargs="+", help="the first one is what others are beside"
     )
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Answer:
-    """Time the encoders of experiments, in turns."""
+    """Time the encoders of experiments, which take turns."""
     import_espnet()
     from rich.table import Table
 

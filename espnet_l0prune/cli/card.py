@@ -1,4 +1,4 @@
-"""`espnet-l0prune card`."""
+"""This is the command `espnet-l0prune card`."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from espnet_l0prune.cli.progress import busy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `card` takes."""
+    """Add the options of `card` to its parser."""
     add_path(parser, "experiment", help="cut or fine-tuned")
     add_path(parser, "--out", FILE, required=True, help="Markdown to write")
     add_card_options(parser)

@@ -1,4 +1,4 @@
-"""What a command is."""
+"""A command has a text, an example, options and a function that runs it."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass
 class Answer:
-    """What a command found or did.
+    """An `Answer` is what a command found or did.
 
     Attributes:
-        data: for machines: what `--json` prints
-        shown: for people: lines, or rich's tables
+        data: what `--json` prints, for machines
+        shown: lines and rich's tables, for people
         code: the exit code
     """
 
@@ -22,15 +22,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Command:
-    """One of the things that the command line does.
+    """A `Command` is one of the things that the command line does.
 
-    torch and ESPnet take seconds to import, and may be what `doctor` is asked to mend: a
-    file of a command imports neither, and its function imports what it needs.
+    torch and ESPnet take seconds to import, and `doctor` may be asked to mend them. So a
+    command's file imports neither, and its function imports what it needs.
 
     Attributes:
-        text: what it does, for `--help`
-        example: the words after `espnet-l0prune`
-        run: does it
+        text: what the command does, for `--help`
+        example: an example of its use, without `espnet-l0prune`
+        run: runs the command
         add_options: adds the command's own options to its parser
     """
 

@@ -1,4 +1,4 @@
-"""`espnet-l0prune completion`."""
+"""This is the command `espnet-l0prune completion`."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from espnet_l0prune.cli.command import Answer, Command
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `completion` takes."""
+    """Add the options of `completion` to its parser."""
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
 

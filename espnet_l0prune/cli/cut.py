@@ -1,4 +1,4 @@
-"""`espnet-l0prune cut`."""
+"""This is the command `espnet-l0prune cut`."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from espnet_l0prune.cli.progress import steps
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `cut` takes."""
+    """Add the options of `cut` to its parser."""
     add_path(parser, "experiment", help="pruned, to the end unless there is a --plan")
     add_path(parser, "--out", required=True, help="folder to write")
     parser.add_argument("--checkpoint", default="latest.pth", help="default: latest.pth")
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Answer:
-    """Cut the closed units out of a pruned experiment, and compare."""
+    """Cut the closed units out of a pruned experiment, and compare the two."""
     import_espnet()
     from espnet_l0prune.deploy.cut import cut_experiment
 

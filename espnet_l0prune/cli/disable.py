@@ -1,4 +1,4 @@
-"""`espnet-l0prune disable`."""
+"""This is the command `espnet-l0prune disable`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`espnet-l0prune doctor`."""
+"""This is the command `espnet-l0prune doctor`."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from espnet_l0prune.cli.progress import busy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `doctor` takes."""
+    """Add the options of `doctor` to its parser."""
     parser.add_argument(
         "--fix",
         action="store_true",

@@ -1,4 +1,4 @@
-"""`espnet-l0prune enable`."""
+"""This is the command `espnet-l0prune enable`."""
 
 import argparse
 import sysconfig
@@ -8,7 +8,7 @@ from espnet_l0prune.cli.command import Answer, Command
 
 
 def autoload_file() -> Path:
-    """The file that this environment's Python runs at its start."""
+    """Return the file that this environment's Python runs at its start."""
     return Path(sysconfig.get_path("purelib")) / "espnet_l0prune.pth"
 
 

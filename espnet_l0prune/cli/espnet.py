@@ -1,4 +1,4 @@
-"""ESPnet, imported in silence."""
+"""Commands import ESPnet in silence."""
 
 import contextlib
 import io
@@ -9,8 +9,13 @@ from espnet_l0prune.cli.progress import busy
 
 
 def import_espnet() -> None:
-    """Import ESPnet without what it and its dependencies print, and torch's warnings
-    about ESPnet."""
+    """Import ESPnet without what it and its dependencies print.
+
+    torch's warnings about ESPnet are switched off too.
+
+    Raises:
+        ImportError: ESPnet cannot be imported, or we cannot register with it
+    """
     warnings.simplefilter("ignore", FutureWarning)
     printed = io.StringIO()
     try:
@@ -21,7 +26,7 @@ def import_espnet() -> None:
         ):
             import espnet2.tasks.asr
 
-            register(espnet2.tasks.asr.__name__)  # says why, where the import could not
+            register(espnet2.tasks.asr.__name__)  # raises the reason for standing aside
     except (ImportError, OSError) as e:
         raise ImportError(
             f"this ESPnet cannot be used: {e}. `espnet-l0prune doctor` says what is wrong"

@@ -1,4 +1,4 @@
-"""`espnet-l0prune export`."""
+"""This is the command `espnet-l0prune export`."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from espnet_l0prune.deploy.exports import FORMS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `export` takes."""
+    """Add the options of `export` to its parser."""
     parser.add_argument(
         "form",
         choices=tuple(FORMS),
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> Answer:
     size = args.out.stat().st_size
     lines = [f"{args.out}: {size / 1e6:,.1f} MB, {done.verified}"]
     if done.packages:
-        told = f"ESPnet needs more to load it: pip install{done.packages}."
-        lines.append(f"{told} {SOURCE}")
+        needed = f"ESPnet needs more to load it: pip install{done.packages}."
+        lines.append(f"{needed} {SOURCE}")
     return Answer({"out": args.out, "bytes": size, "verified": done.verified}, lines)
 
 

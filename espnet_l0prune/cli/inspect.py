@@ -1,4 +1,4 @@
-"""`espnet-l0prune inspect`."""
+"""This is the command `espnet-l0prune inspect`."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from espnet_l0prune.cli.progress import busy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `inspect` takes."""
+    """Add the options of `inspect` to its parser."""
     add_path(parser, "experiment", help="folder with config.yaml")
     parser.add_argument("--checkpoint", help="default: latest.pth, or model.pth of a cut")
 
@@ -26,17 +26,17 @@ def run(args: argparse.Namespace) -> Answer:
 
     checkpoint = args.checkpoint or last_of(args.experiment)
     with busy(f"counting {args.experiment}"):
-        found = inspect_experiment(args.experiment, checkpoint)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # for 80 columns
+        inspection = inspect_experiment(args.experiment, checkpoint)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # it fits 80 columns
     table.add_column("module", no_wrap=True)
     table.add_column("units left")
     for column in ("parameters", "MACs (M)"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in found.rows:
+    for row in inspection.rows:
         if not row.amounts["params"] and all(
             left == size for size, left in row.units.values()
         ):
-            continue  # the width of a stream that was not touched
+            continue  # this stream keeps its whole width
         units = ", ".join(
             f"{kind} {left}" + (f"/{size}" if left != size else "")
             for kind, (size, left) in row.units.items()
@@ -52,19 +52,19 @@ def run(args: argparse.Namespace) -> Answer:
             f"{row.amounts['macs'] / 1e6:,.1f} {row.shares['macs']:6.1%}",
         )
     lines = [
-        f"{part}: {found.amounts['params'][part]:,} parameters, "
-        f"{found.amounts['macs'][part] / 1e6:,.1f} M "
-        f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens"
+        f"{part}: {inspection.amounts['params'][part]:,} parameters, "
+        f"{inspection.amounts['macs'][part] / 1e6:,.1f} M "
+        f"MACs for {inspection.seconds:g} s of audio and {inspection.tokens} tokens"
         for part in ("encoder", "decoder", "model")
     ]
     lines += [
-        f"sparsity of the {found.scope} in {cost}: expected {expected:.4f}, actual "
-        f"{found.actual_sparsity[cost]:.4f}, reachable "
-        f"{found.reachable_sparsity[cost]:.4f}"
-        for cost, expected in found.expected_sparsity.items()
+        f"sparsity of the {inspection.scope} in {cost}: expected {expected:.4f}, actual "
+        f"{inspection.actual_sparsity[cost]:.4f}, reachable "
+        f"{inspection.reachable_sparsity[cost]:.4f}"
+        for cost, expected in inspection.expected_sparsity.items()
     ]
     title = f"{args.experiment}/{checkpoint}"
-    return Answer(dataclasses.asdict(found), [title, table, *lines])
+    return Answer(dataclasses.asdict(inspection), [title, table, *lines])
 
 
 COMMAND = Command(

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Some options belong to several commands."""
 
 import argparse
 from pathlib import Path
@@ -11,13 +11,13 @@ FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 def add_path(
     parser: argparse.ArgumentParser, name: str, complete=FOLDER, **more: Any
 ) -> None:
-    """Add an option that is a path, and say to shells what completes it."""
+    """Add an option that is a path, and tell shells how to complete it."""
     option: Any = parser.add_argument(name, type=Path, **more)
     option.complete = complete
 
 
 def add_card_options(parser: argparse.ArgumentParser) -> None:
-    """Of what has a model card: what only the author of a model knows, among others."""
+    """Add the options of commands that write a model card."""
     parser.add_argument("--checkpoint", help="default: the experiment's average")
     parser.add_argument("--name", help="of the model in the zoo")
     parser.add_argument("--license", default="cc-by-4.0", help="as the zoo writes it")
@@ -27,7 +27,12 @@ def add_card_options(parser: argparse.ArgumentParser) -> None:
 
 
 def about_of(args: argparse.Namespace, name: str):
-    """What the options say of a model, for its card; `name` where they have none."""
+    """Return what the options say of a model, for its card.
+
+    Args:
+        args: the options, as parsed
+        name: the model's name if the options have none
+    """
     from espnet_l0prune.deploy.card import About
 
     return About(

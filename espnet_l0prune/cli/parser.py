@@ -1,4 +1,4 @@
-"""All commands and their options."""
+"""The parser has all commands and their options."""
 
 import argparse
 
@@ -39,14 +39,14 @@ DEBUG = "show the whole stack trace"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; what it parses names a key of `COMMANDS`."""
+    """Return the command line's parser, which sets `command` to a key of `COMMANDS`."""
     parser = argparse.ArgumentParser(
         prog="espnet-l0prune",
         description="Structured pruning of ESPnet's recognizers.",
         epilog="Exit codes: 0 done; 1 something to mend, with a message; 2 bad usage; "
         "130 interrupted; 141 nobody reads the answer any more.",
     )
-    parser.set_defaults(parser=parser)  # `completion` describes it
+    parser.set_defaults(parser=parser)  # `completion` reads it
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help=DEBUG)
     shared = argparse.ArgumentParser(add_help=False)

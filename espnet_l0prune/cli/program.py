@@ -1,9 +1,10 @@
 """The command line of espnet-l0prune: parse, call, print.
 
-Exit codes: 0 done; 1 something that the user can mend, said in one message, such as a
-full disk, also where the answer was to be written; 2 a command line that is not
-understood; 130 interrupted, 141 the reader of a pipe closed it, 129 and 143 hung up and
-terminated: as shells have it. Without a standard output an answer goes nowhere.
+The exit code is 0 if all went well; 1 for something that the user can mend, which one
+message explains, such as a full disk, also where the answer was to be written; and 2 for
+a command line that is not understood. As in shells, it is 130 after an interrupt, 141 if
+the reader of a pipe closed it, and 129 or 143 after a hang-up or a termination. Without a
+standard output an answer goes nowhere.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from espnet_l0prune.cli.progress import say
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code, whether or not somebody reads the answer."""
+    """Run a command and return its exit code, even if its answer cannot be written."""
     _open_streams()
     try:
         with _stoppable():
@@ -40,14 +41,16 @@ def main(argv: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError:  # or Python would try again at its end, with a trace
+            except OSError:  # otherwise Python would try again at its end, with a trace
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_streams() -> None:
-    """Have all three standard streams open, on the null device where somebody closed one:
-    the next file that is opened would be taken for it. What a terminal cannot encode is
-    shown by its number."""
+    """Open all three standard streams, on the null device where one was closed.
+
+    Otherwise the next file to be opened would take its place. Characters that a terminal
+    cannot encode are shown by their numbers.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -59,8 +62,10 @@ def _open_streams() -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """End by an exception where a scheduler ends us, or a terminal that closes, so that
-    nothing half-written is left."""
+    """Turn the signals of a scheduler or a closing terminal into exceptions.
+
+    Then nothing half-written is left.
+    """
 
     def stop(number: int, _: object) -> None:
         sys.exit(128 + number)
@@ -80,7 +85,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse a command line; print help here, since argparse passes over what fails."""
+    """Parse a command line; print help here, as argparse ignores errors of printing."""
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
@@ -91,7 +96,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(argv: list[str] | None) -> int:
     args = _parse(argv)
-    # whatever libraries print is not part of the answer
+    # what libraries print is not part of the answer
     aside = contextlib.redirect_stdout(sys.stderr) if args.json else None
     try:
         with aside or contextlib.nullcontext():
@@ -109,7 +114,7 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _show(parts: Sequence[object]) -> None:
-    """Print lines as they are, and tables by rich; wide where it is no terminal."""
+    """Print lines as they are and tables by rich, which are wide without a terminal."""
     for part in parts:
         if isinstance(part, str):
             print(part)
@@ -118,7 +123,7 @@ def _show(parts: Sequence[object]) -> None:
 
         width = None if sys.stdout.isatty() else 140
         console = Console(width=width, markup=False)
-        sys.stdout.flush()  # rich has a way of its own with a closed pipe
+        sys.stdout.flush()  # rich would treat a closed pipe in its own way
         with console.capture() as table:
             console.print(part)
         print(table.get(), end="")

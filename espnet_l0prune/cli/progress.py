@@ -1,4 +1,4 @@
-"""What is said while a command works."""
+"""Commands say what they are doing while they work."""
 
 import contextlib
 import sys
@@ -10,10 +10,10 @@ Track = Callable[[Sequence], Iterable]
 
 @contextlib.contextmanager
 def busy(text: str) -> Iterator[Track]:
-    """Say on a terminal what takes its time, and how long it has.
+    """Show on a terminal what takes its time, and for how long it has.
 
-    What is given: a function that goes through a sequence, and has the terminal show how
-    much time is left.
+    It yields a function that iterates over a sequence, and has the terminal show how much
+    time is left.
     """
     from rich import progress
     from rich.console import Console
@@ -35,15 +35,18 @@ def busy(text: str) -> Iterator[Track]:
 
 
 def say(text: str) -> None:
-    """Tell people something, if they listen."""
+    """Print text for people to stderr, if that is open."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def steps(command: str) -> Iterator[Callable[[str], None]]:
-    """Say what a long command does, a line for each step, also where the lines go into a
-    file; on a terminal the time runs below them."""
+    """Say what a long command does, with a line for each step.
+
+    It yields a function that is called with the name of each step. The lines are also
+    written where stderr is a file; on a terminal the time runs below them.
+    """
     begun = time.monotonic()
     with busy(command):
         yield lambda text: say(f"{command}, {time.monotonic() - begun:.0f} s: {text}")

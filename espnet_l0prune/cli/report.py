@@ -1,4 +1,4 @@
-"""`espnet-l0prune report`."""
+"""This is the command `espnet-l0prune report`."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from espnet_l0prune.cli.progress import busy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `report` takes."""
+    """Add the options of `report` to its parser."""
     add_path(parser, "experiments", nargs="+", help="folders, or folders of experiments")
     add_path(parser, "--out", default=Path("report"), help="folder for index.html")
 
@@ -22,10 +22,10 @@ def run(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.report.page import write_report
 
     with busy("reading and drawing") as track:
-        found = write_report(args.experiments, args.out, track)
-    missing = [f"missing: {what}" for what in found.missing]
-    written = f"{found.page}, and {len(found.pictures)} pictures beside it"
-    return Answer(dataclasses.asdict(found), [*found.headline, *missing, written])
+        report = write_report(args.experiments, args.out, track)
+    missing = [f"missing: {what}" for what in report.missing]
+    written = f"{report.page}, and {len(report.pictures)} pictures beside it"
+    return Answer(dataclasses.asdict(report), [*report.headline, *missing, written])
 
 
 COMMAND = Command(

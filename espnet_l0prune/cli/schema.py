@@ -1,4 +1,4 @@
-"""`espnet-l0prune schema`."""
+"""This is the command `espnet-l0prune schema`."""
 
 import argparse
 import json
@@ -12,8 +12,8 @@ def run(args: argparse.Namespace) -> Answer:
     import_espnet()
     from espnet_l0prune.plugin.schema import schema as options
 
-    found = options()
-    return Answer(found, [json.dumps(found, indent=1)])
+    described = options()
+    return Answer(described, [json.dumps(described, indent=1)])
 
 
 COMMAND = Command(

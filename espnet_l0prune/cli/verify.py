@@ -1,4 +1,4 @@
-"""`espnet-l0prune verify`."""
+"""This is the command `espnet-l0prune verify`."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from espnet_l0prune.cli.progress import busy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `verify` takes."""
+    """Add the options of `verify` to its parser."""
     add_path(parser, "experiment", help="the pruned one")
     add_path(parser, "cut", help="what was cut from it, before fine-tuning")
     parser.add_argument("--checkpoint", default="latest.pth", help="of the experiment")

@@ -1,1 +1,1 @@
-"""Gates, costs, schedules and losses: torch only, nothing of ESPnet."""
+"""The core has gates, costs, schedules and losses; it needs torch, but not ESPnet."""

@@ -1,4 +1,4 @@
-"""Batch normalization's statistics, taken anew where the network has changed."""
+"""The running statistics of batch norms start anew where the network has changed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RestartedMean:
-    """Forward pre-hook: running statistics that begin anew.
+    """A `RestartedMean` is a forward pre-hook that restarts a batch norm's statistics.
 
-    Each is the plain mean over the batches since the restart, until `momentum` weighs a
-    batch more than that: the network before the restart has no share in it. It counts
-    in the module's own buffer, so it goes on where a checkpoint stopped.
+    Each is the plain mean over the batches since the restart, until `momentum` gives a
+    batch more weight than that: the network before the restart has no share in it. The
+    count is the batch norm's own buffer, so a resumed run continues it.
     """
 
     def __init__(self, norm: _BatchNorm):
@@ -25,9 +25,13 @@ class RestartedMean:
 
 
 def restart_(norm: _BatchNorm, *, forget: bool) -> None:
-    """Begin running statistics anew, see `RestartedMean`; or go on with what was begun,
-    where `forget` is false."""
-    if forget:  # what is there stands until the first batch, which replaces it
+    """Restart a batch norm's statistics, or continue a restart, as `RestartedMean` does.
+
+    Args:
+        norm: the batch norm
+        forget: whether to restart; otherwise the earlier restart is continued
+    """
+    if forget:  # the old statistics stand until the first batch replaces them
         norm.num_batches_tracked.zero_()
     hooks = norm._forward_pre_hooks
     for key, hook in list(hooks.items()):
@@ -38,7 +42,7 @@ def restart_(norm: _BatchNorm, *, forget: bool) -> None:
 
 
 def batch_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
-    """Those within some modules that keep running statistics by momentum, each once."""
+    """Return the batch norms in some modules that have running statistics, each once."""
     inside = dict.fromkeys(m for module in modules for m in module.modules())
     return [
         m
@@ -49,7 +53,7 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
 
 @contextmanager
 def unobserved(*modules: nn.Module) -> Iterator[None]:
-    """For a while, no running statistics learn of what passes."""
+    """Keep the running statistics of some modules as they are within a `with` block."""
     norms = batch_norms(modules)
     for norm in norms:
         norm.track_running_stats = False

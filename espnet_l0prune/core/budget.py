@@ -1,7 +1,8 @@
-"""How sparse a network is in each cost, as a differentiable function of its gates.
+"""A budget computes a network's sparsity in each cost, differentiably in its gates.
 
-Gates are independent, so the expectation of a product over different gates is the product
-of the expectations: see `terms`. At gates of 0 and 1 this counts the cut network exactly.
+Gates are drawn independently, so the expectation of a product over different gates is the
+product of their expectations (see `terms`). With gates of 0 and 1 the result is the exact
+count of the cut network.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +19,18 @@ from espnet_l0prune.core.terms import Factor, Term
 
 
 class Budget:
-    """Sparsity of a network in each cost, from its gates.
+    """A `Budget` turns gates into sparsities.
 
-    The sparsity in a cost is the share that is gone of all that is counted, prunable
-    or not (Jiang et al. 2023, arXiv 2305.19549, section 2.2, with the exact count of the
-    cut network).
+    The sparsity in a cost is the share of the total that pruning removes, where the total
+    includes what cannot be pruned (Jiang et al. 2023, arXiv 2305.19549, section 2.2, with
+    the exact count of the cut network).
 
     Args:
-        sites: all of the network, with or without gates
-        terms: from `terms_of`, for these sites
+        sites: all sites of the network, with or without gates
+        terms: what `terms_of` returns for these sites
 
     Attributes:
-        gates: by the units that they are of
+        gates: every gate, by the units that it controls
         totals: the amount of each cost with all units open
     """
 
@@ -56,7 +57,7 @@ class Budget:
         }
         factors = list(dict.fromkeys(f for term in self.terms for f in term.factors))
         couples = [factor.units for factor in factors if factor.how == "both"]
-        # Places in the vector of `_values`: 1, then mean, any, pair of each gate, both.
+        # `_values` holds 1, then mean, any and pair of each gate, then each `both`.
         n = len(rows)
         start = {"mean": 1, "any": 1 + n, "pair": 1 + 2 * n}
         place_of = {
@@ -86,7 +87,7 @@ class Budget:
         self.totals = dict(zip(COSTS, totals, strict=True))
 
     def _values(self, opened: Tensor) -> Tensor:
-        """The factors' values, in the order of `place_of`; opened: as in `amounts`."""
+        """Return the values of all factors, in the order of `place_of`."""
         one = opened.new_ones(1)
         if not self.gates:
             return one
@@ -99,7 +100,7 @@ class Budget:
         return torch.cat([one, mean, either, pair, both])
 
     def amounts(self, opened: Tensor) -> Tensor:
-        """What is left of each term, (terms, costs).
+        """Return what is left of each term, (terms, costs).
 
         Args:
             opened: (gates, largest size) in float64, 0 beyond a gate's size:
@@ -109,10 +110,12 @@ class Budget:
         return shares[:, None] * self._amounts
 
     def sparsity(self, opened: Tensor) -> dict[str, Tensor]:
-        """Share of each cost that is gone, in [0, 1]; none of one that was not counted.
+        """Return the share of each cost that is removed, in [0, 1].
+
+        A cost whose total is 0, such as MACs that were not counted, is left out.
 
         Args:
-            opened: as `amounts` takes it
+            opened: see `amounts`
         """
         left = self.amounts(opened).sum(0)
         return {
@@ -122,8 +125,15 @@ class Budget:
         }
 
     def _padded(self, read: Callable[[type[HardConcrete], Tensor], Tensor]) -> Tensor:
-        """What `read` makes of all log_alphas, (gates, largest size), by the gates' type;
-        0 beyond a gate's size."""
+        """Apply a function to all log_alphas at once.
+
+        Args:
+            read: takes a type of gate and log_alphas, and returns values of the same
+                shape
+
+        Returns:
+            the values, (gates, largest size), with 0 beyond a gate's size
+        """
         if not self.gates:
             return self._there
         alphas = [gate.log_alpha for gate in self.gates.values()]
@@ -132,35 +142,35 @@ class Budget:
         return sum(parts[1:], parts[0])
 
     def log_alpha(self) -> Tensor:
-        """Of all gates, in one row: (units of all gates,)."""
+        """Return the log_alphas of all gates in one row, (units of all gates,)."""
         return torch.cat([gate.log_alpha for gate in self.gates.values()])
 
     def expected(self) -> dict[str, Tensor]:
-        """Expected sparsity in each cost; differentiable in every log_alpha."""
+        """Return the expected sparsity in each cost, differentiable in every gate."""
         return self.sparsity(
             self._padded(lambda gate, a: torch.sigmoid(a.double() + gate.shift))
         )
 
     @torch.no_grad()
     def opened(self) -> Tensor:
-        """Which gates are open when the network is evaluated, as `amounts` takes it."""
+        """Return which gates are open in evaluation, in the form that `amounts` takes."""
         return self._padded(lambda gate, a: gate.noise_free(a) > 0)
 
     def all_open(self) -> Tensor:
-        """All gates open, as `amounts` takes it."""
+        """Return a state with every gate open, in the form that `amounts` takes."""
         return self._there.clone()
 
     @torch.no_grad()
     def actual(self) -> dict[str, float]:
-        """Sparsity of the network that a cut of the open gates would leave."""
+        """Return the sparsity of the network that a cut of closed units would leave."""
         return {k: float(v) for k, v in self.sparsity(self.opened()).items()}
 
     @torch.no_grad()
     def reachable(self) -> dict[str, float]:
-        """The largest sparsity: that of all gates closed that may be."""
+        """Return the largest sparsity, where only the units are open that must stay."""
         stays = self.all_open() * closing_order(self.gates).rank.isinf().to(self._sizes)
         return {k: float(v) for k, v in self.sparsity(stays).items()}
 
     def remaining(self, cost: str = "params") -> float:
-        """What the open gates leave of a cost."""
+        """Return how much of a cost the open gates leave."""
         return self.totals[cost] * (1 - self.actual()[cost])

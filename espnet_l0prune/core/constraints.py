@@ -1,12 +1,12 @@
-"""Constraints on the expected sparsity: what the loss gains, how multipliers move.
+"""A constraint says what the loss gains while the sparsity is off its target.
 
-The shortfall v = s - S of the expected sparsity S from its target s is positive while
-the network is too large. Every constraint adds a penalty of v to the loss, which the
-gates descend, and after every update moves its multipliers, which are plain numbers by
-name, so that they are saved and resumed with the optimizer.
+The shortfall v = s - S of the expected sparsity S from its target s is positive while the
+network is too large. Every constraint adds a penalty of v to the loss, which the gates
+descend. After every update it moves its multipliers, which are plain numbers by name, so
+that they are saved and resumed with the optimizer.
 
-The defaults suit a loss of some 20 an utterance, as ESPnet's is where it is not
-normalized by length; they scale with the loss (benchmarks/landing.py).
+The defaults suit a loss of some 20 an utterance, which is what ESPnet has where it does
+not normalize the loss by length; they scale with the loss (benchmarks/landing.py).
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +20,11 @@ WHERE = "sparsity_constraint_conf"
 
 
 class AbsConstraint(ABC):
-    """How the gates are held to their target; the interface of all constraints.
+    """An `AbsConstraint`, the interface of all constraints, holds the gates to a target.
 
     Attributes:
         equality: whether a sparsity beyond the target is corrected too
-        one_cost: whether it can hold the same gates to one target only
+        one_cost: whether it can only hold the same gates to a single target
     """
 
     equality = True
@@ -32,36 +32,42 @@ class AbsConstraint(ABC):
 
     @abstractmethod
     def start(self) -> Multipliers:
-        """The multipliers at the start of training."""
+        """Return the multipliers at the start of training."""
 
     @abstractmethod
     def penalty(
         self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
     ) -> Tensor:
-        """What the loss gains: a scalar.
+        """Return what the loss gains, a scalar.
 
         Args:
             shortfall: target minus expected sparsity, a scalar
-            multipliers: as they are now
-            log_alpha: of all gates that can mend the shortfall, in one row: (gates,)
+            multipliers: their current values
+            log_alpha: all gates that can mend the shortfall, in one row, (gates,)
         """
 
     def update_(  # noqa: B027 (a plain penalty has nothing to move)
         self, shortfall: float, multipliers: Multipliers
     ) -> None:
-        """Move the multipliers after an update; `shortfall` is what the gates then have
-        from the target that the update had."""
+        """Move the multipliers after an update.
+
+        Args:
+            shortfall: the target that the update had, minus the expected sparsity after
+                it
+            multipliers: their current values, which are changed
+        """
 
 
 class LagrangianConstraint(AbsConstraint):
-    """S = s, by lambda1 v + lambda2 v^2 (Jiang et al. 2023, arXiv 2305.19549, eq. 6).
+    """This constraint demands S = s by the penalty lambda1 v + lambda2 v^2 (Jiang et al.
+    2023, arXiv 2305.19549, eq. 6).
 
     Both multipliers ascend the gradient: lambda1 += eta v, lambda2 += eta v^2.
 
     Args:
-        multiplier_lr: eta
-        lambda1, lambda2: the multipliers at the start; a large lambda2 keeps the gates
-            on the ramp from its first update on, and damps lambda1
+        multiplier_lr: step size eta of the multipliers
+        lambda1, lambda2: the multipliers at the start; a large lambda2 keeps the expected
+            sparsity on the ramp from its first update on, and damps lambda1
 
     Raises:
         ValueError: an option out of its range
@@ -88,13 +94,15 @@ class LagrangianConstraint(AbsConstraint):
 
 
 class InequalityConstraint(AbsConstraint):
-    """S >= s, by lambda v with lambda >= 0 (Gallego-Posada et al. 2022, arXiv
-    2208.04425): the multiplier ascends, and restarts from 0 where the target is met.
+    """This constraint demands S >= s by the penalty lambda v with lambda >= 0
+    (Gallego-Posada et al. 2022, arXiv 2208.04425).
+
+    The multiplier ascends, lambda += eta v, and restarts from 0 once the target is met.
 
     Args:
-        multiplier_lr: eta
-        restart: whether a satisfied constraint sets its multiplier to 0; otherwise it
-            descends to 0 as it came
+        multiplier_lr: step size eta of the multipliers
+        restart: whether the multiplier is set to 0 as soon as the target is met;
+            otherwise it descends to 0 as it rose
 
     Raises:
         ValueError: an option out of its range
@@ -121,8 +129,8 @@ class InequalityConstraint(AbsConstraint):
 
 
 class NuPIConstraint(AbsConstraint):
-    """S = s, by lambda v, where a PI controller moves lambda (Sohrabi et al. 2024, arXiv
-    2406.04558, algorithm 1):
+    """This constraint demands S = s by the penalty lambda v, where a PI controller moves
+    lambda (Sohrabi et al. 2024, arXiv 2406.04558, algorithm 1):
 
         xi_t = nu xi_(t-1) + (1 - nu) v_t
         lambda_(t+1) = lambda_t + eta (Ki v_t + Kp (xi_t - xi_(t-1))),  xi_(-1) = 0
@@ -130,9 +138,9 @@ class NuPIConstraint(AbsConstraint):
     The proportional term damps the oscillations of plain ascent (Kp = 0).
 
     Args:
-        multiplier_lr: eta
+        multiplier_lr: step size eta of the multipliers
         kp, ki: gains of the proportional and of the integral term
-        nu: smoothing of the shortfall, in [0, 1)
+        nu: smoothing of the shortfall in the proportional term, in [0, 1)
 
     Raises:
         ValueError: an option out of its range
@@ -164,13 +172,13 @@ class NuPIConstraint(AbsConstraint):
 
 
 class PenaltyConstraint(AbsConstraint):
-    """No target: a price on what is left (Louizos et al. 2018), for comparison.
+    """This penalty has no target: it puts a price on what is left (Louizos et al. 2018).
 
-    The gates drift wherever the price takes them; only the last selection, on the way
-    into phase `frozen`, meets the budget.
+    It is there for comparison. The gates drift to wherever the price takes them; only the
+    last selection, on the way into phase `frozen`, meets the budget.
 
     Args:
-        weight: the price of the whole cost
+        weight: factor of the penalty
 
     Raises:
         ValueError: a `weight` out of its range
@@ -192,16 +200,17 @@ class PenaltyConstraint(AbsConstraint):
 
 
 class ControlledL2Constraint(AbsConstraint):
-    """S = s, by weight sum (log_alpha - c)^2, whatever a gate's unit costs (Kubo et al.
-    2024, arXiv 2412.04836, where the centre c falls with time).
+    """This constraint demands S = s by the penalty weight sum (log_alpha - c)^2, whatever
+    a gate's unit costs (Kubo et al. 2024, arXiv 2412.04836, where the centre c falls with
+    time).
 
-    Here the centre follows the shortfall, c -= eta v: it falls as fast as it must. Two
-    centres for the same gates would pull apart.
+    Here the centre follows the shortfall, c -= eta v, so that it falls as fast as it
+    must. It takes a single cost: two centres would pull the same gates apart.
 
     Args:
-        multiplier_lr: eta
-        centre: c at the start
-        weight: of the penalty
+        multiplier_lr: step size eta of the multipliers
+        centre: the centre c of the log_alphas at the start
+        weight: factor of the penalty
 
     Raises:
         ValueError: an option out of its range

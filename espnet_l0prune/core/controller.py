@@ -1,4 +1,4 @@
-"""The constrained part of training: phases, multipliers and the penalty."""
+"""The controller leads the gates to the goal: phases, penalty and multipliers."""
 
 import logging
 import math
@@ -29,26 +29,27 @@ MEANING = {
 
 
 class SparsityController:
-    """Leads the gates of a network to a goal.
+    """A `SparsityController` leads the gates of a network to a goal.
 
-    A trainer adds `penalty` to its loss and calls the optimizer's `step`, as for any
-    other loss and optimizer: from then on that makes the updates of `update_`. Before
-    each epoch it calls `begin_epoch`. Clipping, weight decay and loss scaling never see
-    the multipliers. All that must be resumed lives in the optimizer, in the gates and in
-    the batch norms.
+    A trainer adds `penalty` to its loss and calls the optimizer's `step`, as with any
+    other loss and optimizer; the step then makes the update that `update_` describes.
+    Before each epoch the trainer calls `begin_epoch`. Clipping, weight decay and loss
+    scaling never see the multipliers. All that must be resumed is in the optimizer, the
+    gates and the batch norms.
 
     Args:
-        budget: counts the network
-        parts: what must meet the targets: budgets by name; that of the whole network
-            is named ""
+        budget: counts the whole network
+        parts: the budgets that must meet the targets, by the part's name; the whole
+            network is named ""
         goal: what is to be reached
-        scheduler: the way there, as a function of the number of updates
-        constraint: penalty and multipliers
-        optimizer: trains the gates; keeps the number of updates and the multipliers
+        scheduler: says how the targets rise with the number of updates
+        constraint: gives the penalty and moves the multipliers
+        optimizer: trains the gates, and keeps the number of updates and the multipliers
 
     Raises:
         ValueError: targets that the units cannot reach, that contradict each other or
-            that new gates have passed already; several for a constraint that takes one
+            that new gates have passed already; several targets for a constraint that
+            takes one
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class SparsityController:
         progress.multipliers = {name: constraint.start() for name in names}
         self._tracking = {name: Tracking(constraint.equality) for name in names}
         self._announced: str | None = None
-        if not scheduler.in_epochs:  # or as soon as an epoch's length is known
+        if not scheduler.in_epochs:  # otherwise once an epoch's length is known
             self._enter_phase()
         optimizer.controller = self
 
@@ -92,7 +93,7 @@ class SparsityController:
         section 2.2, with multipliers that move in closed form).
 
         Before it, a forward has drawn the gates, the loss has gained `penalty`, and a
-        backward has left the gradients: as often as the trainer gathers them.
+        backward has computed the gradients, as often as the trainer accumulates them.
         """
         progress, moves = self.optimizer.progress, self._moves
         self.optimizer.move_(**moves)
@@ -107,8 +108,10 @@ class SparsityController:
         self._enter_phase()
 
     def penalty(self) -> Tensor:
-        """The constraints' share of the loss, a scalar in float64; 0 outside of phases
-        `ramp` and `hold`."""
+        """Return what the constraints add to the loss, a scalar in float64.
+
+        It is 0 in phases other than `ramp` and `hold`.
+        """
         total = torch.zeros((), dtype=torch.float64)
         if not self._training:
             return total
@@ -122,27 +125,27 @@ class SparsityController:
 
     @property
     def update(self) -> int:
-        """Updates made so far."""
+        """Return how many updates have been made."""
         return self.optimizer.progress.update
 
     @property
     def phase(self) -> str:
-        """`warmup`, `ramp`, `hold` or `frozen`."""
+        """Return the current phase: `warmup`, `ramp`, `hold` or `frozen`."""
         return self.scheduler.phase(self.update)
 
     @property
     def on_budget(self) -> bool:
-        """Whether what is there now is what will be cut."""
+        """Return whether the gates have been fixed, so that a cut changes no output."""
         return self.phase == "frozen"
 
     @property
     def multipliers(self) -> dict[str, Multipliers]:
-        """By cost or, of parts, by cost and part."""
+        """Return the multipliers by cost, or by names such as `params_PART`."""
         return self.optimizer.progress.multipliers
 
     @property
     def settings(self) -> dict[str, object]:
-        """What a resumed run must have in common with the one that it continues."""
+        """Return what a resumed run must have in common with its beginning."""
         rounding = {(gate.round_to, gate.uniform) for gate in self._gates()}
         return {
             **self.scheduler.settings,
@@ -163,7 +166,7 @@ class SparsityController:
 
     @property
     def _moves(self) -> dict[str, bool]:
-        """Whether this update moves the weights, and whether the gates."""
+        """Return whether this update moves the weights, and whether the gates."""
         order = self.optimizer.order
         if not self._training:
             return {"weights": True, "gates": False}
@@ -175,8 +178,7 @@ class SparsityController:
         return list(self.budget.gates.values())
 
     def _expected(self) -> Iterator[tuple[str, str, Tensor, Budget]]:
-        """Of all that must meet a target: its name, the cost, the expected sparsity, and
-        what was counted."""
+        """Yield name, cost, expected sparsity and budget of each target."""
         for part, budget in self.parts.items():
             expected = budget.expected()
             for cost in self.goal.targets:
@@ -184,15 +186,17 @@ class SparsityController:
                 yield name, cost, expected[cost], budget
 
     def begin_epoch(self, updates: int | None, epochs: int, epoch: int = 0) -> None:
-        """Fit the schedule to the run, and say so early where it does not fit.
+        """Fit the schedule to the run, and say early where it does not fit.
 
         Args:
-            updates: of this epoch; None where that is not known before
-            epochs: of the whole run
-            epoch: how many were finished before this one
+            updates: number of updates in this epoch; None where it is not known
+                beforehand
+            epochs: number of epochs in the whole run
+            epoch: number of epochs finished before this one
 
         Raises:
-            ValueError: a run that begins with gates of another one; see `fit_to_run_`
+            ValueError: a run that begins with the gates of another one; see also
+                `fit_to_run_`
         """
         if not self.update and not all(gate.is_new() for gate in self._gates()):
             raise ValueError(
@@ -209,7 +213,7 @@ class SparsityController:
             logging.warning(short)
 
     def tell_remedies(self) -> None:
-        """Name what did not follow its target since this was last called."""
+        """Warn of what left its target since the last call, and name the remedy."""
         for name, tracking in self._tracking.items():
             remedy = tracking.remedy(self.phase)
             if remedy and self.multipliers[name]:
@@ -217,7 +221,7 @@ class SparsityController:
             self._tracking[name] = Tracking(self.constraint.equality)
 
     def check_settings(self, before: Mapping[str, object]) -> None:
-        """Raise ValueError for settings that are not those that a run was begun with."""
+        """Raise ValueError for settings other than those at the run's beginning."""
         changed = [
             f"{name} was {old}, is {self.settings.get(name)}"
             for name, old in before.items()
@@ -237,27 +241,28 @@ class SparsityController:
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """Target, expected and actual sparsity in each cost, and the multipliers.
+        """Return target, expected and actual sparsity in each cost, and the multipliers.
 
-        By names such as `sparsity_expected_macs` and `lambda1_params`; expected sparsity
-        and multipliers of parts by `sparsity_expected_macs_PART` and so on.
+        The names are such as `sparsity_expected_macs` and `lambda1_params`; where parts
+        must meet the targets, such as `sparsity_expected_macs_PART` and
+        `lambda1_params_PART`.
         """
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}
         expected |= {name: float(s) for name, _, s, _ in self._expected()}
-        found = {
+        by_name = {
             "sparsity_target": self.scheduler.targets(self.update, self.goal.targets),
             "sparsity_expected": expected,
             "sparsity_actual": self.budget.actual(),
         }
         for cost, multipliers in self.multipliers.items():
             for name, value in multipliers.items():
-                found.setdefault(name, {})[cost] = value
+                by_name.setdefault(name, {})[cost] = value
         return {
-            f"{k}_{cost}": v for k, costs in found.items() for cost, v in costs.items()
+            f"{k}_{cost}": v for k, costs in by_name.items() for cost, v in costs.items()
         }
 
     def _enter_phase(self) -> None:
-        """On the way into a phase, tell the gates; into `frozen`, fix them."""
+        """Set up the gates on the way into a phase; fix them on the way into `frozen`."""
         if self.phase == self._announced:
             return
         for gate in self._gates():
@@ -272,8 +277,7 @@ class SparsityController:
         )
 
     def _freeze(self) -> None:
-        """Fix the gates, and begin the batch norms' statistics anew: they are of gates
-        that were drawn at random."""
+        """Fix the gates; restart the batch norms if these saw gates drawn at random."""
         moving = not all(gate.is_decided() for gate in self._gates())
         if moving:
             self.tell_remedies()
@@ -284,7 +288,7 @@ class SparsityController:
 
 @torch.no_grad()
 def _check_not_met(budget: Budget, targets: Mapping[str, float]) -> None:
-    """Raise ValueError for a target that new gates, all but open, have passed already."""
+    """Raise ValueError for a target that new gates, nearly all open, meet already."""
     expected = budget.expected()
     for cost, target in targets.items():
         if target <= float(expected[cost]):

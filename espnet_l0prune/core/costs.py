@@ -1,4 +1,4 @@
-"""The costs that a budget can be about: one entry of a table for each."""
+"""This table holds the costs that a budget can be about, one entry for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """What a cost is asked about: one tensor of a network, or what one module computes
-    outside of its layers.
+    """A `Piece` is what causes a cost: a tensor, or a computation without weights.
 
     Attributes:
-        values: parameters
-        products: multiply-accumulates in the forward that was watched
+        values: number of parameters
+        products: number of multiply-accumulates in the forward that was traced
     """
 
     values: int
@@ -20,11 +19,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cost:
-    """Something of which pruning leaves less.
+    """A `Cost` is a quantity that pruning reduces.
 
     Attributes:
         label: its name in tables and pictures
-        amount: what a piece adds to it, with all units open
+        amount: returns what a piece adds to the cost with all units open
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Cutting a network down to what a plan leaves of it."""
+"""A cut removes from a network what a plan does not keep."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,8 @@ def cut_(network: nn.Module, sites: Sequence[Site], plan: Plan) -> None:
     """Keep only the planned units of a network, and remove all its gates, in place.
 
     Args:
-        network: holds the sites
-        plan: sites and kinds that it does not name keep all their units
+        network: the network that holds the sites
+        plan: the units to keep; sites and kinds that it does not name keep all of theirs
 
     Raises:
         ValueError: a plan of another network
@@ -35,14 +35,15 @@ def cut_(network: nn.Module, sites: Sequence[Site], plan: Plan) -> None:
 def features_left(
     sites: Sequence[Site], plan: Plan
 ) -> tuple[dict[str, dict[str, Tensor]], dict[tuple[nn.Module, str], dict[int, Tensor]]]:
-    """What a plan leaves of each site's units, and of each tensor's features.
+    """Return what a plan leaves of each site's units and of each tensor's features.
 
     Args:
-        plan: sites and kinds that it does not name keep all their units
+        sites: all sites of the network
+        plan: the units to keep; sites and kinds that it does not name keep all of theirs
 
     Returns:
-        by site and kind, which units stay, (units,) bool; by module and tensor, and by
-        dimension, which features do, (features,) bool
+        which units stay, (units,) bool, by site and kind; and which features stay,
+            (features,) bool, by module and tensor, then by dimension
     """
     kept: dict[str, dict[str, Tensor]] = {}
     left: dict[tuple[nn.Module, str], dict[int, Tensor]] = {}
@@ -75,7 +76,7 @@ def _keep_features_(module: nn.Module, name: str, dims: Mapping[int, Tensor]) ->
 
 
 def _resize_(layer: nn.Module) -> None:
-    """Let a layer's attributes say what its tensors are."""
+    """Set a layer's attributes to the sizes that its tensors have now."""
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):

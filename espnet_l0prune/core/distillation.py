@@ -1,11 +1,12 @@
-"""Losses between a student and its teacher.
+"""These losses measure how far a student is from its teacher.
 
-Both predictions' losses are summed over positions and averaged over utterances, as
-ESPnet's CTC and attention losses are, so that their weights compare.
+Losses between predictions are summed over positions and averaged over utterances, as
+ESPnet's CTC and attention losses are, so that their weights can be compared.
 
-A map of layers takes those of student and teacher, hidden states (batch, time, size) by
-place, and the valid frames, (batch,); it gives pairs of places, (student's, teacher's).
-Of a layer of the student's that stochastic depth left out there is None.
+A map of layers says which layers are compared. It takes the hidden states (batch, time,
+size) of student and teacher by their places, and the numbers of valid frames, (batch,);
+it returns pairs of places, (student's, teacher's). A student's layer that stochastic
+depth has left out has None for its state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,48 +15,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Layers = Mapping[int, Tensor]  # hidden states (batch, time, size), by place
+Layers = Mapping[int, Tensor]  # hidden states (batch, time, size) by place
 Student = Mapping[int, Tensor | None]
 Pair = tuple[int, int]
-NEVER = -1e4  # the log-probability of what cannot happen
+NEVER = -1e4  # the log-probability of an impossible class
 
 
 def _valid(lengths: Tensor, size: int) -> Tensor:
-    """(batch, size): which positions are not padding."""
+    """Return which positions are not padding, (batch, size) bool."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float32 at least: under autocast layers give half precision, in which sums over
-    a vocabulary or over features are off by several percent."""
+    """Convert to float32 at least.
+
+    Autocast gives half precision, in which sums over a vocabulary or over features are
+    off by several percent.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# Which layers are compared: pairs (student's, teacher's) of places. The student's layers
-# are those that still exist.
-
-
+# Maps of layers. A student has only the layers that still exist.
 def same_depth(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
-    """Each layer with that of the same place (Jiang et al. 2023)."""
+    """Pair each layer with the teacher's of the same place (Jiang et al. 2023)."""
     return [(i, i) for i in student if i in teacher]
 
 
 def uniform(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
-    """Layer j of n with layer j T / n of T, so that the last ones meet."""
-    theirs, n = list(teacher), len(student)
-    places = (round((j + 1) * len(theirs) / n) - 1 for j in range(n))
-    return [(i, theirs[max(k, 0)]) for i, k in zip(student, places, strict=True)]
+    """Pair layer j of n with the teacher's layer j T / n of T, so that the last meet."""
+    layers, n = list(teacher), len(student)
+    places = (round((j + 1) * len(layers) / n) - 1 for j in range(n))
+    return [(i, layers[max(k, 0)]) for i, k in zip(student, places, strict=True)]
 
 
 def last_layers(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
-    """The last n layers of both."""
+    """Pair the last n layers of both, where n is the smaller of their numbers."""
     return [*zip(reversed([*student]), reversed([*teacher]), strict=False)][::-1]
 
 
 @torch.no_grad()
 def dynamic(student: Student, teacher: Layers, lengths: Tensor) -> list[Pair]:
-    """Each layer of the teacher with the student's that is closest to it now, in mean
-    squared error (Xia et al. 2022, arXiv 2204.00408)."""
+    """Pair each of the teacher's layers with the student's that is closest to it now, in
+    mean squared error (Xia et al. 2022, arXiv 2204.00408)."""
     here = {i: hidden for i, hidden in student.items() if hidden is not None}
     if not here:
         return []
@@ -87,14 +88,14 @@ def _l1_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
 def layerwise_mse(
     student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor
 ) -> Tensor:
-    """(1 / L) sum_i MSE(h_student_i, h_teacher_i) (Jiang et al. 2023, arXiv 2305.19549,
-    equation 8), the mean over valid frames and features.
+    """Return (1 / L) sum_i MSE(h_student_i, h_teacher_i), the mean over valid frames and
+    features (Jiang et al. 2023, arXiv 2305.19549, equation 8).
 
-    The paper's projection W of the teacher's states is for the caller to apply.
+    The paper's projection W of the teacher's states is left to the caller.
 
     Args:
         student, teacher: L hidden states each, (batch, time, size)
-        lengths: valid frames, (batch,)
+        lengths: number of valid frames, (batch,)
     """
     pairs = zip(student, teacher, strict=True)
     return torch.stack([_mse(s, t, lengths) for s, t in pairs]).mean()
@@ -103,8 +104,13 @@ def layerwise_mse(
 def layerwise_l1_cosine(
     student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor
 ) -> Tensor:
-    """(1 / L) sum_i of L1 - log sigmoid(cos), means over frames (Chang et al. 2022,
-    arXiv 2110.01900, equation 1); arguments as in `layerwise_mse`."""
+    """Return (1 / L) sum_i of L1 - log sigmoid(cos), means over valid frames (Chang et
+    al. 2022, arXiv 2110.01900, equation 1).
+
+    Args:
+        student, teacher: L hidden states each, (batch, time, size)
+        lengths: number of valid frames, (batch,)
+    """
     pairs = zip(student, teacher, strict=True)
     return torch.stack([_l1_cosine(s, t, lengths) for s, t in pairs]).mean()
 
@@ -119,13 +125,13 @@ def prediction_kl(
     temperature: float = 1.0,
     without: int | None = None,
 ) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015): scalar.
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton et al. 2015).
 
     Args:
         student, teacher: logits, (batch, time, vocabulary)
-        lengths: valid positions, (batch,)
+        lengths: number of valid positions, (batch,)
         temperature: T > 0; larger is softer
-        without: a class; positions where the teacher's best is this one are left out
+        without: a class, or None; positions where the teacher prefers it are left out
     """
     valid = _valid(lengths, student.size(1))
     if without is not None:
@@ -144,24 +150,24 @@ def transducer_kl(
     tokens: Tensor,
     blank: int = 0,
 ) -> Tensor:
-    """KL over the lattice of a transducer, of three classes at each node: the next
+    """Return the KL over a transducer's lattice of three classes at each node: the next
     label, blank, and all else (Panchapagesan et al. 2021, arXiv 2011.06110).
 
     Args:
-        student, teacher: logits of the joint network,
-            (batch, time, tokens + 1, vocabulary)
+        student, teacher: logits of the joint network, (batch, time, tokens + 1,
+            vocabulary)
         labels: (batch, tokens), negative where there is padding
-        frames, tokens: valid lengths, (batch,)
-        blank: its index in the vocabulary
+        frames, tokens: number of valid frames and tokens, (batch,)
+        blank: index of the blank in the vocabulary
     """
     in_time = _valid(frames, student.size(1))[:, :, None]
     valid = in_time & _valid(tokens + 1, student.size(2))[:, None, :]
-    # at the last node no label follows: two classes
+    # no label follows the last node, which has two classes
     has_label = _valid(tokens, student.size(2))[:, None, :].expand_as(valid)[valid]
     following = F.pad(labels, (0, 1))[:, None, :, None].clamp(min=0)
 
     def classes(logits: Tensor) -> Tensor:
-        """Log-probabilities of the three classes at each valid node, (nodes, 3)."""
+        """Return the classes' log-probabilities at each valid node, (nodes, 3)."""
         logits = _wide(logits)
         total = logits.logsumexp(-1)
         index = following.expand(-1, logits.size(1), -1, -1)

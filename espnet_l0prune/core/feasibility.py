@@ -1,4 +1,4 @@
-"""Whether a network's units can meet its targets, and all of them at once."""
+"""These checks tell whether a network's units can meet its targets, all at once."""
 
 from collections.abc import Mapping
 
@@ -28,33 +28,45 @@ def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
 def check_compatible(
     budget: Budget, targets: Mapping[str, float], tolerance: float = 0.03
 ) -> None:
-    """Raise ValueError for targets of which one takes more of another cost than its
-    target.
+    """Raise ValueError where meeting one target overshoots another one.
 
-    The least that goes of a cost with a target in another one is found by closing the
-    units that take least of it first: close, and no bound, hence the tolerance, a
-    difference of sparsities.
+    To meet the target in one cost, the sparsity in another cost must rise too. Its least
+    rise is estimated by closing first the units that cost least of it. The estimate is
+    close, but no bound, hence the tolerance.
+
+    Args:
+        budget: counts the network
+        targets: the sparsity to reach, by cost
+        tolerance: how far beyond its target an estimate may be, as a sparsity
     """
-    for given, target in targets.items():
+    for targeted, target in targets.items():
         for cost, other in targets.items():
-            least = _least(budget, given, target, cost) if cost != given else 0.0
+            least = _least(budget, targeted, target, cost) if cost != targeted else 0.0
             if least > other + tolerance:
                 raise ValueError(
                     f"the targets contradict each other: a sparsity of {target} in "
-                    f"{given} takes about {least:.3f} of the {cost} along at least, and "
-                    f"their target is {other}. Raise the target in {cost}, leave it out, "
-                    "or take sparsity_constraint: inequality, which asks for at least "
-                    "so much."
+                    f"{targeted} takes about {least:.3f} of the {cost} along at least, "
+                    f"and their target is {other}. Raise the target in {cost}, leave it "
+                    "out, or take sparsity_constraint: inequality, which asks for at "
+                    "least so much."
                 )
 
 
 @torch.no_grad()
 def _least(
-    budget: Budget, given: str, target: float, cost: str, steps: int = 10
+    budget: Budget, targeted: str, target: float, cost: str, steps: int = 10
 ) -> float:
-    """About the least sparsity in `cost` that comes with the target in `given`.
+    """Estimate the least sparsity in one cost that comes with a target in another.
 
-    What a unit takes depends on what is closed already: prices are asked anew in steps.
+    What a unit takes depends on which units are closed already, so the prices are
+    computed anew in each of `steps` steps.
+
+    Args:
+        budget: counts the network
+        targeted: the cost that has the target
+        target: the sparsity to reach in it
+        cost: the cost whose sparsity is estimated
+        steps: number of steps to the target
     """
     sizes = [len(gate.log_alpha) for gate in budget.gates.values()]
     opened = budget.all_open()
@@ -64,16 +76,16 @@ def _least(
             sparsity = budget.sparsity(at)
             takes, gives = (
                 torch.autograd.grad(-sparsity[c], at, retain_graph=True)[0]
-                for c in (cost, given)
+                for c in (cost, targeted)
             )
         price = (takes + 1e-12) / (gives + 1e-12)
-        price[opened == 0] = -torch.inf  # these are closed
+        price[opened == 0] = -torch.inf  # closed units stay first in the order
         scores = [row[:n] for row, n in zip(price, sizes, strict=True)]
         order, full = closing_order(budget.gates, scores), budget.all_open()
         rank, low, high = order.rank.to(full.device), -1, order.length
         while high - low > 1:
             middle = (low + high) // 2
-            reached = budget.sparsity(full * (rank >= middle))[given]
+            reached = budget.sparsity(full * (rank >= middle))[targeted]
             enough = reached >= target * step / steps
             low, high = (low, middle) if enough else (middle, high)
         opened = full * (rank >= high)

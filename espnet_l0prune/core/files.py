@@ -1,8 +1,8 @@
-"""Files and folders that are there to their last byte, or not at all.
+"""Files and folders are written to their last byte, or not at all.
 
-All that the package writes goes through here: it is written beside its place first, and
-takes it once it is whole. Until then an earlier result stays as it is, and of a failure
-or an interrupt nothing is left.
+All that the package writes goes through here. It is first written beside its place, and
+takes the place once it is whole. Until then an earlier result stays as it is, and a
+failure or an interrupt leaves nothing behind.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ UNREADABLE = (
     EOFError,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,  # a compression that Python does not know
-    RuntimeError,  # encrypted
-    UnicodeDecodeError,  # of a name
+    NotImplementedError,  # the compression is one that Python does not know
+    RuntimeError,  # the file is encrypted
+    UnicodeDecodeError,  # a name is no text
 )
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Write = Callable[[Path], object]
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file that torch saved is there, to its last byte, undamaged."""
+    """Return whether a file that torch saved is there, complete and undamaged."""
     try:
         with open_binary(path) as file, zipfile.ZipFile(file) as archive:
             check_parts(archive.infolist(), os.fstat(file.fileno()).st_size)
@@ -43,8 +43,11 @@ def is_whole(path: Path) -> bool:
 
 
 def check_file(path: Path, force: bool = False) -> None:
-    """Raise ValueError where a file may not be written: one is there and no `force`, or
-    something that is no file, such as a folder, a device or a pipe."""
+    """Raise ValueError where a file may not be written.
+
+    That is where one exists and `force` is not set, or where something that is no file
+    stands, such as a folder, a device or a pipe.
+    """
     if not path.exists():
         return
     if not path.is_file():
@@ -54,11 +57,12 @@ def check_file(path: Path, force: bool = False) -> None:
 
 
 def save(state: object, path: Path) -> None:
-    """Save with torch, in the system's own words where that fails: torch tells of a full
-    disk as of a position in a zip.
+    """Save with torch; where that fails, raise the system's own error.
+
+    torch itself reports a full disk as a position in a zip file.
 
     Raises:
-        OSError: the disk is full, among others
+        OSError: the disk is full, or the file cannot be written for another reason
     """
     with _named(path):
         try:
@@ -76,16 +80,17 @@ def replace(path: Path, write: Write, force: bool = True) -> None:
 
 
 def replace_all(files: Mapping[Path, Write], force: bool = True) -> None:
-    """Write files, of which none takes its place before all are whole.
+    """Write several files, none of which takes its place before all are whole.
 
     Args:
-        files: by each file's path, what is called with the path to write to; folders are
-            made as they are needed
-        force: whether files that are there may go
+        files: by each file's path, a function that writes to the path it is called with;
+            missing folders are made
+        force: whether existing files may be replaced
 
     Raises:
-        ValueError: see `check_file`; somebody may have come first while we wrote
-        OSError: one cannot be written
+        ValueError: see `check_file`; it is checked again in the end, as another process
+            may have written first
+        OSError: a file cannot be written
     """
     parts = {path: path.with_name(path.name + ".part") for path in files}
     with contextlib.ExitStack() as undone:
@@ -94,7 +99,7 @@ def replace_all(files: Mapping[Path, Write], force: bool = True) -> None:
             undone.enter_context(_parents(path))
             undone.enter_context(_named(path))
             undone.callback(part.unlink, missing_ok=True)
-            part.unlink(missing_ok=True)  # of a run that was killed
+            part.unlink(missing_ok=True)  # a killed run may have left one
             files[path](part)
             _sync(part)
         for path in parts:
@@ -105,7 +110,7 @@ def replace_all(files: Mapping[Path, Write], force: bool = True) -> None:
 
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A hidden folder on the disk that `out` is to be on, removed in the end."""
+    """Provide a hidden folder on the disk where `out` will be, and remove it later."""
     hidden = f".{out.name}."
     with (
         _parents(out),
@@ -117,11 +122,11 @@ def beside(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Make a folder to fill, and remove it with all that is in it where that fails.
+    """Make a folder to fill, and remove it with all it holds if filling it fails.
 
     Raises:
-        ValueError: it exists; whoever made it keeps it
-        OSError: it cannot be made
+        ValueError: the folder exists already; whoever made it keeps it
+        OSError: the folder cannot be made
     """
     with _parents(out), _named(out):
         try:
@@ -139,14 +144,16 @@ def claimed(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(out: Path, check: Callable[[], object]) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `out` when it is.
+    """Provide a folder to fill, which then takes the place of `out`.
 
-    An earlier `out` is moved beside first, as NAME.TOKEN.old: there it is found after a
-    crash in between. It goes once its place is taken, or else comes back.
+    An earlier `out` is first moved to NAME.TOKEN.old beside it, where it can be found if
+    the process dies right then. It is removed once its place is taken, and otherwise
+    moved back.
 
     Args:
-        check: raises where what is at `out` may not be replaced: it is called when all
-            is filled, since somebody may have come first
+        out: path of the folder
+        check: raises an error if what is at `out` may not be replaced; it is called once
+            all is filled, as another process may have written first
 
     Raises:
         OSError: the folder cannot be filled
@@ -177,8 +184,7 @@ def _sync(file: Path) -> None:
 
 @contextlib.contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Make the folder that a path is in, and remove what was made where that was for
-    nothing."""
+    """Make the folder that holds a path, and remove what was made if the work fails."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         if missing:
@@ -186,14 +192,14 @@ def _parents(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         for folder in missing:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # one that is not empty stays
                 folder.rmdir()
         raise
 
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Give an error of writing that names no file, such as a full disk's, this one."""
+    """Add the path to errors of writing that name no file, as a full disk's do."""
     try:
         yield
     except OSError as e:

@@ -1,7 +1,8 @@
-"""Freezing: what the gates and the weights of a network are once a plan is settled.
+"""Freezing fixes the gates of a network to 0 or 1, as a plan says.
 
-Finding that out changes nothing, so that it can be done again and again while a network
-trains, for one plan or for several; putting it into a network is a step of its own::
+Computing the frozen values changes nothing, so that it can be done any number of times
+while a network trains, for one plan or several. Putting them into a network is another
+step::
 
     plan = choose(parts, {"params": 0.5})
     state = frozen(sites, plan)
@@ -18,20 +19,20 @@ from espnet_l0prune.core.hooks import spread
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.sites import Site
 
-State = dict[Tensor, Tensor]  # by a network's own tensors: what they become
+State = dict[Tensor, Tensor]  # from a network's tensors to their frozen values
 
 
 @torch.no_grad()
 def frozen(sites: Sequence[Site], plan: Plan) -> State:
-    """What becomes of the tensors of a network whose gates are fixed to 0 or 1.
+    """Return the values of a network's tensors once its gates are fixed to 0 or 1.
 
-    A surviving gate's soft value is folded into the weights, so that what the network
-    computes changes only by the units that the plan closes; and by the gates of whole
-    blocks, which have no weight to fold them into.
+    The soft value of a gate that stays open is multiplied into the weights. So what the
+    network computes only changes by the units that the plan closes, and by the gates of
+    whole blocks, which have no weight to take their value.
 
     Args:
-        sites: those that are frozen
-        plan: sites and kinds that it does not name keep all their units
+        sites: the sites that are frozen
+        plan: the units to keep; sites and kinds that it does not name keep all of theirs
 
     Raises:
         ValueError: a plan of another network
@@ -57,17 +58,17 @@ def frozen(sites: Sequence[Site], plan: Plan) -> State:
 
 @torch.no_grad()
 def freeze_(state: State) -> None:
-    """Put the values into the tensors that they are for."""
+    """Copy the frozen values into the tensors that they belong to."""
     for tensor, value in state.items():
         tensor.copy_(value)
 
 
 def decide_(sites: Sequence[Site], plan: Plan) -> None:
-    """Fix every gate to 0 or 1 as planned, see `frozen`, in place."""
+    """Fix every gate to 0 or 1 in place, as `frozen` computes it."""
     freeze_(frozen(sites, plan))
 
 
 def state_dict(network: nn.Module, state: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
-    """The state dict that a network would have if it were frozen now."""
-    there = network.state_dict(keep_vars=True)
-    return {name: state.get(tensor, tensor).detach() for name, tensor in there.items()}
+    """Return the state dict that a network would have if it were frozen now."""
+    tensors = network.state_dict(keep_vars=True)
+    return {name: state.get(tensor, tensor).detach() for name, tensor in tensors.items()}

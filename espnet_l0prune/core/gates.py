@@ -1,6 +1,7 @@
-"""Hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312), and a plainer kind.
+"""This module has hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312), and a
+plainer kind, adaptive dropout.
 
-With noise u ~ U(0, 1), the stretched and clamped concrete variable is
+With noise u ~ U(0, 1), the gate is the stretched and clamped concrete variable
 
     t = sigmoid((log u - log(1 - u) + log_alpha) / BETA)
     z = clamp(t (RIGHT - LEFT) + LEFT, 0, 1)
@@ -9,7 +10,7 @@ so that P(z > 0) = sigmoid(log_alpha - BETA log(-LEFT / RIGHT)). Without noise,
 z = clamp(sigmoid(log_alpha) (RIGHT - LEFT) + LEFT, 0, 1).
 
 Adaptive dropout (Kubo et al. 2024, arXiv 2412.04836) draws z from {0, 1} instead, with
-P(z = 1) = sigmoid(log_alpha); its gradient is that of the relaxed variable.
+P(z = 1) = sigmoid(log_alpha). Its gradient is that of the relaxed variable t.
 """
 
 import math
@@ -24,7 +25,7 @@ DECIDED = 100.0  # |log_alpha| of a gate fixed to 0 or 1, in any float type
 
 
 class LogAlpha(nn.Parameter):
-    """The parameter of a gate: optimizers tell it from a weight by this type."""
+    """A `LogAlpha` is a gate's parameter; optimizers tell it by its type from weights."""
 
     def __reduce_ex__(self, protocol):
         return LogAlpha, (self.data, self.requires_grad)
@@ -35,19 +36,20 @@ def _stretch(t: Tensor) -> Tensor:
 
 
 class HardConcrete(nn.Module):
-    """A vector of gates, one for each unit of a site.
+    """A `HardConcrete` is a vector of gates, one for each unit of a site.
 
     Args:
         size: number of gates n
-        open_probability: P(z > 0) at the start, in [0.982, 1): from there on the
-            noise-free gate is exactly 1, so that a new network is dense
-        round_to: how many units go or stay together when units are selected
-        uniform: whether all gates of this kind and size keep as many units
+        open_probability: P(z > 0) at the start, in [0.982, 1), where the noise-free gate
+            is exactly 1, so that a new network is dense
+        round_to: how many units close together when units are selected
+        uniform: whether all gates of the same kind and size keep the same number of units
 
     Attributes:
-        log_alpha: (n,), kept in float32 or wider
-        sampling: draw the gates in training mode; noise-free otherwise
-        noise: of the last draw, (n,) from the logistic distribution; None before it
+        log_alpha: (n,), in float32 or wider
+        sampling: whether the gates are drawn in training mode; in evaluation they never
+            are
+        noise: the last draw from the logistic distribution, (n,); None before the first
     """
 
     def __init__(
@@ -66,21 +68,25 @@ class HardConcrete(nn.Module):
         self.espnet_initialization_fn()
 
     shift = SHIFT  # P(z > 0) = sigmoid(log_alpha + shift)
-    closed = math.log(-LEFT / RIGHT)  # up to here the gate without noise is 0
+    closed = math.log(-LEFT / RIGHT)  # at or below it the gate without noise is 0
 
     @staticmethod
     def noise_free(log_alpha: Tensor) -> Tensor:
-        """Such gates without noise, of any shape, in [0, 1]."""
+        """Return gates without noise, in [0, 1]; log_alpha may have any shape."""
         return _stretch(torch.sigmoid(log_alpha))
 
     @staticmethod
     def noisy(log_alpha: Tensor, noise: Tensor) -> Tensor:
-        """Such gates with noise of their shape from the logistic distribution, in
-        [0, 1]."""
+        """Return gates in [0, 1] for noise from the logistic distribution.
+
+        Args:
+            log_alpha: of any shape
+            noise: of the same shape
+        """
         return _stretch(torch.sigmoid((noise + log_alpha) / BETA))
 
     def espnet_initialization_fn(self) -> None:
-        """Open all gates; ESPnet calls it too, after `init:` went over the model."""
+        """Open all gates; ESPnet calls this after its `init` has reset the model."""
         nn.init.constant_(self.log_alpha, self._start)
 
     @property
@@ -90,30 +96,30 @@ class HardConcrete(nn.Module):
 
     @property
     def way_to_close(self) -> float:
-        """How far log_alpha falls from the start until the gate without noise is 0."""
+        """Return how far log_alpha falls until the noise-free gate is 0."""
         return self._start - self.closed
 
     def is_new(self) -> bool:
-        """Whether every gate is as it was at the start."""
+        """Return whether every gate is as it was at the start."""
         start = torch.full_like(self.log_alpha, self._start)
         return torch.allclose(self.log_alpha, start, atol=1e-4)
 
     def probability(self) -> Tensor:
-        """P(z > 0) of each gate, (n,) in float64."""
+        """Return P(z > 0) of each gate, (n,) in float64."""
         return torch.sigmoid(self.log_alpha.double() + self.shift)
 
     def values(self) -> Tensor:
-        """The noise-free gates, (n,) in [0, 1]."""
+        """Return the noise-free gates, (n,) in [0, 1]."""
         return self.noise_free(self.log_alpha)
 
     def draw_(self) -> None:
-        """Draw the noise of a forward: all that read this gate see the same sample."""
+        """Draw noise for one forward: every reader of this gate sees the same sample."""
         if self.sampling and self.training:
             u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
             self.noise = torch.logit(u)
 
     def forward(self) -> Tensor:
-        """The gates of this forward, (n,) in [0, 1]: sampled in training."""
+        """Return the gates of this forward, (n,) in [0, 1]: sampled ones in training."""
         if not (self.sampling and self.training):
             return self.values()
         if self.noise is None:
@@ -121,21 +127,21 @@ class HardConcrete(nn.Module):
         return self.noisy(self.log_alpha, self.noise)
 
     def is_open(self) -> Tensor:
-        """Which gates the network has open when it is evaluated, (n,) bool."""
+        """Return which gates are open in evaluation, (n,) bool."""
         return self.values() > 0
 
     def is_decided(self) -> bool:
-        """Whether every gate has been fixed to 0 or 1."""
+        """Return whether every gate has been fixed to 0 or 1."""
         return bool((self.log_alpha.abs() == DECIDED).all())
 
     def decided(self, keep: Tensor) -> Tensor:
-        """The log_alpha of gates that are 1 where `keep`, (n,) bool, is true, and 0
-        elsewhere."""
+        """Return the log_alpha of gates that are fixed to 1 where `keep`, (n,) bool, and
+        else to 0."""
         return torch.where(keep, DECIDED, -DECIDED).to(self.log_alpha)
 
     @torch.no_grad()
     def decide_(self, keep: Tensor) -> None:
-        """Fix the gates to 1 where `keep`, (n,) bool, is true, to 0 elsewhere."""
+        """Fix the gates to 1 where `keep`, (n,) bool, is true, and to 0 elsewhere."""
         self.log_alpha.copy_(self.decided(keep))
 
     def extra_repr(self) -> str:
@@ -143,18 +149,18 @@ class HardConcrete(nn.Module):
 
 
 class AdaptiveDropout(HardConcrete):
-    """Gates that are 0 or 1 in training too: dropout whose retention probabilities are
-    learnt, with the straight-through gradient of a Gumbel-sigmoid.
+    """An `AdaptiveDropout` is a vector of gates that are 0 or 1 in training too.
 
-    Without noise a gate is open where it is more likely open than not. Arguments as of
-    `HardConcrete`.
+    It is dropout whose retention probabilities are learnt, with the straight-through
+    gradient of a Gumbel-sigmoid. Without noise a gate is open where it is more likely
+    open than not. See `HardConcrete` for the arguments.
     """
 
     shift = closed = 0.0
 
     @staticmethod
     def noise_free(log_alpha: Tensor) -> Tensor:
-        # with a gradient, of 0: distributed training waits for one of every parameter
+        # the gradient is 0, not None: distributed training waits for every gradient
         return (log_alpha > 0).to(log_alpha) + 0 * log_alpha
 
     @staticmethod
@@ -168,7 +174,7 @@ GATES = {"hard_concrete": HardConcrete, "adaptive_dropout": AdaptiveDropout}
 
 
 def draw_all(network: nn.Module, *_) -> None:
-    """Forward pre-hook of a network: draw the noise of all its gates."""
+    """Draw the noise of all gates of a network; this is a forward pre-hook of it."""
     for module in network.modules():
         if isinstance(module, HardConcrete):
             module.draw_()
@@ -178,5 +184,5 @@ ScoreOf = Callable[[HardConcrete], Tensor]
 
 
 def log_alpha_of(gate: HardConcrete) -> Tensor:
-    """The score of units by which they go when gates have been trained, (n,)."""
+    """Return the scores by which units of trained gates are ranked, (n,)."""
     return gate.log_alpha.detach()

@@ -1,4 +1,4 @@
-"""What a pruning is to reach: one value, from the options to the cut and the report."""
+"""A goal says what a pruning must reach; options, cut and report all share this value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ PARTS = ("block", "kind", None)
 
 @dataclass(frozen=True)
 class Goal:
-    """Which share is to go, of what, and for how much speech it is counted.
+    """A `Goal` says which share of a network is removed, and how that share is counted.
 
     Args:
-        target: sparsity to reach, in (0, 1): the share of the parameters to remove; or
-            a mapping from costs, `params` and `macs`, to the share of each
-        scope: what is counted: `encoder`, `decoder` or `model`
-        per: whether every `block`, or every `kind` of module, must meet the targets;
-            None for the scope as a whole
-        seconds: length of the utterance that MACs are counted for
-        tokens: how many tokens the decoder emits for it, in one parallel pass
+        target: sparsity to reach, in (0, 1): the share of the parameters to remove; or a
+            mapping from the costs `params` and `macs` to the share of each
+        scope: the network whose costs are counted: `encoder`, `decoder`, or the whole
+            `model`
+        per: whether every `block`, or every `kind` of module, must meet the targets by
+            itself; null holds the scope as a whole to them
+        seconds: length in seconds of the utterance for which MACs are counted
+        tokens: number of tokens that the decoder emits for it in one parallel pass
 
     Raises:
         ValueError: an unknown cost, `scope` or `per`; a number out of its range
@@ -55,7 +56,7 @@ class Goal:
 
     @property
     def targets(self) -> dict[str, float]:
-        """The sparsity to reach, by cost."""
+        """Return the sparsity to reach, by cost."""
         if isinstance(self.target, Mapping):
             return dict(self.target)
         return {"params": self.target}

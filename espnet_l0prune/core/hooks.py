@@ -1,6 +1,6 @@
-"""How gates act on layers: as hooks, so that no forward of ESPnet's is copied.
+"""Gates act on layers through hooks, so that no forward of ESPnet's is copied.
 
-The hooks are plain objects that hold the gate: they survive deepcopy and pickle.
+The hooks are plain objects that hold the gate, so they survive deepcopy and pickle.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from espnet_l0prune.core.gates import HardConcrete
 
 
 def feature_dim(layer: nn.Module) -> int:
-    """The dimension of a layer's features, in its input and in its output."""
+    """Return the dimension of a layer's features, which input and output share."""
     return 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d)) else -1
 
 
@@ -29,19 +29,19 @@ def spread(values: Tensor, inner: int, outer: int) -> Tensor:
 
 
 class GateHook(ABC):
-    """A hook that goes when the gates go."""
+    """A `GateHook` is a hook that is removed together with the gates."""
 
     @abstractmethod
     def attach_(self, layer: nn.Module) -> None:
-        """Register on the layer."""
+        """Register this hook on a layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scale(GateHook):
-    """Multiply features by their units' gates.
+    """A `Scale` multiplies features by their units' gates.
 
     Attributes:
-        gate: of n units
+        gate: the gate of n units
         inner, outer: see `spread`
     """
 
@@ -50,7 +50,7 @@ class Scale(GateHook):
     outer: int = 1
 
     def scaled(self, x: Tensor, dim: int) -> Tensor:
-        """x times the gates, along its dimension of size outer * n * inner."""
+        """Return x times the gates along a dimension of size outer * n * inner."""
         z = self.gate()
         if z.numel() > 1:
             z = spread(z, self.inner, self.outer)
@@ -61,11 +61,11 @@ class Scale(GateHook):
 
 
 class ScaleInput(Scale):
-    """Gate what a linear layer or a convolution consumes, by way of its weight.
+    """This hook gates what a linear layer or a convolution reads, by scaling its weight.
 
-    W (z x) = (W z) x: it costs as much as the weight is large, not the activations, and
-    the gates' gradient needs no copy of them. For the length of a forward the scaled
-    weight stands in front of the parameter.
+    Since W (z x) = (W z) x, the work grows with the weight and not with the activations,
+    and the gates' gradient needs no copy of these. During a forward the scaled weight
+    hides the parameter.
     """
 
     def attach_(self, layer: nn.Module) -> None:
@@ -77,7 +77,10 @@ class ScaleInput(Scale):
 
 
 class OwnWeight(GateHook):
-    """Before and after a forward, also one that failed, a layer has its own weight."""
+    """This hook restores a layer's own weight before and after a forward.
+
+    It does so even if the forward fails.
+    """
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_pre_hook(self, prepend=True)
@@ -88,7 +91,7 @@ class OwnWeight(GateHook):
 
 
 class ScaleOutput(Scale):
-    """Forward hook: gate what the layer gives."""
+    """This forward hook gates what a layer returns."""
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_hook(self)
@@ -99,7 +102,7 @@ class ScaleOutput(Scale):
 
 @dataclass(frozen=True, eq=False)
 class MaskInput(GateHook):
-    """Forward pre-hook: hide the features (..., n) of closed units from the layer."""
+    """This forward pre-hook hides the features (..., n) of closed units from a layer."""
 
     gate: HardConcrete
 
@@ -113,10 +116,10 @@ class MaskInput(GateHook):
 
 @dataclass(frozen=True, eq=False)
 class SurvivorNorm(GateHook):
-    """Forward hook on a LayerNorm over n units, (..., n): statistics over the open ones.
+    """This hook gives a LayerNorm over n units, (..., n), the open units' statistics.
 
-    The output of closed units is 0. It is what LayerNorm gives once they are cut. A
-    unit with several gates is open where all of them are.
+    Closed units have 0 for output. This is what the LayerNorm returns once they are cut.
+    A unit with several gates is open where all of them are.
     """
 
     gates: list[HardConcrete]
@@ -132,7 +135,7 @@ class SurvivorNorm(GateHook):
         opened = torch.stack([gate() > 0 for gate in self.gates]).all(0)
         if bool(opened.all()):
             return output
-        x = args[0].to(layer.weight.dtype)  # as under autocast
+        x = args[0].to(layer.weight.dtype)  # autocast may give half precision
         mask = opened.to(x.dtype)
         n = mask.sum().clamp(min=1)
         centred = (x - (x * mask).sum(-1, keepdim=True) / n) * mask
@@ -142,20 +145,20 @@ class SurvivorNorm(GateHook):
 
 
 class Residual(Protocol):
-    """How the input and the output of a block are mixed."""
+    """A `Residual` knows how a kind of block mixes its input and its output."""
 
     @classmethod
     def mix(cls, z: Tensor, args: tuple, kwargs: dict, output: tuple) -> tuple:
-        """y = x + z (block(x) - x), for a gate z: (1,), in the form of the output."""
+        """Return y = x + z (block(x) - x) for a gate z, (1,), in the output's form."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScaleResidual(GateHook):
-    """Forward hook on a whole block: y = x + z (block(x) - x).
+    """This forward hook gates a whole block: y = x + z (block(x) - x).
 
     Attributes:
-        gate: one gate
-        residual: of such a block
+        gate: a vector of one gate
+        residual: the kind of block
     """
 
     gate: HardConcrete
@@ -171,7 +174,7 @@ class ScaleResidual(GateHook):
 
 
 def remove_gates_(network: nn.Module) -> None:
-    """Remove every gate, and every hook through which one acts."""
+    """Remove every gate of a network, and every hook through which a gate acts."""
     for module in list(network.modules()):
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [k for k, hook in hooks.items() if isinstance(hook, GateHook)]:

@@ -1,9 +1,9 @@
-"""How much each unit matters to a model that was trained dense.
+"""Importances say how much each unit matters to a model that was trained dense.
 
-Each function gives a score to every unit of every gate, in the order of the budget's
-gates; `select` closes the lowest first. Scores that estimate what the loss gains are to
-be divided by what a unit costs (`per_cost`). Norms estimate nothing: they are divided by
-their mean over all units of the kind.
+Each function scores every unit of every gate, in the order of the budget's gates;
+`select` closes the units with the lowest scores first. Scores that estimate how much the
+loss rises should be divided by what a unit costs (`per_cost`). Norms of weights estimate
+no loss; they are divided by their mean over all units of the kind.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,20 +18,20 @@ from espnet_l0prune.core.gates import DECIDED, HardConcrete
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import Units
 
-Batches = Sequence[Mapping[str, Tensor]]  # as ESPnet's model takes them
-Scores = list[Tensor]  # (units,) of each gate
+Batches = Sequence[Mapping[str, Tensor]]  # keyword arguments of ESPnet's model
+Scores = list[Tensor]  # (units,) for each gate
 
 
 def random(budget: Budget) -> Scores:
-    """By torch's random state."""
+    """Score units at random, from torch's global random state."""
     return [torch.rand(gate.log_alpha.numel()) for gate in budget.gates.values()]
 
 
 def magnitude(budget: Budget, p: int = 2) -> Scores:
-    """The p-norm of all weights that a unit owns: one-shot magnitude pruning.
+    """Score a unit by the p-norm of its weights, as one-shot magnitude pruning does.
 
     Raises:
-        ValueError: whole modules, or blocks
+        ValueError: units that are whole modules or blocks
     """
     sums = _over_groups(budget, lambda claim, w: w.abs().pow(p), whole=False)
     norms = [total.pow(1 / p) for total in _owned(budget, sums)]
@@ -43,15 +43,18 @@ def magnitude(budget: Budget, p: int = 2) -> Scores:
 
 
 def evenly(scores: Scores) -> Scores:
-    """Each unit's place in its own module, in (0, 1): all modules keep the same share."""
+    """Replace scores by each unit's rank in its module, in (0, 1).
+
+    All modules then keep the same share of their units.
+    """
     return [(s.argsort().argsort() + 0.5) / len(s) for s in scores]
 
 
 def depth(budget: Budget) -> Scores:
-    """The place of a block: the last ones go first.
+    """Score a block by its place, so that the last blocks go first.
 
     Raises:
-        ValueError: other units than blocks
+        ValueError: units that are not blocks
     """
     kinds = {kind for _, kind in budget.gates}
     if kinds != {"blocks"}:
@@ -61,13 +64,13 @@ def depth(budget: Budget) -> Scores:
 
 
 def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
-    """How the loss depends on a unit's gate, to the first order: (dL/dz)^2 at z = 1, the
-    mean over batches (Molchanov et al. 2019, arXiv 1906.10771).
+    """Score a unit by how the loss depends on its gate to the first order, (dL/dz)^2 at z
+    = 1, the mean over batches (Molchanov et al. 2019, arXiv 1906.10771).
 
     dL/dz is the sum of w dL/dw over the weights that the gate multiplies.
 
     Raises:
-        ValueError: blocks
+        ValueError: units that are blocks
     """
 
     def slopes(claim: Claim, w: Tensor) -> Tensor:
@@ -81,14 +84,16 @@ def taylor(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
 
 
 def fisher(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
-    """What the loss gains without a unit, to the second order: 1/2 sum h w^2 over all
-    weights that the unit owns, coupled as they are (the idea of CPD, arXiv 2408.03046).
+    """Score a unit by how much the loss rises without it to the second order, 1/2 sum h
+    w^2 over all weights that it owns in coupled layers (the idea of CPD, arXiv
+    2408.03046).
 
-    h stands for the diagonal of the Hessian: the mean of (dL/dw)^2 over batches, L being
-    a batch's mean loss; of single utterances it would be the empirical Fisher matrix's.
+    h stands for the diagonal of the Hessian: the mean of (dL/dw)^2 over batches, where L
+    is a batch's mean loss. Over single utterances it would be the empirical Fisher
+    matrix's.
 
     Raises:
-        ValueError: whole modules, or blocks
+        ValueError: units that are whole modules or blocks
     """
     h = {w: torch.zeros_like(w) for w in model.parameters()}
     for _ in _gradients(model, batches):
@@ -105,15 +110,18 @@ def removal(
     kinds: Collection[str] | None = None,
     groups: int = 8,
 ) -> Scores:
-    """What it harms to close a group of units alone; a unit's share of that.
+    """Score a unit by its share of the harm that closing its group of units does.
 
-    The units of a gate are grouped by their norm, so that a module gives up to `groups`
-    groups: weak, strong, and what is between. Units that own no weights are whole
-    modules or blocks, one of a gate.
+    The units of a gate are grouped by their norm, so that a module has up to `groups`
+    groups, from weak to strong. Units that own no weights are whole modules or blocks, of
+    which a gate has one.
 
     Args:
-        harm: measures the model as it is now
-        kinds: of the units to close, all by default; the others' scores are infinite
+        budget: counts the network
+        harm: measures how bad the model is in its present state
+        kinds: the kinds of units to close, by default all; units of other kinds have
+            infinite scores
+        groups: largest number of groups of a gate
     """
     before, scores = harm(), []
     squares = _over_groups(budget, lambda claim, w: w.square(), whole=False)
@@ -130,7 +138,7 @@ def removal(
 
 @contextmanager
 def closed(gate: HardConcrete, units: Tensor) -> Iterator[None]:
-    """Close some gates for a while."""
+    """Close some units of a gate within a `with` block."""
     was = gate.log_alpha.detach().clone()
     try:
         gate.log_alpha.data[units] = -DECIDED
@@ -140,8 +148,11 @@ def closed(gate: HardConcrete, units: Tensor) -> Iterator[None]:
 
 
 def task_loss(model: nn.Module, batches: Batches) -> Callable[[], float]:
-    """A harm, for `removal`: the mean of the task loss. With it, the scores are those of
-    module-wise pruning error, MoPE (arXiv 2403.07839), with the loss as the metric."""
+    """Return a measure of harm for `removal`: the mean task loss over batches.
+
+    With it, the scores are those of module-wise pruning error, MoPE (arXiv 2403.07839),
+    with the loss as the metric.
+    """
 
     @torch.no_grad()
     def harm() -> float:
@@ -153,16 +164,17 @@ def task_loss(model: nn.Module, batches: Batches) -> Callable[[], float]:
 def width_then_depth(
     budget: Budget, goal: Mapping[str, float], harm: Callable[[], float], blocks: int = 1
 ) -> Scores:
-    """Width first, then depth, as MoPE does (arXiv 2403.07839, section 3.3).
+    """Score units so that width goes first, as MoPE does (arXiv 2403.07839, section 3.3).
 
-    First as many units go as the goal asks for, blocks aside. In the narrow network that
-    this leaves, blocks are ranked. The least of them are to go before any unit, so that
-    more units of the others stay.
+    First, as many units close as the goal asks for, apart from blocks. In the narrow
+    network that this leaves, blocks are scored. The lowest of them are to go before any
+    unit, so that the other blocks can keep more units.
 
     Args:
-        goal: sparsity by cost
+        budget: counts the network
+        goal: the sparsity to reach, by cost
         harm: see `removal`
-        blocks: how many go, of those that have gates
+        blocks: number of blocks to remove, of those with a gate
     """
     width = {kind for _, kind in budget.gates} - {"blocks"}
     scores = per_cost(budget, removal(budget, harm, width), goal)
@@ -182,10 +194,11 @@ def width_then_depth(
 
 
 def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
-    """How far the mean and the standard deviation of the encoder's output move with the
-    removal of a group of units, without labels (LD-Pruner, arXiv 2404.11936, equation 1).
+    """Score units by how far the mean and the standard deviation of the encoder's output
+    move when a group is closed, without labels (LD-Pruner, arXiv 2404.11936, equation 1).
 
-    Over the frames of all batches, for each feature; the Euclidean norms of both shifts.
+    Both are taken over the frames of all batches, for each feature; the score adds the
+    Euclidean norms of their shifts.
     """
 
     @torch.no_grad()
@@ -210,13 +223,13 @@ def latent_shift(budget: Budget, model: nn.Module, batches: Batches) -> Scores:
 
 
 def loss_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss of a batch, one number, for a batch that stays as it is: ESPnet normalizes
+    """Return the loss of a batch, a scalar; the batch is copied, since ESPnet normalizes
     features in place."""
     return model(**{name: value.clone() for name, value in batch.items()})[0]
 
 
 def _gradients(model: nn.Module, batches: Batches) -> Iterator[None]:
-    """The gradient of each batch's loss, in turn, in the parameters' `grad`."""
+    """Compute the gradient of each batch's loss in turn, and leave it in `grad`."""
     for batch in batches:
         model.zero_grad()
         loss_of(model, batch).backward()
@@ -229,11 +242,14 @@ def _over_groups(
     value: Callable[[Claim, nn.Parameter], Tensor],
     whole: bool = True,
 ) -> list[Tensor | None]:
-    """The sum of a value of weights over each unit's own; None of a gate whose units own
-    none.
+    """Sum a value of weights over the weights of each unit, (units,) for each gate.
+
+    A gate whose units own no weights has None instead.
 
     Args:
-        whole: whether a module may be a unit, of which only the last layer is counted
+        budget: counts the network
+        value: returns the values of a claim's tensor, in its shape
+        whole: whether to count units that are whole modules, by their last layer
     """
     rows = {units: row for row, units in enumerate(budget.gates)}
     sums: list[Tensor | None] = [None] * len(rows)
@@ -245,16 +261,16 @@ def _over_groups(
                 continue
             if claim.whole and not whole:
                 continue
-            found = value(claim, tensor).detach()
-            others = [d for d in range(found.dim()) if d != claim.dim]
-            features = found.sum(others) if others else found
+            values = value(claim, tensor).detach()
+            others = [d for d in range(values.dim()) if d != claim.dim]
+            features = values.sum(others) if others else values
             units = features.view(claim.outer, -1, claim.inner).sum((0, 2))
             sums[row] = units if sums[row] is None else sums[row] + units
     return sums
 
 
 def _owned(budget: Budget, sums: Sequence[Tensor | None]) -> Scores:
-    """Sums of all gates, none of them missing.
+    """Return the sums of all gates, none of which may be missing.
 
     Raises:
         ValueError: units that own no weights
@@ -269,11 +285,12 @@ def _owned(budget: Budget, sums: Sequence[Tensor | None]) -> Scores:
 
 
 def per_cost(budget: Budget, scores: Scores, costs: Collection[str]) -> Scores:
-    """What the loss gains for a share of the costs: scores over what a unit takes along.
+    """Divide scores by what a unit costs: how much does the loss rise per cost?
 
     Args:
-        scores: in terms of the loss
-        costs: those with a target; the shares are added up
+        budget: counts the network
+        scores: estimates of how much the loss rises
+        costs: the costs with a target, whose shares are added up
     """
     opened = budget.opened().requires_grad_()
     sparsity = budget.sparsity(opened)
@@ -281,12 +298,12 @@ def per_cost(budget: Budget, scores: Scores, costs: Collection[str]) -> Scores:
     return [s / row[: len(s)].to(s) for s, row in zip(scores, price, strict=True)]
 
 
-# From the budget, the model, batches, and the sparsity to reach in each cost.
+# Takes the budget, the model, batches, and the sparsity to reach in each cost.
 Importance = Callable[[Budget, nn.Module, Batches, Mapping[str, float]], Scores]
 
 
 def for_its_cost(gain: Callable[[Budget, nn.Module, Batches], Scores]) -> Importance:
-    """What the loss gains for a share of the costs that have a target."""
+    """Turn estimates of how much the loss rises into scores for their cost."""
     return lambda budget, model, batches, goal: per_cost(
         budget, gain(budget, model, batches), goal
     )

@@ -1,7 +1,8 @@
-"""What a cut of the residual width leaves behind on layers, for good.
+"""These hooks stay on layers that read or write only a part of the residual stream.
 
-The residual stream has `size` features, of which a narrow layer has a few: a layer that
-reads the stream gathers them from it, one that writes to it scatters them back.
+The residual stream has `size` features. After a cut of the width a layer has only some of
+them: one that reads the stream gathers these from it, one that writes to it scatters them
+back.
 """
 
 from abc import ABC, abstractmethod
@@ -15,17 +16,17 @@ from espnet_l0prune.core.hooks import feature_dim
 
 @dataclass(eq=False)
 class Narrow(ABC):
-    """A hook of a layer that has a part of the stream.
+    """A `Narrow` is a hook on a layer that has only a part of the stream.
 
     Attributes:
-        index: the places of its features in the stream, (n,)
+        index: the places of the layer's features in the stream, (n,)
     """
 
     index: Tensor
 
     @abstractmethod
     def attach_(self, layer: nn.Module) -> None:
-        """Register on the layer."""
+        """Register this hook on a layer."""
 
     def _index(self, x: Tensor) -> Tensor:
         if self.index.device != x.device:
@@ -34,7 +35,7 @@ class Narrow(ABC):
 
 
 class GatherInput(Narrow):
-    """Forward pre-hook: of the stream (..., size), the features that the layer reads."""
+    """This forward pre-hook gathers what the layer reads from the stream (..., size)."""
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_pre_hook(self)
@@ -44,7 +45,7 @@ class GatherInput(Narrow):
 
 
 class GatherOutput(Narrow):
-    """Forward hook on a front end: the features that the stream has left."""
+    """This forward hook on a front end gathers the features that the stream has left."""
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_hook(self)
@@ -57,10 +58,10 @@ class GatherOutput(Narrow):
 
 @dataclass(eq=False)
 class ScatterOutput(Narrow):
-    """Forward hook: put the features back in their places, with 0 elsewhere.
+    """This forward hook puts a layer's features back in their places, with 0 elsewhere.
 
     Attributes:
-        size: features of the stream
+        size: number of features in the stream
     """
 
     size: int
@@ -75,7 +76,9 @@ class ScatterOutput(Narrow):
 
 
 def features_of(layer: nn.Module) -> Tensor | None:
-    """The places in the stream of what a narrow layer has, (n,); None of one that has
-    all of it."""
+    """Return the places of a narrow layer's features in the stream, (n,).
+
+    It is None for a layer that has all of them.
+    """
     hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
     return next((hook.index for hook in hooks if isinstance(hook, Narrow)), None)

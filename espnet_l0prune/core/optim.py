@@ -1,4 +1,4 @@
-"""AdamW with rates of their own for weights and gates."""
+"""This optimizer is AdamW with separate learning rates for weights and gates."""
 
 import copy
 import dataclasses
@@ -19,13 +19,15 @@ ORDERS = ("joint", "alternating", "gates")
 
 @dataclass
 class Progress:
-    """What a pruning resumes from, beside gates and weights: plain numbers and names.
+    """A `Progress` is what a pruning resumes from, besides gates and weights.
+
+    It holds plain numbers and names only.
 
     Attributes:
-        update: updates made so far
-        multipliers: of the constraints, by cost or by cost and part
-        settings: those that a resumed run must have in common with the one before
-        scale: updates in the unit of the schedule's lengths
+        update: number of updates made so far
+        multipliers: the constraint's multipliers, by cost or by cost and part
+        settings: what a resumed run must have in common with the one that it continues
+        scale: number of updates in one unit of the schedule's lengths
     """
 
     update: int = 0
@@ -35,13 +37,13 @@ class Progress:
 
 
 class Controller(Protocol):
-    """What an optimizer asks of the one who leads its gates."""
+    """A `Controller` is what an optimizer calls to lead the gates as well."""
 
     def update_(self) -> None:
-        """Make one update, with `L0AdamW.move_` in it; the gradients are there."""
+        """Make one update with the present gradients by calling `L0AdamW.move_`."""
 
     def check_settings(self, before: Mapping[str, object]) -> None:
-        """Raise ValueError for settings that are not those that a run was begun with."""
+        """Raise ValueError for settings other than those at the run's beginning."""
 
     def resume_(self) -> None:
         """Go on from the progress that was loaded."""
@@ -51,23 +53,24 @@ PROGRESS = [each.name for each in dataclasses.fields(Progress)]
 
 
 class L0AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) for a network with hard-concrete gates.
+    """This optimizer is AdamW (Loshchilov and Hutter 2019) for a network with L0 gates.
 
-    Parameters of type LogAlpha form a group of their own, without weight decay, at
-    the constant rate `gate_lr`: schedulers of the learning rate do not touch it.
+    Parameters of type LogAlpha form a group of their own, without weight decay, at the
+    constant learning rate `gate_lr`, which learning rate schedulers do not change.
 
     Args:
         params: parameters or parameter groups of the model
-        lr: learning rate of the weights; the one a scheduler scales
-        gate_lr: step size of the log_alphas
+        lr: learning rate of the weights, which a scheduler scales
+        gate_lr: learning rate of the gates' log_alphas
         betas, eps, weight_decay: as in AdamW
-        order: what an update moves while the gates train: weights and gates
-            (`joint`), both in turn (`alternating`), or only `gates`
+        order: what an update moves while the gates train: weights and gates (`joint`),
+            both in turn (`alternating`), or only the gates (`gates`)
 
     Attributes:
-        progress: saved in the group of the gates, and loaded with it
-        controller: what makes an update more than a move of parameters, such as a
-            `SparsityController`; None for plain AdamW with two rates
+        progress: what a pruning resumes from; it is saved and loaded with the group of
+            the gates
+        controller: makes each update, as a `SparsityController` does; None for plain
+            AdamW with two learning rates
 
     Raises:
         ValueError: an unknown order, or a number out of its range
@@ -97,7 +100,7 @@ class L0AdamW(torch.optim.AdamW):
         )
 
     def add_param_group(self, group: dict) -> None:
-        """Add a group; its gates, if any, go into a group of their own."""
+        """Add a parameter group; if it has gates, they go into a group of their own."""
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         gates = [p for p in params if isinstance(p, LogAlpha)]
@@ -110,11 +113,11 @@ class L0AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update, of the controller's if there is one.
+        """Make one update, through the controller if there is one.
 
         Args:
-            closure: computes the loss, which is returned, and its gradients; None where
-                the gradients are there
+            closure: computes the gradients and the loss, which is returned; None where
+                the gradients have been computed already
         """
         loss = None
         if closure is not None:
@@ -127,8 +130,7 @@ class L0AdamW(torch.optim.AdamW):
         return loss
 
     def move_(self, weights: bool = True, gates: bool = True) -> None:
-        """Let AdamW move the weights, the gates, or both; the others lose their
-        gradients."""
+        """Let AdamW move weights, gates, or both; the others lose their gradients."""
         scheduled = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             of_gates = is_of_gates(group)
@@ -138,20 +140,22 @@ class L0AdamW(torch.optim.AdamW):
                 for parameter in group["params"]:
                     parameter.grad = None
         step: Any = torch.optim.AdamW.step
-        if hasattr(step, "hooked"):  # it would run the hooks that our step runs already
+        if hasattr(step, "hooked"):  # otherwise the hooks of our own step would run twice
             step = step.__wrapped__
         step(self)
         for group, lr in zip(self.param_groups, scheduled, strict=True):
             group["lr"] = lr
 
     def updates_to_move(self, distance: float) -> int:
-        """How many updates move a log_alpha so far, at least: under Adam one update moves
-        it by `gate_lr` at most, or little more."""
+        """Return how many updates, at least, move a log_alpha by a distance.
+
+        Under Adam one update moves it by hardly more than `gate_lr`.
+        """
         turns = 2 if self.order == "alternating" else 1
         return turns * math.ceil(distance / self.gate_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer; the first group of gates holds the progress too."""
+        """Return an optimizer's state, with the progress in the first group of gates."""
         state = super().state_dict()
         pairs = zip(self.param_groups, state["param_groups"], strict=True)
         of_gates = (saved for group, saved in pairs if is_of_gates(group))
@@ -160,11 +164,11 @@ class L0AdamW(torch.optim.AdamW):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` gave.
+        """Load what `state_dict` returned.
 
         Raises:
-            ValueError: a state of other parameters; what the controller says of one that
-                was begun with other settings
+            ValueError: a state of other parameters, or one that was begun with other
+                settings
         """
         progress = progress_in(state)
         if self.controller is not None and progress is not None:
@@ -180,14 +184,14 @@ class L0AdamW(torch.optim.AdamW):
 
 
 def is_of_gates(group: Mapping[str, Any]) -> bool:
-    """Whether the parameters of an optimizer's group are gates."""
+    """Return whether the parameters of an optimizer's group are gates."""
     return any(isinstance(parameter, LogAlpha) for parameter in group["params"])
 
 
 def progress_in(state: Mapping[str, Any]) -> Progress | None:
-    """The progress that an optimizer's state dict holds, where it has gates."""
+    """Return the progress in an optimizer's state dict, or None if that has no gates."""
     for group in state["param_groups"]:
         if "multipliers" in group:
-            there = {name: group[name] for name in PROGRESS if name in group}
-            return Progress(**copy.deepcopy(there))
+            saved = {name: group[name] for name in PROGRESS if name in group}
+            return Progress(**copy.deepcopy(saved))
     return None

@@ -1,4 +1,4 @@
-"""Whether a schedule fits a run, and leaves the gates the time to close by themselves."""
+"""These checks tell whether a schedule fits a run and gives the gates time to close."""
 
 from collections.abc import Iterable
 
@@ -14,19 +14,19 @@ def fit_to_run_(
     epochs: int,
     epoch: int,
 ) -> None:
-    """Give a schedule in epochs their length, before each of them.
+    """Check a schedule before each epoch, and tell one in epochs how long these are.
 
     Args:
-        scheduler: of the run
-        progress: so far; takes the length over
-        updates: of this epoch; None where that is not known before
-        epochs: of the whole run
-        epoch: how many were finished before this one
+        scheduler: the run's schedule; takes the epoch's length
+        progress: the run's progress; takes the length too
+        updates: number of updates in this epoch; None where it is not known beforehand
+        epochs: number of epochs in the whole run
+        epoch: number of epochs finished before this one
 
     Raises:
-        ValueError: a run that ends before the frozen network was trained at all; an epoch
-            without an update; a schedule in epochs, where their length is not known or
-            another than before the run was resumed
+        ValueError: a run that ends before the frozen network is trained; an epoch without
+            an update; a schedule in epochs of a length that is not known, or that was
+            another one before the run was resumed
     """
     if updates is None:
         if scheduler.in_epochs:
@@ -37,7 +37,7 @@ def fit_to_run_(
             )
         if not epoch or not progress.update:
             return
-        updates = -(-progress.update // epoch)  # the mean of those before, or more
+        updates = -(-progress.update // epoch)  # the mean of earlier epochs, rounded up
     if not updates:
         raise ValueError(
             "an epoch has fewer batches than accum_grad, so that no update is made; "
@@ -67,32 +67,34 @@ def fit_to_run_(
 
 
 def updates_to_close(gates: Iterable[HardConcrete], optimizer: L0AdamW) -> int:
-    """How many updates take a gate from its start to 0, when all go the same way."""
+    """Return how many updates take a gate from its start to 0 if all go the same way."""
     return optimizer.updates_to_move(max(gate.way_to_close for gate in gates))
 
 
 def shortage(
     scheduler: AbsSparsityScheduler, gates: Iterable[HardConcrete], optimizer: L0AdamW
 ) -> str | None:
-    """What is wrong with a schedule in which no gate can close before the gates freeze.
+    """Describe what is wrong where the gates are frozen before any of them can close.
 
     Args:
-        scheduler: its lengths in updates are known
+        scheduler: the run's schedule, fitted to the run
+        gates: all gates that train
+        optimizer: moves the gates
 
     Returns:
-        the updates that there are and that would do, with the remedy for one of both;
-        None where there are enough
+        how many updates there are and how many it takes, with two remedies; None where
+        there are enough
     """
-    there = scheduler.frozen_begins - scheduler.ramp_begins
+    trained = scheduler.frozen_begins - scheduler.ramp_begins
     needed, rate = updates_to_close(gates, optimizer), optimizer.gate_lr
-    if there >= needed:
+    if trained >= needed:
         return None
     length = f"{needed} updates"
     if scheduler.in_epochs:
         length = f"{needed / scheduler.scale:.3g} epochs"
     return (
-        f"The gates train for {there} updates (ramp and hold), but to close one takes "
+        f"The gates train for {trained} updates (ramp and hold), but to close one takes "
         f"some {needed} at gate_lr {rate:g}: what is open when they freeze is closed by "
-        f"force. Raise gate_lr in optim_conf to {rate * needed / there:.2g}, or train "
+        f"force. Raise gate_lr in optim_conf to {rate * needed / trained:.2g}, or train "
         f"for longer, with ramp_steps and hold_steps of {length} in all."
     )

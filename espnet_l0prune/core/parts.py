@@ -1,4 +1,4 @@
-"""A budget for each part of a network, where each must meet the targets by itself."""
+"""Where each part of a network must meet the targets by itself, it has its own budget."""
 
 from torch import nn
 
@@ -8,18 +8,18 @@ from espnet_l0prune.core.terms import Term
 
 
 def split(budget: Budget, network: nn.Module, per: str) -> dict[str, Budget]:
-    """A budget for each part of a network that has gates.
+    """Divide a network's budget into one for each part that has gates.
 
     Args:
-        budget: of the whole network
-        network: what it counts
-        per: `block`, or `kind` of module
+        budget: the budget of the whole network
+        network: the network that the budget counts
+        per: what a part is: a `block`, or all modules of a `kind`
 
     Returns:
-        budgets by the name of the part
+        the budgets, by the parts' names
 
     Raises:
-        ValueError: gates that belong to no one part; `uniform` ones, for each block
+        ValueError: gates that reach beyond a part, or `uniform` ones with `per` block
     """
     members: dict[str, list[Site]] = {}
     part_of: dict[nn.Module, str] = {}

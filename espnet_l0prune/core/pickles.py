@@ -1,10 +1,11 @@
-"""What a pickle of tensors would do, found without doing it.
+"""A pickle of tensors is followed here without doing what it says.
 
 torch.load(weights_only=True) runs no code of a file, but a pickle can still keep it busy
-for ever: a tuple of a tuple twice, 60 times over, has 2**60 parts, and as a key of a dict
-each is visited; `bytearray(10**12)` fills the memory. Here a pickle's steps are followed
-with plain lists in place of what they would make, and only those pass that torch.save
-takes for tensors, numbers, strings, and lists and dicts of them.
+for ever: a tuple that holds a tuple twice, 60 levels deep, has 2**60 parts, each of which
+is visited if it is the key of a dict; `bytearray(10**12)` fills the memory. Here the
+steps of a pickle are followed with plain lists in place of what they would make. Only
+those steps pass that torch.save takes for tensors, numbers, strings, and lists and dicts
+of them.
 """
 
 import pickletools
@@ -12,17 +13,17 @@ import re
 from collections.abc import Callable
 from typing import IO, Any
 
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # that the older form of torch's files begins with
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # files from before torch 1.6 begin with it
 MOST_STEPS = 2**21  # enough for 80,000 tensors
 STORAGE = re.compile(r"torch\.(cuda\.)?[A-Z]\w+Storage")
 
 
 class _Name(str):
-    """Of a class or a function."""
+    """A `_Name` is the name of a class or a function."""
 
 
 class _Dict(list):
-    """Keys and values of a dict, in turn."""
+    """A `_Dict` lists keys and values of a dict, in turn."""
 
 
 def _parts(value: Any) -> bool:
@@ -30,8 +31,11 @@ def _parts(value: Any) -> bool:
 
 
 def _leaves(values: Any) -> bool:
-    """Whether none of the values has parts itself, so that each is hashed in no time, and
-    apart from the others: long integers can be made to have one hash."""
+    """Return whether none of the values has parts or is a long integer.
+
+    Then each is hashed in no time and apart from the others, while long integers can be
+    made to share one hash.
+    """
     return not any(
         _parts(value) or (isinstance(value, int) and value.bit_length() > 64)
         for value in values
@@ -42,7 +46,7 @@ def _any(args: tuple) -> bool:
     return True
 
 
-# What may be called, and with which arguments.
+# What a pickle may call, and whether it may do so with certain arguments.
 CALLS: dict[str, Callable[[tuple], bool]] = {
     "collections.OrderedDict": lambda args: not args,
     "collections.Counter": lambda args: all(map(_leaves, args)),
@@ -52,31 +56,31 @@ CALLS: dict[str, Callable[[tuple], bool]] = {
     "torch._utils._rebuild_tensor": _any,
     "torch._utils._rebuild_tensor_v2": _any,
     "torch._utils._rebuild_parameter": _any,
-    "_codecs.encode": lambda args: args[1] == "latin1",  # bytes; other codecs take long
-    "numpy.dtype": lambda args: len(args[0]) <= 3,  # a number, and no text of 2 GB
+    "_codecs.encode": lambda args: args[1] == "latin1",  # other codecs take long
+    "numpy.dtype": lambda args: len(args[0]) <= 3,  # a number's type, not a text of 2 GB
 }
 
 
-def name_of(found: Any) -> str:
-    """The name of a type or function, as `torch.serialization.safe_globals` takes it."""
-    if isinstance(found, tuple):
-        return found[1]
-    return f"{found.__module__}.{found.__qualname__}"
+def name_of(allowed: Any) -> str:
+    """Return the name of what `torch.serialization.safe_globals` takes."""
+    if isinstance(allowed, tuple):
+        return allowed[1]
+    return f"{allowed.__module__}.{allowed.__qualname__}"
 
 
 def check_pickle(file: IO[bytes], names: set[str]) -> Any:
-    """Follow a pickle to its end, and make nothing of it.
+    """Follow a pickle to its end without making anything of it.
 
     Args:
-        file: is read from where it stands to the end of the pickle
-        names: further types and functions that it may call
+        file: the file, which is read from its present position
+        names: further types and functions that the pickle may call
 
     Returns:
-        what it is of, with lists in place of dicts and of what is called
+        the pickled value, with lists in place of dicts and of the results of calls
 
     Raises:
-        ValueError: no pickle, one that is too long, or that holds more than tensors,
-            numbers, strings, lists and dicts
+        ValueError: something that is not a pickle, or a pickle that is too long or holds
+            more than tensors, numbers, strings, lists and dicts
     """
     try:
         return _follow(file, names)
@@ -89,8 +93,8 @@ def _follow(file: IO[bytes], names: set[str]) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     steps = 0
-    found: Any = pickletools.genops(file)
-    for opcode, arg, _ in found:
+    opcodes: Any = pickletools.genops(file)
+    for opcode, arg, _ in opcodes:
         steps += 1
         if steps > MOST_STEPS:
             raise ValueError("its pickle is too long for one of tensors")
@@ -141,12 +145,12 @@ def _follow(file: IO[bytes], names: set[str]) -> Any:
                 _check_call(called, args)
                 steps += sum(len(part) for part in (args, *args) if _parts(part))
                 stack.append([])
-            case "BUILD":  # attributes of an OrderedDict, or what a number of NumPy's is
+            case "BUILD":  # attributes of an OrderedDict, or the state of a NumPy number
                 state = stack.pop()
                 if not isinstance(state, _Dict):
                     _check_keys(state)
                 steps += len(state)
-            case "BINPERSID":  # a storage: its kind, name and size, in older files a view
+            case "BINPERSID":  # a storage: kind, name, size, in older files a view
                 about = stack.pop()
                 _check_keys([x for part in about for x in (part if _parts(part) else ())])
                 steps += len(about)

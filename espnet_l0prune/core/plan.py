@@ -1,7 +1,7 @@
-"""Which units of a network remain: plain data between the stages.
+"""A plan says which units of a network stay, as plain data between the stages.
 
-A `Plan` lists the units that stay; a `Structure` only counts them, unless their places
-matter, as in the residual stream::
+A `Plan` lists these units. A `Structure` only counts them, unless their places matter,
+as in the residual stream::
 
     {"encoders.0.self_attn": {"heads": [0, 2]}, ...}    a plan
     {"encoders.0.self_attn": {"heads": 2}, ...}         its structure
@@ -20,14 +20,14 @@ Structure = dict[str, dict[str, int | list[int]]]
 
 
 class Plan(Mapping[str, Mapping[str, list[int]]]):
-    """The units that stay, by site and kind. A plan never changes.
+    """A `Plan` lists the units that stay, by site and kind; it never changes.
 
     Args:
-        kept: for each site's name and each of its kinds, which units stay, in order;
-            all units stay of what is not named
+        kept: the units that stay, in order, by the site's name and the kind; all units
+            stay of what is not named
 
     Raises:
-        ValueError: something that is no such mapping
+        ValueError: something other than such a mapping
     """
 
     def __init__(self, kept: object):
@@ -52,33 +52,33 @@ class Plan(Mapping[str, Mapping[str, list[int]]]):
         return len(self._kept)
 
     def units(self, site: Site, kind: str) -> list[int]:
-        """Which units of a kind stay at a site."""
+        """Return which units of a kind stay at a site."""
         return self._kept.get(site.name, {}).get(kind, [*range(site.sizes[kind])])
 
     def __or__(self, other: "Plan") -> "Plan":
-        """Both together; of a site that both name, what the second one says."""
+        """Join two plans; where both name a site, the second one holds."""
         return Plan({**self._kept, **other._kept})
 
     def plain(self) -> dict[str, dict[str, list[int]]]:
-        """What a file can hold, and `Plan` takes."""
+        """Return the plan as dicts and lists, which `Plan` takes and a file can hold."""
         return {site: {**kinds} for site, kinds in self._kept.items()}
 
     def check(self, sites: Sequence[Site]) -> None:
         """Raise ValueError for units that a network does not have, or cannot be without.
 
         Args:
-            sites: all of the network, before it is cut
+            sites: all sites of the network, before it is cut
         """
-        there = {site.name: site for site in sites}
+        by_name = {site.name: site for site in sites}
         for name, kinds in self._kept.items():
-            if name not in there:
+            if name not in by_name:
                 raise ValueError(
                     f"it names {name!r}, which this network does not have; expected some "
-                    f"of: {', '.join(there)}"
+                    f"of: {', '.join(by_name)}"
                 )
-            sizes = there[name].sizes
+            sizes = by_name[name].sizes
             for kind, units in kinds.items():
-                too_few = not units and kind in there[name].never_empty
+                too_few = not units and kind in by_name[name].never_empty
                 if too_few or not {*units} <= {*range(sizes.get(kind, 0))}:
                     last = f" up to number {units[-1]}" if units else ""
                     raise ValueError(
@@ -87,36 +87,37 @@ class Plan(Mapping[str, Mapping[str, list[int]]]):
                     )
 
 
-def _named(found: object, what: str) -> Iterator[tuple[str, object]]:
-    if not isinstance(found, Mapping) or any(type(name) is not str for name in found):
+def _named(mapping: object, what: str) -> Iterator[tuple[str, object]]:
+    if not isinstance(mapping, Mapping) or any(type(name) is not str for name in mapping):
         raise ValueError(
-            f"{what} is {reprlib.repr(found)}; expected a mapping from names to what "
+            f"{what} is {reprlib.repr(mapping)}; expected a mapping from names to what "
             "stays of each"
         )
-    yield from found.items()
+    yield from mapping.items()
 
 
-def _are_units(found: object) -> TypeGuard[list[int]]:
-    if not isinstance(found, list) or any(type(unit) is not int for unit in found):
+def _are_units(units: object) -> TypeGuard[list[int]]:
+    if not isinstance(units, list) or any(type(unit) is not int for unit in units):
         return False
-    return found == sorted({*found}) and min(found, default=0) >= 0
+    return units == sorted({*units}) and min(units, default=0) >= 0
 
 
 def structure_of(sites: Sequence[Site]) -> Structure:
-    """What is left of every site."""
+    """Return what is left of every site."""
     return {site.name: site.structure() for site in sites}
 
 
 def plan_of(sites: Sequence[Site]) -> Plan:
-    """List the units whose gates are open, or that are protected."""
+    """Return the plan that keeps the units whose gates are open or that are protected."""
     return make_plan(sites, lambda units: units.site.survivors(units.kind))
 
 
 def make_plan(sites: Sequence[Site], kept: Callable[[Units], Tensor]) -> Plan:
-    """List the units that stay; those without a gate all do.
+    """Return a plan of all sites; units without a gate all stay.
 
     Args:
-        kept: of units with gates: which of them stay, (units,) bool
+        sites: all sites of the network
+        kept: returns which of the units with a gate stay, (units,) bool
     """
     plan: dict[str, dict[str, list[int]]] = {}
     for site in sites:

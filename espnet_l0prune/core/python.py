@@ -1,7 +1,8 @@
-"""Code in a Python of its own, which imports nothing out of the current folder.
+"""Code is run in another Python, which imports nothing from the current folder.
 
-A folder may hold a `torch.py` of anybody's; `python -c` would run it. `python -P` would
-not, but from Python 3.11 on only; `-I` would not either, and leave PYTHONPATH out too.
+A folder may hold anybody's `torch.py`, which `python -c` would run. `python -P` would
+not, but exists only from Python 3.11 on; `-I` would not either, but also ignores
+PYTHONPATH.
 """
 
 import subprocess
@@ -18,7 +19,7 @@ def run_python(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run code, and wait for it; `arguments` are its sys.argv[1:]."""
+    """Run code and wait for it to end; `arguments` become its sys.argv[1:]."""
     command = [sys.executable, "-c", SAFE_PATH + code, *arguments]
     return subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, errors="replace"
@@ -26,5 +27,5 @@ def run_python(
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:
-    """What a Python that failed said in the end: the error, below the trace."""
+    """Return the last line that a failed Python wrote to stderr: the error."""
     return (result.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,9 +1,9 @@
-"""The one range of every number that a user can give us, checked where it is read.
+"""This table holds the range of every number that a user can set.
 
-The configuration's parts, the command line, the JSON schema and the documentation all
-take their ranges from `RANGES`. Limits lie beyond what any sensible run asks for: they
-are there to stop a slip of the pen, infinity and NaN, which no comparison holds for.
-What depends on other options or on the network is checked beside it.
+The configuration, the command line, the JSON schema and the documentation all take their
+ranges from `RANGES`. The limits lie beyond what any sensible run asks for: they catch
+typing errors, infinity and NaN. Checks that depend on other options or on the network are
+made where those are known.
 """
 
 import re
@@ -15,13 +15,13 @@ from espnet_l0prune.core.costs import COSTS
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`; no bool is one.
+    """A `Range` contains the numbers from `low` to `high`; a bool is not a number.
 
     Args:
-        low, high: both ends
-        above: whether `low` itself is out
-        below: whether `high` itself is out
-        whole: whether only an int will do
+        low, high: the ends of the range
+        above: whether `low` itself is excluded
+        below: whether `high` itself is excluded
+        whole: whether only an int is in the range
     """
 
     low: float
@@ -39,7 +39,7 @@ class Range:
 
     @property
     def interval(self) -> str:
-        """As mathematics writes it: a round bracket where the end is out."""
+        """Return the range in mathematical notation: a round bracket excludes the end."""
         opening, closing = "(" if self.above else "[", ")" if self.below else "]"
         return f"{opening}{self.low:.10g}, {self.high:.10g}{closing}"
 
@@ -47,14 +47,14 @@ class Range:
         return f"a {'whole ' if self.whole else ''}number in {self.interval}"
 
     def schema(self) -> dict:
-        """The limits in JSON schema's terms; its types are those of the signature."""
+        """Return the limits as keywords of JSON schema; signatures give the type."""
         low = "exclusiveMinimum" if self.above else "minimum"
         high = "exclusiveMaximum" if self.below else "maximum"
         return {low: self.low, high: self.high}
 
 
 class Pair(Range):
-    """Two numbers, each in the range."""
+    """A `Pair` contains two numbers, each in the range."""
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, (list, tuple)) or len(value) != 2:
@@ -73,10 +73,10 @@ SHARE = Range(0, 1, above=True, below=True)
 WEIGHT = Range(0, 1e6)
 SECONDS = Range(0, 3600, above=True)
 UPDATES = Range(0, 1e9)
-COUNT = 1_000_000  # of epochs, rounds or stairs
-LOSS_SCALE = 1e6  # of what grows with the loss, which is some 20 an utterance
+COUNT = 1_000_000  # the most epochs, rounds or stairs
+LOSS_SCALE = 1e6  # for options that grow with the loss, some 20 an utterance
 NETWORK = {
-    # the noise-free gate is exactly 1 from here on, so that a new network is dense
+    # from here on the noise-free gate is exactly 1, so that a new network is dense
     "open_probability": Range(0.982, 1, below=True),
     "round_to": Range(1, 65_536, whole=True),
     "random_features": Range(1, 65_536, whole=True),
@@ -96,7 +96,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "lr": Range(0, 1000),  # noamlr multiplies it by far less than 1
         "gate_lr": Range(0, 10, above=True),
         "betas": Pair(0, 1, below=True),
-        "eps": Range(1e-30, 1),  # less is 0 in float32: 0 / 0 where no gradient is
+        "eps": Range(1e-30, 1),  # less is 0 in float32: without a gradient, 0 / 0
         "weight_decay": Range(0, 1000),
     },
     "sparsity_goal_conf": {
@@ -119,7 +119,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "ki": Range(0, LOSS_SCALE, above=True),
         "nu": Range(0, 1, below=True),
         "weight": Range(0, LOSS_SCALE, above=True),
-        "centre": Range(-100, 100),  # of a log_alpha; 100 is a gate fixed to 1
+        "centre": Range(-100, 100),  # a log_alpha; 100 is that of a gate fixed to 1
     },
     "frontend_conf": {"fs": Range(1, 1_000_000, whole=True)},
     "command line": {
@@ -132,21 +132,26 @@ RANGES: dict[str, dict[str, Range]] = {
 
 
 def range_of(where: str, name: str) -> Range:
-    """That of an option in `RANGES`; of a cost on the command line, a share."""
+    """Return the range of an option; that of a cost on the command line is a share.
+
+    Args:
+        where: a key of `RANGES`
+        name: the option's name there
+    """
     if where == "command line" and name.removeprefix("--") in COSTS:
         return SHARE
     return RANGES[where][name]
 
 
 def check(where: str, options: Mapping[str, object]) -> None:
-    """Refuse a number that is out of its range, or no number.
+    """Refuse a number that is out of its range, and anything that is not a number.
 
     Args:
-        where: a key of `RANGES`, for the message too
-        options: numbers by name
+        where: a key of `RANGES`, which the message names too
+        options: values by the options' names
 
     Raises:
-        ValueError: such an option
+        ValueError: an option out of its range
     """
     for name, value in options.items():
         expected = range_of(where, name)

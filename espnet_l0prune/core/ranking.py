@@ -1,4 +1,4 @@
-"""In which order units close: the least probable first, in groups that go together."""
+"""Units close in the order of their probability, in groups that go together."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,13 +11,14 @@ from espnet_l0prune.core.sites import Units
 
 
 class Order(NamedTuple):
-    """The order in which units close.
+    """An `Order` says in which order units close.
 
     Attributes:
-        rank: (gates, largest size), float64 on the CPU: units of a rank go together;
-            those at infinity stay
-        length: how many ranks there are
-        remainders: how many of the first are units that exceed a multiple of `round_to`
+        rank: (gates, largest size), float64 on the CPU: units of the same rank close
+            together, lower ranks close first, and units at infinity never close
+        length: number of ranks
+        remainders: how many of the first ranks hold the units that exceed a multiple of
+            `round_to`
     """
 
     rank: Tensor
@@ -32,11 +33,11 @@ def closing_order(
     """Rank the units of all gates.
 
     Args:
-        gates: by the units that they are of
-        scores: of each gate's units, (units,): the lowest go first; by default the least
-            probable
+        gates: every gate, by the units that it controls
+        scores: (units,) for each gate, where the lowest close first; by default their
+            log_alphas, so that the least probable close first
     """
-    # on the CPU: a GPU would be waited for at each of thousands of groups
+    # this runs on the CPU, since thousands of groups would each wait for a GPU
     shape = len(gates), max((len(gate.log_alpha) for gate in gates.values()), default=0)
     rank = torch.full(shape, torch.inf, dtype=torch.float64)
     score_of: ScoreOf = log_alpha_of

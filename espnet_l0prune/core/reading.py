@@ -1,8 +1,8 @@
-"""The one door for files that a stranger may have made: texts, YAML, JSON and tensors.
+"""All files that a stranger may have made are read here: text, YAML, JSON and tensors.
 
-Whatever is behind the door is plain data, was read in a bounded time and memory, and no
-code of the file ran. Only regular files are read: no pipe, for which one would wait for
-ever, no device and no folder. Each function raises ValueError with the reason alone: its
+What is returned is plain data that was read in bounded time and memory, and no code of
+the file has run. Only regular files are read: no pipe, which might never end, no device
+and no folder. Each function raises ValueError with the reason alone, because only its
 caller knows what the file was for.
 """
 
@@ -23,18 +23,18 @@ import yaml
 
 from espnet_l0prune.core.pickles import TORCH_MAGIC, check_pickle, name_of
 
-LARGEST_TEXT = 2**26  # characters; the longest lists of tokens have some 2**20
-LARGEST_JSON = 2**24  # whose values take up to 30 times as much memory
-DEEPEST = 100  # levels of lists and mappings within each other
-NODE = 64  # characters that a value counts as, beside those of its text
-PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # ways that torch and Python know
-EXPANSION = 20  # times that a recompressed checkpoint may expand
+LARGEST_TEXT = 2**26  # characters; the longest lists of tokens have about 2**20
+LARGEST_JSON = 2**24  # characters; the values take up to 30 times as much memory
+DEEPEST = 100  # the most levels of lists and mappings within each other
+NODE = 64  # characters that a value counts as, in addition to its text
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that torch knows
+EXPANSION = 20  # the most that a recompressed checkpoint may expand
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file and nothing else, without waiting for someone to write it."""
+    """Open a regular file and nothing else, without waiting for a writer."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -43,20 +43,20 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def open_binary(path: str | Path) -> IO[bytes]:
-    """Open a regular file to be read; links of the user's own are followed.
+    """Open a regular file for reading; links are followed.
 
     Raises:
-        OSError: no such file, or one that may not be read
+        OSError: the file does not exist, or may not be read
         ValueError: a pipe or a device
     """
     return open(path, "rb", opener=_open_regular)
 
 
 def read_text(path: str | Path, largest: int = LARGEST_TEXT) -> str:
-    """Read a text of UTF-8, of at most `largest` characters.
+    """Read a text in UTF-8 of at most `largest` characters.
 
     Raises:
-        ValueError: a file that is missing, no regular one, no UTF-8, or too large
+        ValueError: a file that is missing, not regular, not UTF-8, or too large
     """
     try:
         with open(path, encoding="utf-8", opener=_open_regular) as file:
@@ -69,11 +69,11 @@ def read_text(path: str | Path, largest: int = LARGEST_TEXT) -> str:
 
 
 class _PlainLoader(Loader):
-    """YAML's safe loader, with numbers of a size that a computer counts with."""
+    """This is YAML's safe loader, but numbers must fit into 64 bits."""
 
 
 def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
-    """Read a number of YAML; of a million digits, it would take for ever."""
+    """Read a number of YAML; one of a million digits would take for ever."""
     if len(node.value) <= 128:
         if node.tag.endswith(":float"):
             return loader.construct_yaml_float(node)
@@ -95,15 +95,16 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read YAML as plain data: with aliases, as ESPnet writes them, that do not multiply.
+    """Read YAML as plain data; aliases, which ESPnet writes, may not multiply it.
 
     Before any data are made, the values are counted as often as aliases and merge keys
-    repeat them: a value counts as 64 characters and those of its text, and all together
-    as at most `LARGEST_TEXT`.
+    repeat them. A value counts as 64 characters plus its text, and all values together
+    may count as `LARGEST_TEXT` at most.
 
     Raises:
-        ValueError: see `read_text`; no YAML, tags that are no plain data, an alias within
-            what it names, values nested too deep or too many, numbers too long
+        ValueError: see `read_text`; text that is not YAML, a tag that is not plain data,
+            an alias inside what it names, values nested too deep or too many, too long a
+            number
     """
     text = read_text(path)
     try:
@@ -112,20 +113,19 @@ def read_yaml(path: str | Path) -> Any:
     except yaml.YAMLError as e:
         raise ValueError(" ".join(str(e).split())) from e
     except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as e:
-        # PyYAML of a tag whose value is of another kind, as `!!bool x`
+        # PyYAML raises these for a tag that does not fit its value, such as `!!bool x`
         raise ValueError(f"it has a value that its tag does not fit ({e})") from e
 
 
 def _check_events(events: Iterator[yaml.Event]) -> None:
     """Raise ValueError for YAML that is too deep, or too large once it is expanded."""
-    anchored: dict[
-        str | None, int | None
-    ] = {}  # what each expands to; None within itself
-    open_: list[tuple[str | None, int]] = []  # collections: anchor, size before
+    # what each anchor expands to, in characters; None while the value is still open
+    anchored: dict[str | None, int | None] = {}
+    open_: list[tuple[str | None, int]] = []  # open collections: anchor, size before
     size = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            more = anchored.get(event.anchor, 0)  # one of no anchor is YAML's own error
+            more = anchored.get(event.anchor, 0)  # PyYAML refuses an unknown anchor
             if more is None:
                 raise ValueError(f"its value {event.anchor} holds itself")
             size += more
@@ -150,48 +150,49 @@ def _check_events(events: Iterator[yaml.Event]) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON as plain data; NaN and Infinity are floats, as Python writes them, and a
-    float that is too large is infinite.
+    """Read JSON as plain data.
+
+    NaN and Infinity are floats, as Python writes them, and a float that is too large is
+    infinite.
 
     Raises:
-        ValueError: see `read_text`; no JSON, values nested too deep, an integer of more
-            than 64 bits
+        ValueError: see `read_text`; text that is not JSON, values nested too deep, an
+            integer of more than 64 bits
     """
     text = read_text(path, LARGEST_JSON)
     try:
-        found = json.loads(text, parse_int=_integer)
+        data = json.loads(text, parse_int=_integer)
     except RecursionError as e:
         raise ValueError("its values are nested too deep") from e
-    parts: list[Any] = [[found]]
+    parts: list[Any] = [[data]]
     for _ in range(DEEPEST + 1):
         lists = [p.values() if isinstance(p, dict) else p for p in parts]
         parts = [v for part in lists for v in part if isinstance(v, (dict, list))]
         if not parts:
-            return found
+            return data
     raise ValueError(f"its values are nested more than {DEEPEST} deep")
 
 
 def read_tensors(path: str | Path, types: Sequence[Any] = ()) -> dict:
-    """Read what torch.save wrote, as it lies in the file or recompressed: a dict of
-    tensors, and of numbers, strings, lists and dicts.
+    """Read a dict of tensors, numbers, strings, lists and dicts that torch.save wrote.
 
-    The checksum of each part of the file is compared, which torch does not do; the older
-    form of torch's files, from before 1.6, has none. A file whose parts lie in it as
-    torch wrote them is mapped into memory, not copied.
+    The file may have been recompressed. The checksum of each part is compared, which
+    torch does not do; files from before torch 1.6 have none. A file that was not
+    recompressed is mapped into memory, not copied.
 
     Args:
         types: further types and functions that the file may use, as
             `torch.serialization.safe_globals` takes them
 
     Raises:
-        ValueError: a file that is missing, no regular one, no checkpoint, damaged, or
-            that holds other things than these or more than its size allows
+        ValueError: a file that is missing, not regular, not a checkpoint or damaged, or
+            that holds other things than these, or more than its size allows
     """
     try:
         with open_binary(path) as file, contextlib.ExitStack() as stack:
             source, mapped = _plain_form(file, path, stack, {name_of(t) for t in types})
             with torch.serialization.safe_globals(list(types)):
-                found = torch.load(
+                state = torch.load(
                     source, map_location="cpu", weights_only=True, mmap=mapped
                 )
     except Exception as e:  # torch.load raises almost anything for a damaged file
@@ -199,9 +200,9 @@ def read_tensors(path: str | Path, types: Sequence[Any] = ()) -> dict:
         if isinstance(e, OSError) and e.strerror:
             reason = e.strerror
         raise ValueError(reason) from e
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, no dict")
-    return found
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, no dict")
+    return state
 
 
 def _plain_form(
@@ -247,8 +248,8 @@ def _plain_form(
 
 
 def check_parts(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise ValueError for parts of a checkpoint that torch and Python would not read
-    alike, or that are more than the file's size in bytes allows."""
+    """Raise ValueError for parts of a checkpoint that torch and Python would read
+    differently, or that hold more than the file's size in bytes allows."""
     if len({member.filename for member in members}) != len(members):
         raise ValueError("it has a part twice")
     if any(member.compress_type not in PACKED for member in members):

@@ -1,15 +1,15 @@
-"""What stands where nothing is left."""
+"""A constant stands in for a branch that has no units left."""
 
 from torch import Tensor, nn
 
 
 class Constant(nn.Module):
-    """A branch whose units are all cut: it gives the bias of its last layer.
+    """A `Constant` replaces a branch without units: it returns its last layer's bias.
 
     Args:
-        value: (size,), or None for a branch that gives zeros and has no parameter
-        size: features of the output
-        sizes: the kinds of units that the branch had, and how many are left
+        value: the bias, (size,), or None for a branch that returns zeros
+        size: number of features of the output
+        sizes: how many units are left of each kind that the branch had
     """
 
     def __init__(self, value: Tensor | None, size: int, sizes: dict[str, int]):
@@ -18,7 +18,7 @@ class Constant(nn.Module):
         self.size, self.sizes = size, dict(sizes)
 
     def forward(self, x: Tensor | tuple, *args: Tensor, **kwargs) -> Tensor:
-        """Give (batch, time, size) for an input (batch, time, ...); ignore the rest."""
+        """Return (batch, time, size) for an input (batch, time, ...)."""
         if isinstance(x, tuple):
             x = x[0]
         shape = (*x.shape[:-1], self.size)

@@ -1,9 +1,11 @@
-"""How the target sparsities move: pure functions of the number of updates made.
+"""A schedule says how the target sparsities rise, as a function of the updates made.
 
-warmup   gates bypassed: exactly the dense network
+It has four phases:
+
+warmup   the gates are bypassed, the network is exactly the dense one
 ramp     the targets rise
-hold     the targets stand, the gates settle
-frozen   the gates are 0 or 1, the weights go on training
+hold     the targets stand, and the gates settle
+frozen   the gates are fixed to 0 or 1, and the weights go on training
 """
 
 import math
@@ -17,15 +19,16 @@ LENGTHS = "warmup_steps", "ramp_steps", "hold_steps"
 
 
 class AbsSparsityScheduler(ABC):
-    """Phases of fixed length, and how far up the targets are in each.
+    """An `AbsSparsityScheduler` has phases of fixed length and a ramp of some shape.
 
     Args:
         start: sparsity at which the ramp begins
-        warmup_steps, ramp_steps, hold_steps: lengths of the phases, in updates
-        in_epochs: the lengths are in epochs instead, and need not be whole
+        warmup_steps, ramp_steps, hold_steps: length of the phase, in updates
+        in_epochs: whether the lengths are in epochs instead; they need not be whole then
 
     Attributes:
-        scale: updates in the unit of the lengths; set once an epoch's are known
+        scale: number of updates in one unit of the lengths, which is 1 until the length
+            of an epoch is known
 
     Raises:
         ValueError: a start or a length out of its range
@@ -56,10 +59,11 @@ class AbsSparsityScheduler(ABC):
             )
 
     def fit_(self, updates: int) -> None:
-        """Take an epoch's length, where the phases are in epochs.
+        """Take an epoch's length in updates, for phases that are in epochs.
 
         Raises:
-            ValueError: a ramp or a hold of so little of an epoch that it has no update
+            ValueError: a ramp or a hold that is too small a part of an epoch to have an
+                update
         """
         self.scale = updates
         phases = {
@@ -75,22 +79,22 @@ class AbsSparsityScheduler(ABC):
 
     @property
     def ramp_begins(self) -> int:
-        """Updates made when the ramp begins."""
+        """Return how many updates have been made when the ramp begins."""
         return round(self.scale * self.lengths[0])
 
     @property
     def hold_begins(self) -> int:
-        """Updates made when the whole target is reached, and stands."""
+        """Return how many updates have been made when the target has been reached."""
         return round(self.scale * sum(self.lengths[:2]))
 
     @property
     def frozen_begins(self) -> int:
-        """Updates made when the gates are fixed."""
+        """Return how many updates have been made when the gates are fixed."""
         return round(self.scale * sum(self.lengths))
 
     @property
     def settings(self) -> dict[str, object]:
-        """What a resumed run must have in common with the one that it continues."""
+        """Return what a resumed run must have in common with its beginning."""
         return {
             "sparsity_scheduler": type(self).__name__,
             "start": self.start,
@@ -99,7 +103,7 @@ class AbsSparsityScheduler(ABC):
         }
 
     def phase(self, update: int) -> str:
-        """The phase after `update` updates."""
+        """Return the phase after `update` updates: warmup, ramp, hold or frozen."""
         if update < self.ramp_begins:
             return "warmup"
         if update < self.hold_begins:
@@ -107,7 +111,7 @@ class AbsSparsityScheduler(ABC):
         return "hold" if update < self.frozen_begins else "frozen"
 
     def check_start(self, targets: Mapping[str, float]) -> None:
-        """Raise ValueError for a start beyond one of the targets, by cost."""
+        """Raise ValueError if the start lies beyond one of the targets, given by cost."""
         lowest = min(targets.values())
         if self.start > lowest:
             raise ValueError(
@@ -115,7 +119,12 @@ class AbsSparsityScheduler(ABC):
             )
 
     def targets(self, update: int, final: Mapping[str, float]) -> dict[str, float]:
-        """The target sparsity after `update` updates, by cost, of the `final` ones."""
+        """Return the target sparsity of each cost after `update` updates.
+
+        Args:
+            update: number of updates made
+            final: the sparsities to reach in the end, by cost
+        """
         if update < self.ramp_begins:
             return dict.fromkeys(final, 0.0)
         if update >= self.hold_begins:
@@ -124,56 +133,59 @@ class AbsSparsityScheduler(ABC):
         return {cost: self.sparsity(target, done) for cost, target in final.items()}
 
     def sparsity(self, target: float, done: float) -> float:
-        """The sparsity on the ramp, `done` in [0, 1) of the way to a target."""
+        """Return the sparsity on the ramp, `done` in [0, 1) of the way to a target."""
         return self.start + (target - self.start) * self.ramp(done)
 
     @abstractmethod
     def ramp(self, done: float) -> float:
-        """The shape of the ramp: from `done` in [0, 1) to the share of the way up."""
+        """Return which share of the rise is made after `done` in [0, 1) of the time."""
 
 
 class LinearSparsityScheduler(AbsSparsityScheduler):
-    """s(t) = start + (target - start) t / ramp_steps, as in Jiang et al. 2023, arXiv
-    2305.19549."""
+    """The target rises linearly, s(t) = start + (target - start) t / ramp_steps, as in
+    Jiang et al. 2023, arXiv 2305.19549."""
 
     def ramp(self, done: float) -> float:
         return done
 
 
 class ConstantSparsityScheduler(AbsSparsityScheduler):
-    """The whole target at once, from the end of the warm-up on."""
+    """The whole target stands at once, from the end of the warm-up on."""
 
     def ramp(self, done: float) -> float:
         return 1.0
 
 
 class CubicSparsityScheduler(AbsSparsityScheduler):
-    """1 - (1 - done)^3 of the way: fast at first, then slow (Zhu and Gupta 2017)."""
+    """The target has risen by 1 - (1 - done)^3 of the way (Zhu and Gupta 2017).
+
+    It rises fast at first.
+    """
 
     def ramp(self, done: float) -> float:
         return 1 - (1 - done) ** 3
 
 
 class CosineSparsityScheduler(AbsSparsityScheduler):
-    """(1 - cos(pi done)) / 2 of the way: slow at both ends."""
+    """The target has risen by (1 - cos(pi done)) / 2 of the way: slowly at both ends."""
 
     def ramp(self, done: float) -> float:
         return (1 - math.cos(math.pi * done)) / 2
 
 
 class ExponentialSparsityScheduler(LinearSparsityScheduler):
-    """The density falls by the same factor in every update:
-    s = 1 - (1 - start) ((1 - target) / (1 - start))^done."""
+    """The density falls by the same factor in every update: s = 1 - (1 - start) ((1 -
+    target) / (1 - start))^done."""
 
     def sparsity(self, target: float, done: float) -> float:
         return 1 - (1 - self.start) * ((1 - target) / (1 - self.start)) ** done
 
 
 class StaircaseSparsityScheduler(AbsSparsityScheduler):
-    """Equal steps up, each of which stands for a while; the first is climbed at once.
+    """The target rises in equal steps, of which the first is taken at once.
 
     Args:
-        stairs: how many
+        stairs: number of steps; the target stands still on each
         others: see `AbsSparsityScheduler`
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which units close, so that the real counts meet the targets."""
+"""Selection decides which units close so that the exact counts meet the targets."""
 
 import functools
 import operator
@@ -20,20 +20,20 @@ def select(
     tolerance: float = 1e-3,
     scores: Sequence[Tensor] | None = None,
 ) -> Plan:
-    """Close the least probable units until the real counts meet the targets.
+    """Close the least probable units until the exact counts meet the targets.
 
     The plan's sparsity is at least the target in each cost. A unit that would overshoot
-    by more than `tolerance` is passed over as long as smaller ones can fill the gap. What
-    large units made needless stays open: if any more did, a target would be missed.
-    Units go in groups of their gate's `round_to`.
+    by more than `tolerance` is passed over as long as smaller ones can fill the gap. At
+    the end, units that need not be closed are opened again. Units close in groups of
+    their gate's `round_to`.
 
     Args:
         budget: counts the network
-        targets: sparsity by cost
-        tolerance: how far beyond the target nearest to it a plan should be at most, as a
-            share of that cost
-        scores: (units,) of each gate, in the budget's order, instead of probabilities:
-            the lowest close first
+        targets: the sparsity to reach, by cost
+        tolerance: how far a plan should overshoot the target that it exceeds least, at
+            most, as a sparsity
+        scores: (units,) for each gate, in the budget's order: the lowest close first; by
+            default the least probable do
 
     Raises:
         ValueError: the units cannot reach the targets
@@ -44,7 +44,7 @@ def select(
     rank = ranks.clone()
 
     def beyond(closed: Tensor) -> float:
-        """How far a plan is beyond the target that it meets least."""
+        """Return by how much a plan overshoots the target that it exceeds least."""
         sparsity = budget.sparsity(full * ~closed)
         return min(float(sparsity[cost]) - target for cost, target in targets.items())
 
@@ -52,13 +52,13 @@ def select(
         return beyond(rank < closing)
 
     low, fewest = 0, 0 if excess(0) >= 0 else number
-    # the smallest excess seen, and what is closed there
+    # the smallest excess so far, and the units closed for it
     best = excess(fewest), rank < fewest
     while best[0] > tolerance:
         high = number
         if low == high or excess(high) < 0:
-            break  # what was passed over is needed
-        while high - low > 1:  # groups below high: enough; below low: too few
+            break  # the units passed over are needed
+        while high - low > 1:  # closing ranks below high is enough, below low not
             middle = (low + high) // 2
             if excess(middle) < 0:
                 low = middle
@@ -81,7 +81,10 @@ def select(
 
 
 def select_each(parts: Mapping[str, Budget], targets: Mapping[str, float]) -> Plan:
-    """As `select`, for a network of whose parts each must meet the targets by itself."""
+    """Select units for each part of a network, so that each meets the targets by itself.
+
+    See `select` for what may be raised.
+    """
     return functools.reduce(
         operator.or_, (select(part, targets) for part in parts.values())
     )
@@ -94,21 +97,24 @@ def _without_needless(
     beyond: Callable[[Tensor], float],
     tolerance: float,
 ) -> Tensor:
-    """What must be closed of this: groups are opened in turn, as many at a time as the
-    targets allow; one that they do not is passed over.
+    """Open again what need not be closed.
+
+    Groups are opened in turn, as many at a time as the targets allow; a group that they
+    do not allow stays closed.
 
     Args:
-        closed, ranks: of each gate's units, (gates, largest size)
-        groups: the ranks of what may open, in this order
-        beyond: how far a plan is beyond its targets
-        tolerance: how far it may be
+        closed: which units of each gate are closed, (gates, largest size) bool
+        ranks: their ranks, (gates, largest size)
+        groups: the ranks that may open, in this order
+        beyond: returns by how much a plan overshoots its targets
+        tolerance: how large an overshoot is overshoot as it is
     """
     begin, count, excess = 0, 1, beyond(closed)
     while begin < len(groups) and excess > tolerance:
         fewer = closed & ~torch.isin(ranks, groups[begin : begin + count])
-        left = beyond(fewer)
-        if left >= 0:
-            closed, excess, begin, count = fewer, left, begin + count, 2 * count
+        overshoot = beyond(fewer)
+        if overshoot >= 0:
+            closed, excess, begin, count = fewer, overshoot, begin + count, 2 * count
         elif count > 1:
             count //= 2
         else:

@@ -1,4 +1,4 @@
-"""Where units are in a network."""
+"""A site is a place in a network that has units to prune."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,29 +12,29 @@ from espnet_l0prune.core.claims import Claim
 from espnet_l0prune.core.gates import HardConcrete, ScoreOf, log_alpha_of
 from espnet_l0prune.core.hooks import GateHook, ScaleInput, ScaleOutput
 
-Shapes = dict[nn.Module, list["Call"]]  # of one forward
+Shapes = dict[nn.Module, list["Call"]]  # every call of one forward, by module
 
 
 @dataclass(frozen=True)
 class Call:
-    """Shapes of what a module took and gave in one forward."""
+    """A `Call` holds the shapes that a module took and returned once."""
 
     inputs: tuple[torch.Size, ...]
     output: torch.Size
 
 
 class Site(ABC):
-    """A place in a network where gates attach.
+    """A `Site` is a module of a network whose units can have gates.
 
-    It is a view: all state is in the modules, so it can be made anew at any time.
+    It is a view: all state is in the modules, so a site can be made anew at any time.
 
     Attributes:
         name: path of the module in the network, e.g. `encoders.0.self_attn`
-        kinds: kinds of units that such a site can have
-        fine: those of which `round_to` keeps a multiple
-        alike: those of which `uniform` keeps as many in every site
-        scaled: those whose cut multiplies weights by a factor, which rounds them
-        never_empty: those of which not all units can go
+        kinds: the kinds of units that such a site can have
+        fine: the kinds of which `round_to` keeps a multiple
+        alike: the kinds of which `uniform` keeps the same number in every site
+        scaled: the kinds whose cut multiplies weights by a factor, which rounds them
+        never_empty: the kinds of which at least one unit must stay
     """
 
     name: str
@@ -47,32 +47,39 @@ class Site(ABC):
     @property
     @abstractmethod
     def module(self) -> nn.Module:
-        """The module that the site is about; its gates are children of it."""
+        """Return the module that the site is about; its gates are children of it."""
 
     @property
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """How many units of each kind there are now."""
+        """Return how many units of each kind there are now."""
 
     @abstractmethod
     def claims(self) -> Iterator[Claim]:
-        """Which features of which tensors the units own."""
+        """Yield which features of which tensors the units own."""
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-        """Modules that go once all units of any of these kinds are gone."""
+        """Yield modules and kinds: a module goes once all units of one kind are gone."""
         return iter(())
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
-        """Multiply-accumulates outside linear layers and convolutions.
+        """Yield multiply-accumulates outside linear layers and convolutions.
 
-        Yields the number with all units open, and the kinds that it is proportional to.
+        Each item is the number with all units open, and the kinds of units to which it is
+        proportional.
+
+        Args:
+            shapes: the shapes of all calls in one forward
         """
         return iter(())
 
     def hooks(
         self, kind: str, gate: HardConcrete
     ) -> Iterator[tuple[nn.Module, GateHook]]:
-        """How the gates of a kind act: by default, where their values can be folded."""
+        """Yield the hooks by which a gate acts, each with the layer that it belongs on.
+
+        By default a gate acts where a claim says that its value can be folded.
+        """
         seen = set()
         for claim in self.claims():
             if claim.kind == kind and claim.folds:
@@ -83,27 +90,28 @@ class Site(ABC):
                     yield claim.module, hook(gate, claim.inner, claim.outer)
 
     def part(self, per: str) -> tuple[str, nn.Module] | None:
-        """The part of the network that the units belong to alone, in a partition.
+        """Return the part of the network to which the units belong alone, if any.
 
         Args:
-            per: `block`, or `kind` of module
+            per: what a part is: a `block`, or all modules of a `kind`
 
         Returns:
-            the part's name and, with all that is in it, a module of it; None where the
-            units reach beyond
+            the part's name and a module that holds what belongs to it; None where the
+                units reach beyond a part
         """
         return None
 
     def protected(self, kind: str, score_of: ScoreOf = log_alpha_of) -> int | None:
-        """A unit that stays in any case, where not all of a kind can go: the best one.
+        """Return the index of the best unit where not all of a kind may go, or else None.
 
         Args:
-            score_of: of a gate's units, the higher the better
+            kind: a kind of units with a gate
+            score_of: returns the scores of a gate's units, (n,): the higher the better
         """
         return None
 
     def survivors(self, kind: str) -> Tensor:
-        """Which units a cut leaves, (n,) bool: the open ones, or the protected one."""
+        """Return which units a cut leaves, (n,) bool: the open or the protected ones."""
         opened, stays = self.gates[kind].is_open(), self.protected(kind)
         if stays is not None and not bool(opened.any()):
             opened[stays] = True
@@ -112,25 +120,25 @@ class Site(ABC):
     def finish_(  # noqa: B027 (most have nothing to mend)
         self, kept: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
-        """After the tensors were cut: mend what else must fit, or drop the module.
+        """Mend what the cut of the tensors left unfitting, or replace an emptied module.
 
         Args:
-            kept: for each site's name and each kind, which units stay, (size,) bool
+            kept: which units stay, (size,) bool, by the site's name and the kind
         """
 
     def structure(self) -> dict[str, int | list[int]]:
-        """What is left, in the terms from which the network can be rebuilt."""
+        """Return how many units are left, in the form that rebuilds the network."""
         return dict(self.sizes)
 
     def why_not(self, kind: str) -> str | None:
-        """Why units of this kind cannot be pruned here, if they cannot."""
+        """Return why units of this kind cannot be pruned here, or None if they can."""
         return None
 
     @property
     def gates(self) -> dict[str, HardConcrete]:
-        """The gates attached, by the kind of unit."""
-        found = {kind: getattr(self.module, f"{kind}_gate", None) for kind in self.kinds}
-        return {kind: gate for kind, gate in found.items() if gate is not None}
+        """Return the gates of this site, by the kind of unit."""
+        gates = {kind: getattr(self.module, f"{kind}_gate", None) for kind in self.kinds}
+        return {kind: gate for kind, gate in gates.items() if gate is not None}
 
     def attach_(
         self,
@@ -140,12 +148,14 @@ class Site(ABC):
         uniform: bool = False,
         gate_type: type[HardConcrete] = HardConcrete,
     ) -> None:
-        """Give the units of these kinds gates; kinds that are not here are ignored.
+        """Give the units of some kinds gates; kinds that are not here are ignored.
 
         Args:
+            kinds: kinds of units
             open_probability: see `HardConcrete`
-            round_to: of the `fine` kinds, keep a multiple of this many units
-            uniform: of the `alike` kinds, keep as many units in every site
+            round_to: keep a multiple of this many units of the `fine` kinds
+            uniform: keep the same number of units of the `alike` kinds in every site
+            gate_type: the class of the gates
         """
         for kind in self.kinds:
             size = self.sizes.get(kind, 0)
@@ -160,7 +170,7 @@ class Site(ABC):
 
 
 class Units(NamedTuple):
-    """The units of one kind at one site."""
+    """`Units` names the units of one kind at one site."""
 
     site: Site
     kind: str

@@ -1,22 +1,29 @@
-"""What a network costs, term by term.
+"""This module lists what a network costs, one term for each tensor.
 
 Every tensor of a network is a term: an amount of each cost with all units open, times
 one factor for each group of units that it shrinks with. With p_u the probability that
 unit u of n is open, the factors are::
 
-    mean   (1/n) sum_u p_u: a dimension of the tensor belongs to the units
-    both   (1/n) sum_u p_u q_u: to the units that two gates leave open
-    pair   ((sum_u p_u)^2 - sum_u p_u^2 + sum_u p_u) / n^2: two of its dimensions do,
-           since a gate that meets itself gives p, not p^2
-    any    1 - prod_u (1 - p_u): the tensor stays as long as some unit does
+    mean   (1/n) sum_u p_u, where one dimension of the tensor belongs to the units
+    both   (1/n) sum_u p_u q_u, where each unit needs two gates to be open
+    pair   ((sum_u p_u)^2 - sum_u p_u^2 + sum_u p_u) / n^2, where two dimensions belong
+           to the same units: a gate that meets itself gives p, not p^2
+    any    1 - prod_u (1 - p_u), where the tensor stays as long as some unit does
 
-As an example, take a feed-forward module of 3 features and 4 channels, and let gates
-leave its channels open with p = (1, 1, 0.5, 0). The weights of both layers, 4 x 3 and
-3 x 4, and the first bias, 4, have the factor mean = 2.5 / 4; the second bias, 3, belongs
-to no channel and has none. So (12 + 12 + 4) 0.625 + 3 = 20.5 of 31 parameters are
-expected to stay. Had the residual stream gates of its own, q, a square matrix of the
-stream would have the factor pair of q; and the norm in front of the module, which goes
-once the last channel has gone, has any of p = 1.
+As an example, take 3 channels that are open with p = (1, 0.5, 0.5). Of a tensor with one
+row for each channel, mean = 2 / 3 is expected to stay. A 3 x 3 matrix from these
+channels to themselves keeps its entry (i, j) if gates i and j are both open: with
+probability p_i p_j off the diagonal, but with p_i on it, where both are the same gate::
+
+    1     0.5   0.5
+    0.5   0.5   0.25
+    0.5   0.25  0.5
+
+These sum to 4.5, so pair = 4.5 / 9 = 0.5, as (2^2 - 1.5 + 2) / 9 says; (2 / 3)^2 would
+be too little. If each channel also needs a second gate, open with q = (1, 1, 0.5), then
+both = (1 + 0.5 + 0.25) / 3. Take, last, an attention of 2 heads with p = (0.5, 0.5): half
+of its weights are expected to stay, but the norm in front of it only goes once both
+heads have gone, so any = 1 - 0.5 0.5 = 0.75.
 """
 
 import math
@@ -34,11 +41,11 @@ from espnet_l0prune.core.sites import Shapes, Site, Units
 
 
 class Factor(NamedTuple):
-    """What a term shrinks with.
+    """A `Factor` says how a term shrinks as units close.
 
     Attributes:
-        how: `mean`, `both`, `pair` or `any`: see the head of this file
-        units: of which site and kind; two of them with `both`
+        how: one of `mean`, `both`, `pair` and `any`, which the head of this file defines
+        units: the units that close; two entries where `how` is `both`, otherwise one
     """
 
     how: str
@@ -47,12 +54,12 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """Amounts with all units open, and what they shrink with.
+    """A `Term` is what one tensor or computation costs, and how that shrinks.
 
     Attributes:
         owner: path of the module in the network
-        amounts: of each cost, by its name in `COSTS`
-        factors: their product is the share that stays
+        amounts: what it costs with all units open, by the cost's name in `COSTS`
+        factors: the product of their values is the expected share that stays
     """
 
     owner: str
@@ -61,7 +68,7 @@ class Term:
 
 
 def count_parameters(*modules: nn.Module | None) -> int:
-    """Parameters of the modules, gates aside."""
+    """Count the parameters of some modules, without those of gates."""
     return sum(
         p.numel()
         for module in modules
@@ -72,12 +79,12 @@ def count_parameters(*modules: nn.Module | None) -> int:
 
 
 def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[Term]:
-    """One term for each parameter of a network, and for what the sites add.
+    """Return a term for each parameter of a network, and for each site's computations.
 
     Args:
-        network: all that is counted
-        sites: those whose gates count; the others' units are taken as open
-        shapes: of the calls of one forward; none, and there are no MACs
+        network: the module whose tensors are counted
+        sites: the sites whose gates count; the units of all other sites are taken as open
+        shapes: the shapes of all calls in one forward; without any, the MACs are 0
     """
     claims: dict[tuple[nn.Module, str], list[tuple[Units, Claim]]] = {}
     dependents: dict[nn.Module, dict[Factor, None]] = {}
@@ -123,19 +130,19 @@ def _term(owner: str, piece: Piece, factors: tuple[Factor, ...]) -> Term:
 def _factors(
     claims: Iterable[tuple[Units, Claim]], dependents: Iterable[Factor]
 ) -> tuple[Factor, ...]:
-    """How a tensor shrinks: what claims its dimensions, and what it depends on."""
+    """Return how a tensor shrinks, by the claims on it and by what it depends on."""
     by_layout: dict[tuple, list[Units]] = {}
     for units, claim in claims:
         by_layout.setdefault((claim.dim, claim.inner, claim.outer), []).append(units)
     factors: dict[Factor, None] = {}
     for owners in by_layout.values():
         factor = Factor("mean" if len(owners) == 1 else "both", tuple(owners))
-        if factor in factors:  # the same units in another dimension
+        if factor in factors:  # these units own another dimension too
             del factors[factor]
             factor = Factor("pair", tuple(owners))
         factors[factor] = None
     claimed = {units for factor in factors for units in factor.units}
-    for factor in dependents:  # no units left: nothing left, so a mean says it already
+    for factor in dependents:  # a mean or a pair is 0 already once no unit is left
         if factor.units[0] not in claimed:
             factors[factor] = None
     return tuple(factors)

@@ -1,15 +1,15 @@
-"""How the expected sparsity follows its target, and what helps where it does not."""
+"""Tracking watches how the expected sparsity follows its target, and names remedies."""
 
 from itertools import pairwise
 
-OFF_TARGET = 0.05  # from here on a warning names the remedy
+OFF_TARGET = 0.05  # a distance from the target beyond which a warning names the remedy
 
 
 class Tracking:
-    """The shortfalls of one constraint for a while.
+    """A `Tracking` collects the shortfalls of one constraint over some updates.
 
     Args:
-        equality: whether more than the target is wrong too
+        equality: whether a sparsity beyond the target is wrong too
     """
 
     def __init__(self, equality: bool) -> None:
@@ -21,10 +21,10 @@ class Tracking:
         self.shortfalls.append(shortfall if self.equality else max(shortfall, 0.0))
 
     def remedy(self, phase: str) -> str | None:
-        """What was wrong and what helps, if anything was."""
+        """Return what went wrong and what helps, or None if nothing did."""
         signs = [v > 0 for v in self.shortfalls]
         crossed = [i for i, (a, b) in enumerate(pairwise(signs), 1) if a != b]
-        if len(crossed) > 1:  # how it came to its target is no swing
+        if len(crossed) > 1:  # the first approach to the target is no swing
             largest = max(map(abs, self.shortfalls[crossed[0] :]))
             if largest > OFF_TARGET:
                 return (

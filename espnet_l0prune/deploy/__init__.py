@@ -1,1 +1,1 @@
-"""From a gated experiment to a small network: cut, verify, measure."""
+"""Deployment makes a small network of a gated experiment: cut, verified and measured."""

@@ -1,4 +1,4 @@
-"""Make an experiment that was trained dense prunable: write what to train next."""
+"""Adopting makes a dense experiment prunable: it writes what is to be trained next."""
 
 import argparse
 import copy
@@ -46,11 +46,11 @@ from espnet_l0prune.plugin.register import MODELS
 
 @dataclass
 class Adopted:
-    """The files written, and the commands that come next.
+    """An `Adopted` holds the files written and the commands that come next.
 
     Attributes:
-        parameters: in scope
-        reachable: the largest sparsities, by cost
+        parameters: number of parameters in scope
+        reachable: the largest possible sparsities, by cost
         notes: what could not be taken over from the dense training
     """
 
@@ -69,15 +69,16 @@ def adopt(
     choice: Choice,
     step: Step = quiet,
 ) -> Adopted:
-    """Write prune.yaml and finetune.yaml for a dense experiment, or for a zoo's zip.
+    """Write prune.yaml and finetune.yaml for a dense experiment or a zip of the zoo.
 
     The gated model is built and its budget counted before anything is written.
 
     Args:
-        source: the experiment's folder, or the zip, which goes to `out`/dense
-        out: a new folder
-        checkpoint: of the folder; by default its average
-        step: is told what begins
+        source: the experiment's folder, or the zip, which is unpacked into `out`/dense
+        out: the folder to make
+        checkpoint: name of the checkpoint in the folder; None for its average
+        choice: how to prune
+        step: is called with the name of each step as it begins
 
     Raises:
         ValueError: a model that cannot be pruned, a target that it cannot reach, a
@@ -156,7 +157,7 @@ def _adopt(
     check_reachable(budget, goal.targets)
     check_compatible(budget, goal.targets)
     step("computing what the cut will compare")
-    outputs(gated)  # which the cut will compare, at the end of the training
+    outputs(gated)  # the cut will need them, so this must work before the training
     held = _holding(gated, args.freeze_param)
     optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
     gates = [*budget.gates.values()]
@@ -181,7 +182,7 @@ def _adopt(
 
 
 def _as_trained(config: dict, gpus: int) -> argparse.Namespace:
-    """The options as the training will see them, which it does not refuse."""
+    """Return the options as the training will see them; refuse what it would refuse."""
     args = parse(config)
     args.ngpu = gpus
     check_optimizer(args)
@@ -190,18 +191,18 @@ def _as_trained(config: dict, gpus: int) -> argparse.Namespace:
 
 
 def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
-    """Of the parts that `freeze_param` names, those with gates, which would not move."""
+    """Return the parts in `freeze_param` that hold gates, which could not move."""
     gates = [n for n, p in model.named_parameters() if isinstance(p, LogAlpha)]
     return [path for path in frozen if any(n.startswith(f"{path}.") for n in gates)]
 
 
 def _gpus(dense: dict) -> int:
-    """Of the training; a distributed one's processes write ngpu: 1."""
+    """Return the dense training's number of GPUs; its distributed processes wrote 1."""
     return max(int(number_of(dense, name) or 0) for name in ("dist_world_size", "ngpu"))
 
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
-    """What prunes, cuts and fine-tunes, on as many GPUs as the dense training had."""
+    """Return the commands that prune, cut and fine-tune, on as many GPUs as before."""
     train = ["python", "-m", f"espnet2.bin.{task}_train"]
     if gpus:
         train += ["--ngpu", str(gpus)]
@@ -238,11 +239,13 @@ def _pace(
     gates: list[HardConcrete],
     optimizer: L0AdamW,
 ) -> list[str]:
-    """What there is to say about the time that the gates have to close.
+    """Return notes on the time that the gates have to close.
 
     Args:
-        updates: in an epoch, where that is known
-        scheduler: in epochs
+        updates: number of updates in an epoch; None where it is not known
+        scheduler: a schedule in epochs
+        gates: all gates
+        optimizer: moves the gates
 
     Raises:
         ValueError: epochs too short for the schedule

@@ -1,5 +1,7 @@
-"""Open the model zoo's zips, whoever made them: nothing is run, and nothing is written
-outside the folder that was asked for."""
+"""The model zoo's zips are opened safely, whoever made them.
+
+Nothing of them is run, and nothing is written outside the folder that was asked for.
+"""
 
 import reprlib
 import shutil
@@ -17,20 +19,21 @@ from espnet_l0prune.core.reading import PACKED, open_binary
 from espnet_l0prune.plugin.experiment import read_mapping
 
 LARGEST = 32 * 2**30  # bytes of all files together
-EXPANSION = 20  # times that they may be larger than the zip: weights hardly shrink
+EXPANSION = 20  # how many times larger than the zip they may be: weights hardly shrink
 SMALL = 2**24  # bytes; texts below it may expand as they like
 MOST_FILES = 10_000
-LONGEST_NAME, DEEPEST = 200, 20  # letters of a file's or folder's name; folders
+LONGEST_NAME, DEEPEST = 200, 20  # letters in a name; folders within each other
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Extract the regular files of a zip into a new folder: all of them, or nothing.
 
-    What the zip says of their number and sizes is checked first. No file is written
-    larger than the zip says: neither stored nor deflated ones can expand further.
+    The number and the sizes that the zip states are checked first. No file is written
+    larger than stated, since neither stored nor deflated ones can expand further.
 
     Raises:
-        ValueError: no zip; see `check_members`; too little space; a folder that exists
+        ValueError: a file that is not a zip; see `check_members`; too little space; a
+            folder that exists
         OSError: the space ran out meanwhile
     """
     if folder.exists():
@@ -60,9 +63,12 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
-    """Raise ValueError for a zip that is not just files within its own folder: names that
-    lead out of it, links, devices, one file over another; files that are too many, too
-    large for the zip's size, or compressed as no zip of ESPnet's is."""
+    """Raise ValueError for a zip that holds more than files within its own folder.
+
+    Refused are names that lead out of it, links, devices, and one file over another; also
+    files that are too many, too large for the zip's size, or compressed as ESPnet never
+    does.
+    """
     if not members:
         raise _refused(archive, "it has no files")
     if len(members) > MOST_FILES:
@@ -84,7 +90,7 @@ def check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
         if member.compress_type not in PACKED:
             raise _refused(archive, f"{name!r} is neither stored nor deflated")
         alike = PurePosixPath(unicodedata.normalize("NFC", str(path)).casefold())
-        if alike in names:  # on some disk or other
+        if alike in names:  # some file systems take these names for the same
             raise _refused(archive, f"{name!r} is in it twice")
         names.add(alike)
         folders.update(alike.parents)
@@ -106,13 +112,13 @@ def _refused(archive: Path, what: str) -> ValueError:
 
 
 def unpack_model(archive: Path, folder: Path) -> tuple[Path, Path]:
-    """Extract a packed recognizer; its configuration then names the files as they lie.
+    """Extract a packed recognizer; its configuration then names the files where they lie.
 
     Returns:
-        configuration and model file
+        the configuration file and the model file
 
     Raises:
-        ValueError: see `unpack`; a zip that is no packed recognizer
+        ValueError: see `unpack`; a zip that is not a packed recognizer
     """
     unpack(archive, folder)
     try:
@@ -126,7 +132,7 @@ def _find_model(folder: Path) -> tuple[Path, Path]:
     expected = "a zip that espnet2.bin.pack made of an asr, s2t, slu or st model"
     meta = read_mapping(folder / "meta.yaml", "the zip's", expected)
     packed = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    found = []
+    paths = []
     for group, suffix in (("yaml_files", "_train_config"), ("files", "_model_file")):
         listed = meta.get(group)
         names = [
@@ -141,15 +147,15 @@ def _find_model(folder: Path) -> tuple[Path, Path]:
                 f"meta.yaml of the zip has {group}: {reprlib.repr(listed)}; expected "
                 f"{expected}, and its file in the zip"
             )
-        found.append(folder / names[0])
-    config = read_mapping(found[0], "configuration", expected)
+        paths.append(folder / names[0])
+    config = read_mapping(paths[0], "configuration", expected)
     text = yaml.safe_dump(_placed(config, packed, folder), sort_keys=False)
-    found[0].write_text(text, "utf-8")
-    return found[0], found[1]
+    paths[0].write_text(text, "utf-8")
+    return paths[0], paths[1]
 
 
 def _placed(value, packed: set[str], folder: Path):
-    """A configuration in which packed files are named by where they are now."""
+    """Return a configuration in which packed files are named by where they are now."""
     if isinstance(value, dict):
         return {k: _placed(v, packed, folder) for k, v in value.items()}
     if isinstance(value, list):

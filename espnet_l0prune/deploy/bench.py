@@ -1,4 +1,4 @@
-"""Multiply-accumulates and real-time factor of a model's encoder."""
+"""A model's encoder is measured: its multiply-accumulates and its real-time factor."""
 
 import copy
 import statistics
@@ -16,16 +16,16 @@ from espnet_l0prune.plugin.counting import FRAMES_A_SECOND, input_size_of
 
 @torch.no_grad()
 def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> int:
-    """Multiply-accumulates of one forward, as torch counts them.
+    """Count the multiply-accumulates of one forward, as torch does.
 
-    Matrix products and convolutions; not norms, activations, softmax, element-wise
-    products or recurrent layers.
+    Matrix products and convolutions are counted, but not norms, activations, softmax,
+    element-wise products or recurrent layers.
 
     Args:
-        network: what is run
+        network: the network to run
         forward: runs it
     """
-    # the counter follows whatever requires a gradient, and trips over a Constant's view
+    # with gradients the counter would fail on the view that a Constant returns
     probe = copy.deepcopy(network).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         forward(probe)
@@ -34,21 +34,21 @@ def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> in
 
 @torch.no_grad()
 def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], object]:
-    """What a model's encoder is asked for one utterance.
+    """Return a function that calls an encoder as ESPnet's model does for one utterance.
 
-    Features and normalization are done here, so that only the encoder is counted or
-    timed by what is returned.
+    Features and normalization are computed before, so that only the encoder is counted or
+    timed.
 
     Args:
         model: ESPnet's ASR model
-        speech: (samples,), or (frames, size) of a model that is fed with features
+        speech: (samples,), or (frames, size) for a model that reads features
 
     Raises:
         ValueError: speech that is too short for the subsampling
     """
-    found = []
+    calls = []
     hook = model.encoder.register_forward_pre_hook(
-        lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     try:
         model.eval().encode(speech[None], torch.tensor([len(speech)]))
@@ -56,18 +56,21 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
         raise ValueError(f"the audio is too short: {e}; expected a longer one") from e
     finally:
         hook.remove()
-    ((args, kwargs),) = found
+    ((args, kwargs),) = calls
     return lambda encoder: encoder(*args, **kwargs)
 
 
 def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
-    """What a model can be timed with: (samples,), or (frames, size) where it is fed with
-    features; and how many of them are a second.
+    """Return random input with which a model can be timed, and its rate.
 
     Args:
         model: ESPnet's ASR model
         seconds: length of the audio
-        rate: samples a second
+        rate: samples per second
+
+    Returns:
+        (samples,), or (frames, size) for a model that reads features; and how many of
+            these make a second
     """
     if model.frontend is None:
         frames = torch.randn(int(seconds * FRAMES_A_SECOND), input_size_of(model))
@@ -76,8 +79,13 @@ def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, 
 
 
 def encoder_macs(model: nn.Module, seconds: float, rate: int) -> int:
-    """Multiply-accumulates of the encoder for one utterance; see `count_macs`, and
-    `random_speech` for the arguments."""
+    """Count the multiply-accumulates of the encoder for one utterance.
+
+    Args:
+        model: ESPnet's ASR model
+        seconds: length of the audio
+        rate: samples per second
+    """
     with torch.random.fork_rng():
         speech, _ = random_speech(model, seconds, rate)
     return count_macs(model.encoder, encoder_call(model, speech))
@@ -91,17 +99,17 @@ def real_time_factors(
     rounds: int = 5,
     track: Callable[[Sequence], Iterable] = iter,
 ) -> dict[str, float]:
-    """Time of the encoder alone over audio time, on one thread, by name.
+    """Return the encoder's time divided by the audio's, on one thread, by model.
 
-    The models take turns on each utterance; the figure is the median round, without the
-    first.
+    The models take turns on each utterance. The figure is the median round, where the
+    first round is left out.
 
     Args:
-        models: by name
+        models: ESPnet's ASR models, by name
         waves: utterances, (samples,) or (frames, size) each
-        rate: samples or frames a second
-        rounds: how often each model encodes all utterances, the first time aside
-        track: goes through the rounds of an utterance, and can tell how far it has come
+        rate: samples or frames per second
+        rounds: how often each model encodes all utterances after a first, unmeasured time
+        track: iterates over the rounds of an utterance, and may show the progress
     """
     seconds = sum(len(wave) for wave in waves) / rate
     times = {name: [0.0] * (rounds + 1) for name in models}
@@ -123,15 +131,18 @@ def real_time_factors(
 def sizes_and_times(
     models: dict[str, nn.Module], waves: Sequence[Tensor], rate: int, seconds: int
 ) -> dict[str, dict[str, float]]:
-    """What models cost, beside each other, by name: parameters of encoder and model, MACs
-    of the encoder, and its real-time factor by utterance and on long pieces.
+    """Return what models cost, side by side: sizes, MACs and real-time factors.
+
+    These are the parameters of encoder and model, the encoder's MACs, and its real-time
+    factor by utterance and on long pieces.
 
     Args:
         models: ESPnet's ASR models, by name
         waves: utterances to time, (samples,) each
-        rate: samples a second
-        seconds: length of the audio that MACs are counted for, and of the pieces that the
-            utterances in a row are cut into; without a `long_rtf` where they are shorter
+        rate: samples per second
+        seconds: length of the audio for which MACs are counted, and of the pieces into
+            which the joined utterances are cut; if these are shorter in all, there is no
+            `long_rtf`
     """
     rtf = {"rtf": real_time_factors(models, waves, rate)}
     if pieces := torch.cat([*waves]).split(seconds * rate)[:-1]:
@@ -141,7 +152,7 @@ def sizes_and_times(
             "encoder_parameters": count_parameters(model.encoder),
             "parameters": count_parameters(model),
             "macs": encoder_macs(model, seconds, rate),
-            **{kind: found[name] for kind, found in rtf.items()},
+            **{kind: factors[name] for kind, factors in rtf.items()},
         }
         for name, model in models.items()
     }

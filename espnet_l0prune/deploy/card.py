@@ -1,4 +1,4 @@
-"""The model card of a packed model: README.md, as the model zoo shows it."""
+"""The model card of a packed model is its README.md, as the model zoo shows it."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ USE = {
     "s2t": ("s2t_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
     "st": ("st_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
 }
-# The package is in no registry: its wheel goes from hand to hand.
+# The package is in no registry, so its wheel goes from hand to hand.
 WHEEL = f"espnet_l0prune-{__version__}-py3-none-any.whl"
 SOURCE = (
     f"{WHEEL} is in no registry: `make dist` in the source tree of espnet_l0prune writes "
@@ -53,12 +53,12 @@ PAPER = """\
 
 @dataclass
 class About:
-    """What only the author of a model knows.
+    """An `About` holds what only the author of a model knows.
 
     Args:
-        name: of the model
+        name: the model's name
         licence, language: as the zoo writes them
-        datasets: that it was trained on
+        datasets: the data sets that it was trained on
     """
 
     name: str
@@ -68,7 +68,7 @@ class About:
 
 
 def card_of(experiment: Path, checkpoint: str, about: About) -> str:
-    """The card that an experiment has when it is exported as a plugin model.
+    """Return the card that an experiment has when it is exported as a plugin model.
 
     Raises:
         ValueError: gates, files that are missing or damaged, or an encoder without sites
@@ -88,7 +88,7 @@ def card_of(experiment: Path, checkpoint: str, about: About) -> str:
 def load_finished(
     experiment: Path, checkpoint: str
 ) -> tuple[nn.Module, argparse.Namespace]:
-    """A model that can be shipped, and its options.
+    """Return a model that can be shipped, and its options.
 
     Raises:
         ValueError: gates, or files that are missing or damaged
@@ -102,7 +102,7 @@ def load_finished(
 
 
 def results_of(experiment: Path) -> Path | None:
-    """The RESULTS.md in its folder, as asr.sh and the recipe write it."""
+    """Return an experiment's RESULTS.md, as asr.sh and the recipe write it, if any."""
     file = experiment / "RESULTS.md"
     return file if file.exists() else None
 
@@ -112,19 +112,20 @@ def write_card(
     task: str,
     packages: str,
     args: argparse.Namespace,
-    found: Inspection,
+    inspection: Inspection,
     results: Path | None,
     files: Mapping[str, str],
 ) -> str:
-    """The text of a card.
+    """Return the text of a card.
 
     Args:
-        task: ESPnet's short name of it
-        packages: that it takes to load it, beside ESPnet's
+        about: what the model's author says of it
+        task: ESPnet's short name of the model's task
+        packages: the packages that loading it needs in addition to ESPnet's
         args: the experiment's configuration
-        found: the pruned model, module by module
-        results: RESULTS.md, where there is one
-        files: those that other programs can use, and what each is
+        inspection: the pruned model, module by module
+        results: path of RESULTS.md, or None
+        files: names of the files that other programs can use, with what each is
     """
     head = {
         "tags": ["espnet", "audio", "automatic-speech-recognition", "pruning"],
@@ -145,8 +146,8 @@ def write_card(
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
         f"speech2text = {name}.from_pretrained({quoted})\n{call}\n```",
-        f"## Dense beside pruned\n\n{_costs(args, found)}",
-        f"## What is left\n\n{_structure(found)}",
+        f"## Dense beside pruned\n\n{_costs(args, inspection)}",
+        f"## What is left\n\n{_structure(inspection)}",
     ]
     if files:
         lines = "\n".join(f"- `{name}`: {what}" for name, what in files.items())
@@ -170,25 +171,25 @@ def _text_of(results: Path) -> str:
         ) from e
 
 
-def _costs(args: argparse.Namespace, found: Inspection) -> str:
-    """Parameters and MACs, with the model's and its encoder's."""
+def _costs(args: argparse.Namespace, inspection: Inspection) -> str:
+    """Return a table of the costs of model and encoder, dense and pruned."""
     lines = ["| | dense | pruned | |", "|---|---|---|---|"]
     dense = build_dense(args)
     for scope in ("model", "encoder"):
-        goal = Goal(scope=scope, seconds=found.seconds, tokens=found.tokens)
+        goal = Goal(scope=scope, seconds=inspection.seconds, tokens=inspection.tokens)
         totals = make_budget(dense, goal).totals
         for name, cost in COSTS.items():
-            now, before = found.amounts[name][scope], totals[name]
+            now, before = inspection.amounts[name][scope], totals[name]
             share = f"{now / before - 1:+.1%}" if before else ""
             figures = f"{before / 1e6:,.2f} | {now / 1e6:,.2f} | {share}"
             lines.append(f"| {cost.label} of the {scope} (M) | {figures} |")
-    note = f"MACs for {found.seconds:g} s of audio and {found.tokens} tokens."
+    note = f"MACs for {inspection.seconds:g} s of audio and {inspection.tokens} tokens."
     return "\n".join([*lines, "", note])
 
 
-def _structure(found: Inspection) -> str:
+def _structure(inspection: Inspection) -> str:
     lines = ["| module | units left | parameters |", "|---|---|---|"]
-    for row in found.rows:
+    for row in inspection.rows:
         units = ", ".join(
             f"{kind} {now}/{before}"
             for kind, (before, now) in row.units.items()

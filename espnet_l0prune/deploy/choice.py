@@ -1,4 +1,4 @@
-"""How a model is pruned and fine-tuned that was trained with a given configuration."""
+"""Here it is chosen how to prune and fine-tune a model of a given configuration."""
 
 import math
 import reprlib
@@ -20,23 +20,23 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
-LOSS = 20.0  # an utterance's, where it is not normalized by length
+LOSS = 20.0  # typical for an utterance where the loss is not normalized by length
 
 
 @dataclass
 class Choice:
-    """How an experiment is to be pruned.
+    """A `Choice` says how an experiment is to be pruned.
 
     Args:
-        target: sparsity by cost, shares in (0, 1)
-        scope: `encoder`, or `model` for the decoder too
-        units: as in `encoder_conf`
-        epochs: of the pruning, and of the fine-tuning; a third of the training's by
-            default, and at least 6 and 4
-        data: whether the configurations name the training data too
-        settings: further options of the pruning, as a configuration has them, which take
-            the place of what is chosen for it
-        finetune_settings: those of the fine-tuning
+        target: sparsity to reach by cost, in (0, 1)
+        scope: `encoder`, or `model` to include the decoder
+        units: kinds of units, as in `encoder_conf`
+        epochs: number of epochs of the pruning and of the fine-tuning; None for a third
+            of the dense training's, but at least 6 and 4
+        data: whether the configurations also name the training data
+        settings: further options of the pruning, in a configuration's form, which replace
+            those that are chosen for it
+        finetune_settings: further options of the fine-tuning, in the same form
     """
 
     target: Mapping[str, float] = field(default_factory=lambda: {"params": 0.5})
@@ -49,14 +49,17 @@ class Choice:
 
 
 def without_run(dense: dict, choice: Choice) -> dict:
-    """The options that both trainings take over from the dense one."""
-    left_out = RUN if choice.data else (*RUN, *DATA)
-    return {k: v for k, v in dense.items() if k not in left_out}
+    """Return the options that both trainings take over from the dense one."""
+    dropped = RUN if choice.data else (*RUN, *DATA)
+    return {k: v for k, v in dense.items() if k not in dropped}
 
 
 def units_of(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
-    """The kinds of units for encoder and decoder: each gets those that it has. What
-    neither has goes to the encoder, which refuses it by name."""
+    """Return the kinds of units for encoder and decoder.
+
+    Each gets the kinds that it has. Kinds that neither has go to the encoder, which
+    refuses them by name.
+    """
     if choice.scope == "encoder" or isinstance(choice.units, str):
         return {"encoder": choice.units, "decoder": choice.units}
     has = {
@@ -71,18 +74,19 @@ def units_of(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
 
 
 def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> dict:
-    """The options in which the pruning differs from the dense training.
+    """Return the options in which the pruning differs from the dense training.
 
     Args:
         dense: the options of the dense training
-        units: by `units_of`
+        choice: how to prune
+        units: the kinds of units, as `units_of` returns them
         files: the model's options that name its teacher
     """
     epochs = choice.epochs[0] or max(_epochs(dense) // 3, 6)
     gated = {part: {"units": kinds} for part, kinds in units.items()}
     conf, like = _optim_conf(dense), is_like_adam(dense)
     conf = {k: v for k, v in conf.items() if like and k in ADAM}
-    if dense.get("optim") != "adamw":  # whose default is L0AdamW's
+    if dense.get("optim") != "adamw":  # adamw has the default of L0AdamW
         conf = {"weight_decay": 0.0, **conf}
     return {
         "max_epoch": epochs,
@@ -108,17 +112,18 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
 
 
 def _multipliers(dense: dict) -> dict[str, float]:
-    """The default multipliers, on the scale of the loss."""
+    """Return the default multipliers, scaled to the size of the loss."""
     normalized = _conf(dense, "model").get("length_normalized_loss", False)
     scale = 1 / LOSS if normalized else 1.0
     return {"multiplier_lr": 0.5 * scale, "lambda2": 1000.0 * scale}
 
 
 def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -> dict:
-    """The options in which the fine-tuning differs from the dense training.
+    """Return the options in which the fine-tuning differs from the dense training.
 
     Args:
         dense: the options of the dense training
+        choice: how to prune
         files: the model's options that name its teacher
         cut: the folder that the cut will write
     """
@@ -137,7 +142,7 @@ def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -
 
 
 def with_settings(conf: Mapping, settings: Mapping) -> dict:
-    """A configuration in which some options are others; in mappings, one by one."""
+    """Return a configuration with some options replaced; mappings are merged."""
     new = dict(conf)
     for name, value in settings.items():
         nested = isinstance(value, Mapping) and isinstance(new.get(name), Mapping)
@@ -146,8 +151,8 @@ def with_settings(conf: Mapping, settings: Mapping) -> dict:
 
 
 def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
-    """The networks in scope, as ours and with more options."""
-    found: dict[str, Any] = {}
+    """Return the networks in scope as our classes, with more options."""
+    options: dict[str, Any] = {}
     known: dict[str, Mapping[str, type]] = {"encoder": ENCODERS, "decoder": DECODERS}
     for part in ("encoder", "decoder") if choice.scope == "model" else ("encoder",):
         stock = str(dense.get(part))
@@ -158,9 +163,9 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
                 f"the experiment has {part}: {stock}; only {able} can be pruned. "
                 "Choose another --scope or another experiment."
             )
-        found[part] = name
-        found[f"{part}_conf"] = {**_conf(dense, part), **more[part]}
-    return found
+        options[part] = name
+        options[f"{part}_conf"] = {**_conf(dense, part), **more[part]}
+    return options
 
 
 def _conf(dense: dict, name: str) -> dict:
@@ -168,10 +173,10 @@ def _conf(dense: dict, name: str) -> dict:
 
 
 def number_of(conf: dict, name: str) -> int | float | None:
-    """A number of a configuration, where it has one; None otherwise.
+    """Return a number of a configuration, or None where the option is not set.
 
     Raises:
-        ValueError: something else
+        ValueError: a value that is not a finite number
     """
     value = conf.get(name)
     if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
@@ -186,12 +191,12 @@ def _epochs(dense: dict) -> int:
 
 
 def is_like_adam(dense: dict) -> bool:
-    """Whether a learning rate of the dense training is one for AdamW too."""
+    """Return whether a learning rate of the dense training also suits AdamW."""
     return "adam" in str(dense.get("optim"))
 
 
 def _scheduler_conf(dense: dict) -> dict:
-    """With a tenth of the updates in which the learning rate warms up."""
+    """Return the dense scheduler's options, with a tenth of its warm-up."""
     conf = _conf(dense, "scheduler")
     warmup = number_of(conf, "warmup_steps")
     if warmup is not None:
@@ -200,7 +205,10 @@ def _scheduler_conf(dense: dict) -> dict:
 
 
 def _optim_conf(dense: dict) -> dict:
-    """With the same peak of the learning rate, which noamlr makes of the warm-up too."""
+    """Return the dense optimizer's options, with the same peak of the learning rate.
+
+    With noamlr this peak also depends on the length of the warm-up.
+    """
     conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
     lr, warmup = number_of(conf, "lr"), number_of(before, "warmup_steps")
     if dense.get("scheduler") == "noamlr" and lr and warmup:

@@ -1,4 +1,4 @@
-"""Cut the closed units out of a gated experiment, verify, and write the result."""
+"""A cut removes the closed units of a gated experiment, and verifies the result."""
 
 import argparse
 import copy
@@ -36,7 +36,7 @@ from espnet_l0prune.plugin.options import PRUNING_OPTIONS, is_pruned, make_goal
 from espnet_l0prune.plugin.weight_names import portable
 
 BUDGET_TOLERANCE = 0.005  # how far the real sparsity may be from its target
-# What a cut experiment's configuration no longer has: it is not pruned any further.
+# Options that a cut experiment's configuration loses, since it is not pruned further.
 GONE = (*PRUNING_OPTIONS, "init_param", "config")
 STRUCTURE_FILES = {"encoder": "structure.yaml", "decoder": "decoder_structure.yaml"}
 CONFIG, MODEL, PLAN, REPORT = "config.yaml", "model.pth", "plan.json", "cut.json"
@@ -45,18 +45,18 @@ FILES = (CONFIG, MODEL, PLAN, REPORT, *STRUCTURE_FILES.values())
 
 @dataclass
 class CutReport:
-    """What a cut did: written as cut.json."""
+    """A `CutReport` says what a cut did; it is written as cut.json."""
 
     scope: str
     target: dict[str, float]
-    sparsity: dict[str, float]  # share of the scope's costs that went
+    sparsity: dict[str, float]  # the share of the scope's costs that was removed
     encoder_parameters: tuple[int, int]  # before, after
     model_parameters: tuple[int, int]
     difference: Difference
 
 
 def check_gated(model: nn.Module, args: argparse.Namespace, experiment: Path) -> None:
-    """Raise ValueError for an experiment that has no gates to cut by."""
+    """Raise ValueError for an experiment that has no trained gates to cut by."""
     sites = [site for site in sites_of(model) if site.gates]
     if not sites or not is_pruned(args):
         raise ValueError(
@@ -71,8 +71,10 @@ def check_settled(model: nn.Module, goal: Goal, budget: Budget, experiment: Path
     """Raise ValueError for gates that still move, or that miss their goal.
 
     Args:
-        budget: of the model, for this goal
-        experiment: the model's, for the message
+        model: the gated model
+        goal: what the gates should reach
+        budget: the model's budget for this goal
+        experiment: the model's folder, for the message
     """
     parts, targets = make_parts(model, goal, budget), goal.targets
     actual = {name: part.actual() for name, part in parts.items()}
@@ -99,8 +101,15 @@ def check_settled(model: nn.Module, goal: Goal, budget: Budget, experiment: Path
 
 
 def largest_step(budget: Budget, costs: Iterable[str]) -> float:
-    """The largest share of one of these costs that would go with one more open unit, or
-    come back with a closed one, or with units that can only go together."""
+    """Return the largest share of a cost that one more step of selection would change.
+
+    A step closes one more open unit or opens a closed one, together with the units that
+    go with it.
+
+    Args:
+        budget: counts the network
+        costs: the costs that are considered
+    """
     largest = 0.0
     opened = budget.opened()
     before = budget.sparsity(opened)
@@ -121,10 +130,10 @@ def largest_step(budget: Budget, costs: Iterable[str]) -> float:
 
 
 def freeze_as_planned_(model: nn.Module, file: Path) -> None:
-    """Fix the gates of a model as a file says.
+    """Fix the gates of a model as a plan in a file says.
 
     Raises:
-        ValueError: a file that holds no plan, or one of another network
+        ValueError: a file that does not hold a plan, or that of another network
     """
     try:
         decide_(sites_of(model), Plan(read_json(file)))
@@ -136,7 +145,7 @@ def freeze_as_planned_(model: nn.Module, file: Path) -> None:
 
 
 def cut_config(config: dict, model: nn.Module) -> dict:
-    """The configuration of a cut model, for inference and for fine-tuning."""
+    """Return the configuration of a cut model, for inference and for fine-tuning."""
     new = {k: v for k, v in config.items() if k not in GONE}
     for name in ("encoder", "decoder"):
         network = getattr(model, name)
@@ -155,22 +164,25 @@ def cut_experiment(
     force: bool = False,
     step: Step = quiet,
 ) -> CutReport:
-    """Write the cut network of a gated experiment to `out`.
+    """Write the cut network of a gated experiment to a new folder.
 
-    `out` gets config.yaml, model.pth, structure.yaml (decoder_structure.yaml too, for a
-    pruned decoder), plan.json and cut.json, all of them or none.
+    The folder gets config.yaml, model.pth, structure.yaml (and decoder_structure.yaml for
+    a pruned decoder), plan.json and cut.json: all of them or none.
 
     Args:
-        plan_file: says which units stay, as the plan.json of another cut does, whatever
-            the gates are by now; None for those that the gates have settled on
-        force: replace an earlier cut
-        step: is told what begins
+        experiment: the experiment's folder
+        out: the folder to write
+        checkpoint: the name of the checkpoint to cut
+        plan_file: plan.json of another cut, which says which units stay whatever the
+            gates are; None for those that the gates have settled on
+        force: whether to replace an earlier cut
+        step: is called with the name of each step as it begins
 
     Raises:
         ValueError: see `check_gated` and `check_settled`; a plan of another network, or a
-            file that holds none; masked and cut outputs that differ; an `out`
-            that exists and no `force`, or that is no earlier cut; files that are missing
-            or damaged
+            file that holds none; masked and cut outputs that differ; an `out` that exists
+            without `force`, or that is not an earlier cut; files that are missing or
+            damaged
         OSError: `out` cannot be written
     """
     _check_free(out, force)
@@ -197,7 +209,7 @@ def cut_experiment(
     step("cutting them out, and building what is left")
     cut_(model, sites_of(model), plan)
 
-    # The promise is about what a user will load: rebuild it from its configuration.
+    # A user will load the model from its configuration, so that this is what is verified.
     config = cut_config(config, model)
     small = build_model(argparse.Namespace(**copy.deepcopy(config)))
     small.load_state_dict(model.state_dict())
@@ -224,7 +236,7 @@ def cut_experiment(
 
 
 def _check_free(out: Path, force: bool) -> None:
-    """Let --force replace an earlier cut, and nothing else."""
+    """Raise ValueError unless `out` is new, or a cut that --force may replace."""
     if not out.exists():
         return
     if not force:
@@ -245,8 +257,8 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force) -> None:
-    """Fill a folder beside `out`, which takes its place."""
-    out = out.resolve()  # the folder itself, where it is a link to one
+    """Fill a folder beside `out`, which then takes its place."""
+    out = out.resolve()  # a link stays
     with new_folder(out, lambda: _check_free(out, force)) as part:
         save(portable(model), part / MODEL)
         texts = {CONFIG: config}

@@ -1,4 +1,4 @@
-"""Pack a model for the model zoo."""
+"""A finished model is packed for the model zoo."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,10 @@ from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.resume import RUN
 
 TEACHER = ("teacher_config", "teacher_model_file")
-# token types whose `bpemodel` is a name: of the hub, or of Whisper's own
+# token types whose `bpemodel` is a name: on the hub, or one of Whisper's
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
-# ESPnet's packing, also of slu, which its command does not know
+# ESPnet's packing, which also packs slu, unlike its command
 PACK = """
 import sys
 from espnet2.main_funcs.pack_funcs import pack
@@ -44,11 +44,11 @@ pack(files, {f"{task}_train_config": "config.yaml"}, "packed.zip", extras)
 
 @dataclass
 class Exported:
-    """What was written.
+    """An `Exported` says what was written.
 
     Attributes:
-        verified: a line on how near it is to the experiment
-        packages: that loading it takes, beside ESPnet's
+        verified: a line that says how close the packed model is to the experiment's
+        packages: the packages that loading it needs in addition to ESPnet's
     """
 
     verified: str
@@ -67,23 +67,26 @@ def export(
 ) -> Exported:
     """Write a zip that `from_pretrained` takes, with a model card; or nothing.
 
-    It holds what loading needs, RESULTS.md and images of the experiment, and neither a
-    teacher nor paths of this machine. What was packed is unpacked, loaded, and must
+    The zip holds what loading needs, and the experiment's RESULTS.md and images, but
+    neither a teacher nor paths of this machine. It is then unpacked and loaded, and must
     compute what the experiment does; in `int8`, nearly so.
 
     Args:
-        experiment: without gates
-        out: the zip
+        experiment: the experiment's folder; the model has no gates
+        checkpoint: the name of the checkpoint to pack
+        out: the zip to write
         form: a key of `exports.FORMS`
-        int8: quantize it, where the form can be
-        step: is told what begins
+        about: what the model card cannot know by itself
+        force: whether to replace an earlier file
+        int8: whether to quantize the model, if the form can be
+        step: is called with the name of each step as it begins
 
     Raises:
-        ImportError: what `onnx` needs is not installed
+        ImportError: a package that `onnx` needs is not installed
         ValueError: gates; a structure that plain ESPnet cannot express; a network that
             torch cannot export; a packed model that computes something else; an `out`
-            that is no .zip, or exists and no `force`; `int8` of another form; files that
-            are missing or damaged
+            that is not a .zip, or exists without `force`; `int8` for another form; files
+            that are missing or damaged
         OSError: `out` is not writable
         RuntimeError: ESPnet's packing failed
     """
@@ -144,7 +147,7 @@ def _write_config(folder: Path, config: dict) -> list[str]:
         if kind == "bpe":
             files.append((config, key, f"{side}bpe.model", what, check_tokenizer))
         elif key in config and kind not in NO_FILES:
-            config[key] = None  # nothing reads it
+            config[key] = None  # nothing reads this
     for place, key, name, what, check in files:
         if place.get(key):
             copy_checked(place[key], folder / name, what, check)
@@ -165,10 +168,10 @@ def _write_config(folder: Path, config: dict) -> list[str]:
 
 
 def _pack(folder: Path, task: str, extras: list[str]) -> None:
-    """Write packed.zip by ESPnet.
+    """Let ESPnet write packed.zip.
 
-    In the folder, with plain files: it keeps absolute paths and follows links, which no
-    other machine has.
+    It runs in the folder and with plain files, since ESPnet keeps absolute paths and
+    follows links, which no other machine has.
     """
     done = run_python(PACK, task, *extras, cwd=folder)
     if done.returncode:

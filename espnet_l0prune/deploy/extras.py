@@ -1,8 +1,8 @@
-"""Files that are packed beside a model's weights: only what they are named as.
+"""Files that are packed beside a model's weights must be what they are named as.
 
-A configuration, and a folder with results, can come from anybody: what they name may be
-any file of this machine. So each file is read once, by the library that will read it
-from the zip, and what was read is packed.
+A configuration, and a folder with results, can come from anybody, and what they name may
+be any file of this machine. So each file is read once, by the library that will read it
+from the zip, and only then packed.
 """
 
 import io
@@ -16,31 +16,33 @@ from PIL import Image
 from espnet_l0prune.core.reading import open_binary
 
 LARGEST = 2**24  # bytes; tokenizers and pictures have up to 5 MB
-LARGEST_STATISTICS = 2**20  # which a compressed file can multiply by a thousand
+LARGEST_STATISTICS = 2**20  # bytes; a compressed file may hold a thousand times more
 
 
 def check_tokenizer(content: bytes) -> None:
-    """Raise where this is no model of sentencepiece's."""
+    """Raise an error unless this is a model of sentencepiece."""
     sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(content)
 
 
 def check_statistics(content: bytes) -> None:
-    """Raise where these are no statistics that ESPnet's `GlobalMVN` reads: an .npz of
-    `count`, `sum` and `sum_square`, or an array (2, features + 1) of Kaldi's."""
+    """Raise an error unless ESPnet's `GlobalMVN` reads statistics from this.
+
+    They are an .npz of `count`, `sum` and `sum_square`, or Kaldi's (2, features + 1).
+    """
     if len(content) > LARGEST_STATISTICS:
         raise ValueError(f"it has more than {LARGEST_STATISTICS} bytes")
-    found = np.load(io.BytesIO(content), allow_pickle=False)
-    if isinstance(found, np.ndarray):
-        fits = found.ndim == 2 and len(found) == 2
+    statistics = np.load(io.BytesIO(content), allow_pickle=False)
+    if isinstance(statistics, np.ndarray):
+        fits = statistics.ndim == 2 and len(statistics) == 2
     else:
-        sums, squares = found["sum"], found["sum_square"]
-        fits = found["count"].size == 1 and sums.shape == squares.shape
+        sums, squares = statistics["sum"], statistics["sum_square"]
+        fits = statistics["count"].size == 1 and sums.shape == squares.shape
     if not fits:
         raise ValueError("its arrays have other shapes")
 
 
 def check_picture(content: bytes) -> None:
-    """Raise where this is no PNG."""
+    """Raise an error unless this is a PNG."""
     Image.open(io.BytesIO(content), formats=["PNG"]).verify()
 
 
@@ -50,11 +52,13 @@ def copy_checked(
     """Copy a file that holds what it is named as.
 
     Args:
-        what: the key of the configuration that names it, and what is expected
-        check: raises, whatever it likes, where the content is something else
+        source: the file
+        target: where the copy goes
+        what: the key of the configuration that names it and what is expected, in words
+        check: raises any error where the content is something else
 
     Raises:
-        ValueError: a file that is missing, no regular one, too large, or something else
+        ValueError: a file that is missing, not regular, too large, or something else
     """
     try:
         with open_binary(source) as file:
@@ -62,7 +66,7 @@ def copy_checked(
         if len(content) > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
         check(content)
-    except Exception as e:  # each library has errors of its own
+    except Exception as e:  # each library raises other errors
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(
             f"{source} cannot be packed ({reason}); expected {what}. Nothing was written."
@@ -72,14 +76,15 @@ def copy_checked(
 
 
 def copy_results(experiment: Path, folder: Path) -> list[str]:
-    """Copy what an experiment shows of itself, RESULTS.md and the PNG pictures in images,
-    but no links: they could show anything.
+    """Copy RESULTS.md and the PNG pictures in images, which an experiment shows.
+
+    Links are refused, since they could show anything.
 
     Returns:
-        the names that are there
+        the names of those that exist
 
     Raises:
-        ValueError: a link, a text or a picture that is none
+        ValueError: a link; a text or a picture that is something else
     """
     images, results = experiment / "images", experiment / "RESULTS.md"
     pictures, names = sorted(images.glob("*.png")), []

@@ -1,10 +1,10 @@
-"""What the configuration in a stranger's zip may name.
+"""The configuration in a stranger's zip may only name what can do no harm.
 
 ESPnet opens, downloads or calls much of what a configuration names: Kaldi's lists of data
 run commands, a front end takes a URL, weights may come from anywhere. Here it may only
-hold numbers, words, tokens, and names of files: in the zip, or below the folder that one
-works in, as ESPnet's recipes name theirs. The configuration of an experiment's folder is
-the user's own, and is not asked.
+hold numbers, words, tokens, and names of files in the zip or below the current folder, as
+ESPnet's recipes name theirs. The configuration of an experiment's folder is the user's
+own, and is not checked.
 """
 
 import re
@@ -14,16 +14,16 @@ from typing import Any
 
 from espnet_l0prune.plugin.experiment import values_in
 
-# Lists of what the model writes, which may look like anything.
+# Lists of tokens, which may look like anything.
 TOKENS = (
     "token_list",
     "src_token_list",
     "transcript_token_list",
     "non_linguistic_symbols",
 )
-# Words, and names of files below the folder that one works in.
+# Words, and names of files below the current folder.
 PLAIN = re.compile(r"[\w.+,<>-]+(/[\w.+,<>-]+)*")
-# Types of data that ESPnet reads from files alone, as it spells them; kaldi_ark does not.
+# Types of data that ESPnet reads from files alone; kaldi_ark, for one, runs commands.
 DATA_TYPES = (
     "sound",
     "multi_columns_sound",
@@ -37,17 +37,17 @@ DATA_TYPES = (
 )
 
 
-# Where a training would tell of itself: to whom is for its user to say.
+# Options that send a training's progress elsewhere, which only its user may set.
 TELLS = ("use_wandb", "wandb_project", "wandb_entity", "wandb_name")
 
 
 def check_foreign(config: dict[str, Any], folder: Path, where: Path) -> None:
-    """Raise ValueError for what a zip's configuration may not name.
+    """Raise ValueError for names that a zip's configuration may not have.
 
     Args:
-        config: what of it is taken over
-        folder: that the zip was unpacked into
-        where: the configuration lies
+        config: the options that are taken over
+        folder: the folder into which the zip was unpacked
+        where: path of the configuration, for the message
     """
     for key, value in config.items():
         if key.endswith("_data_path_and_name_and_type"):

@@ -1,4 +1,4 @@
-"""What is left of every module of a model, and what it costs."""
+"""An inspection says what is left of every module of a model, and what that costs."""
 
 import argparse
 import copy
@@ -27,24 +27,26 @@ from espnet_l0prune.plugin.options import make_goal
 
 @dataclass
 class Row:
-    """A module: its units before pruning and now, and its costs now."""
+    """A `Row` is a module, with its units before pruning and now, and its costs now."""
 
     module: str
-    units: dict[str, tuple[int, int]]  # by kind: before, now
+    units: dict[str, tuple[int, int]]  # numbers before and now, by kind
     amounts: dict[str, int]  # by cost
-    shares: dict[str, float]  # of the whole model's
+    shares: dict[str, float]  # of the whole model's, by cost
 
 
 @dataclass
 class Inspection:
-    """A model, module by module; sparsities by cost, as shares in [0, 1] of what is in
-    the budget's scope."""
+    """An `Inspection` describes a model module by module.
+
+    Sparsities are given by cost, as shares in [0, 1] of what is in the budget's scope.
+    """
 
     rows: list[Row]
-    seconds: float  # of audio, for the MACs
-    tokens: int  # emitted for it
-    amounts: dict[str, dict[str, int]]  # by cost; of encoder, decoder and model, now
-    scope: str | None  # of the budget, where there are gates
+    seconds: float  # length of the audio for which MACs are counted
+    tokens: int  # number of tokens that are emitted for it
+    amounts: dict[str, dict[str, int]]  # by cost, then by encoder, decoder, model
+    scope: str | None  # the budget's scope; None without gates
     expected_sparsity: dict[str, float]
     actual_sparsity: dict[str, float]
     reachable_sparsity: dict[str, float]
@@ -53,7 +55,7 @@ class Inspection:
 def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
     """Count units, parameters and MACs of a gated, a cut or a dense experiment.
 
-    Of a gated one, those that a cut of the open gates would leave.
+    For a gated one, what a cut of its closed units would leave is counted.
 
     Raises:
         ValueError: files that are missing or damaged, or an encoder without sites
@@ -62,10 +64,11 @@ def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
 
 
 def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
-    """Count what a cut of the open gates leaves, which is all that the model has then.
+    """Count what a cut of the closed units leaves, and make this cut.
 
     Args:
-        model: of the configuration `args`; its closed units are cut, in place
+        model: the model, which is cut in place
+        args: its configuration
 
     Raises:
         ValueError: an encoder without sites
@@ -118,7 +121,7 @@ def _sparsities(model: nn.Module, goal: Goal) -> dict:
 
 
 def build_dense(args: argparse.Namespace) -> nn.Module:
-    """The network that was not pruned yet, with random weights."""
+    """Return the network before pruning, with random weights."""
     dense = copy.deepcopy(args)
     for name in ("encoder_conf", "decoder_conf"):
         conf = getattr(dense, name, None)
@@ -128,7 +131,7 @@ def build_dense(args: argparse.Namespace) -> nn.Module:
 
 
 def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:
-    """An empty row for each site, and for each part of the model that has none."""
+    """Return an empty row for each site, and for each part of the model without sites."""
     places: dict[str, Row] = {}
 
     def add(path: str, units: dict[str, tuple[int, int]]) -> None:
@@ -146,7 +149,7 @@ def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:
         }
         for name, _ in child.named_children():
             inside = [path for path in units if path.split(".")[0] == name]
-            if f"{name}.0" not in units:  # blocks have rows of their own
+            if f"{name}.0" not in units:  # blocks have rows themselves
                 add(f"{part}.{name}", {})
             for path in inside:
                 add(f"{part}.{path}", units.pop(path))
@@ -156,7 +159,7 @@ def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:
 
 
 def _longest(owner: str, places: dict[str, Row]) -> str:
-    """The most precise row that a module belongs to."""
+    """Return the path of the most precise row to which a module belongs."""
     while owner not in places and "." in owner:
         owner = owner.rpartition(".")[0]
     return owner

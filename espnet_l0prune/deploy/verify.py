@@ -1,4 +1,4 @@
-"""Do two models compute the same?"""
+"""This check tells whether two models compute the same."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from espnet_l0prune.networks.espnet_modules import BaseTransformerDecoder
 from espnet_l0prune.plugin.counting import evaluation
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
-ROUNDED = 1e-7  # where weights in float32 were scaled
+ROUNDED = 1e-7  # the tolerance where weights in float32 were scaled
 REPORT = "Nothing was written: please report this with the experiment's config.yaml."
-TOKENS = 9  # that the decoder gets
+TOKENS = 9  # number of tokens that the decoder reads
 Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
 
 @dataclass
 class Difference:
-    """Largest difference of two outputs, relative to the largest output."""
+    """A `Difference` is that of two outputs at most, relative to the largest output."""
 
     float64: float
     float32: float
@@ -35,7 +35,7 @@ class Difference:
 def probe(
     input_size: int, lengths: tuple[int, ...] = (200, 131, 64, 31), seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Random features (batch, time, input_size) in float64, and unequal lengths."""
+    """Return random features (batch, time, input_size) in float64, unequal lengths."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(lengths), max(lengths), input_size
     return torch.randn(shape, generator=generator).double(), torch.tensor(lengths)
@@ -43,14 +43,15 @@ def probe(
 
 @torch.no_grad()
 def outputs(model: nn.Module) -> Outputs:
-    """What a model gives for the probe, in float64 and in float32.
+    """Return a model's outputs for the probe, in float64 and in float32.
 
-    Encoder and decoder of the model, in float32 and on the CPU, are converted in turn
-    and converted back: no second copy of a big model is made, and no digit is lost.
+    The model must be in float32 and on the CPU. Its encoder and its decoder are converted
+    in turn and converted back, which needs no second copy of a big model, and loses no
+    digit.
 
     Returns:
-        by type, the encoder's valid frames (frames, size) and, with a decoder of the
-        Transformer's kind, its logits (batch, tokens, vocabulary)
+        for each type, the encoder's valid frames (frames, size) and, if the decoder is a
+        Transformer's, its logits (batch, tokens, vocabulary)
     """
     with evaluation(model):
         return {dtype: _outputs(model, dtype) for dtype in (torch.float64, torch.float32)}
@@ -58,20 +59,26 @@ def outputs(model: nn.Module) -> Outputs:
 
 @contextmanager
 def _converted(dtype: torch.dtype, *modules: nn.Module | None) -> Iterator[None]:
-    there = [module for module in modules if module is not None]
+    present = [module for module in modules if module is not None]
     try:
-        for module in there:
+        for module in present:
             module.to(dtype)
         yield
     finally:
-        for module in there:
+        for module in present:
             module.to(torch.float32)
 
 
 def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """What the encoder gives for features (batch, time, input_size), called as ESPnet's
-    model does: outputs (batch, frames, size), without those of intermediate CTC, and
-    lengths (batch,)."""
+    """Return the encoder's outputs (batch, frames, size) and their lengths (batch,).
+
+    The encoder is called as ESPnet's model does; intermediate CTC's outputs are left out.
+
+    Args:
+        model: ESPnet's model
+        feats: (batch, time, input_size)
+        lengths: number of valid frames, (batch,)
+    """
     needs = ("interctc_use_conditioning", "ctc_trim")
     with_ctc = any(getattr(model.encoder, name, False) for name in needs)
     more = {"ctc": model.ctc} if with_ctc else {}
@@ -84,22 +91,22 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     with _converted(dtype, model.encoder, model.ctc):
         output, valid = encode(model, feats.to(dtype), lengths)
     mask = torch.arange(output.size(1)) < valid[:, None]
-    found = {"encoder": output[mask]}
+    by_part = {"encoder": output[mask]}
     if isinstance(model.decoder, BaseTransformerDecoder):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
         with _converted(dtype, model.decoder):
-            found["decoder"], _ = model.decoder(output, valid, tokens, counts)
-    return found
+            by_part["decoder"], _ = model.decoder(output, valid, tokens, counts)
+    return by_part
 
 
 def difference_of(one: Outputs, two: Outputs) -> Difference:
-    """The difference of two models' outputs.
+    """Return the difference of two models' outputs.
 
     Raises:
         ValueError: outputs of different shapes
     """
-    found = {}
+    largest = {}
     for dtype in (torch.float64, torch.float32):
         differences = []
         for name, a in one[dtype].items():
@@ -111,13 +118,15 @@ def difference_of(one: Outputs, two: Outputs) -> Difference:
                     "one model, such as a gated experiment and its cut"
                 )
             differences.append(float((a - b).abs().max() / a.abs().max()))
-        found[dtype] = max(differences, key=lambda d: (d != d, d))  # NaN above all
-    return Difference(found[torch.float64], found[torch.float32])
+        largest[dtype] = max(differences, key=lambda d: (d != d, d))  # NaN above all
+    return Difference(largest[torch.float64], largest[torch.float32])
 
 
 def tolerance_of(sites: Iterable[Site]) -> float:
-    """How far a network with gates may be from what a cut leaves of it, in float64 and
-    relative to the output's scale."""
+    """Return how far a network with gates may be from its cut.
+
+    It is a difference in float64, relative to the output's scale.
+    """
     rounded = any(
         not bool(gate.is_open().all())
         for site in sites
@@ -131,7 +140,7 @@ def require_equal(
     difference: Difference, tolerance: float = TOLERANCE, remedy: str = REPORT
 ) -> None:
     """Raise ValueError where two models differ by more than `tolerance` in float64."""
-    if not difference.float64 <= tolerance:  # NaN is no agreement either
+    if not difference.float64 <= tolerance:  # NaN is refused too
         raise ValueError(
             f"the two networks differ by {difference.float64:.1e} of the output's scale "
             f"in float64; expected at most {tolerance:.0e}. {remedy}"

@@ -1,1 +1,1 @@
-"""What ESPnet's networks look like: their blocks, branches, front ends and width."""
+"""ESPnet's networks are described here: their blocks, branches, front ends and width."""

@@ -1,5 +1,8 @@
-"""What a block of an encoder or a decoder looks like: one subclass for each of ESPnet's
-classes, in `blocks/`."""
+"""A block is one layer of an encoder or a decoder.
+
+This file has what all blocks share; `blocks/` has one subclass for each of ESPnet's
+classes.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,13 +14,13 @@ from espnet_l0prune.core.sites import Shapes
 
 
 class Place(NamedTuple):
-    """Where a block has a branch.
+    """A `Place` says where a block has a branch.
 
     Attributes:
-        norm: the name in the block of the norm that the branch reads
+        norm: the name of the norm that the branch reads, as an attribute of the block
         label: the branch's name in pictures
-        sites: the subclasses of `BranchSite` that may stand there; the module's type
-            decides
+        sites: the subclasses of `BranchSite` that may stand there; the type of the
+            branch's module decides which one does
     """
 
     norm: str
@@ -26,8 +29,10 @@ class Place(NamedTuple):
 
 
 class Block:
-    """A view on a block: it has no state of its own. As it is, of a class that is not
-    known, which is called as ESPnet calls all of them.
+    """A `Block` is a view of one of ESPnet's layers, without state of its own.
+
+    This class itself serves layers of unknown classes: it has no branches, and is called
+    as all of ESPnet's layers are.
 
     Args:
         module: ESPnet's layer
@@ -46,53 +51,53 @@ class Block:
 
     @property
     def branches(self) -> dict[str, Place]:
-        """Those of `layout` that this block has."""
+        """Return the branches in `layout` that this block has."""
         layout = self.layout.items()
         return {k: v for k, v in layout if getattr(self.module, k, None) is not None}
 
     @property
     def merge(self) -> nn.Module | None:
-        """The layer that brings some branches together and writes to the stream."""
+        """Return the layer that joins branches and writes to the stream, if any."""
         return None
 
     def is_merged(self, name: str) -> bool:
-        """Whether a branch gives to `merge`, and not to the stream."""
+        """Return whether a branch writes to `merge`, and not to the stream."""
         return False
 
     @property
     def final_norm(self) -> nn.Module | None:
-        """The norm of all that the block gives."""
+        """Return the norm at the end of the block, if there is one."""
         return None
 
     @property
     def reads_beside_attention(self) -> bool:
-        """Whether the stream, or a norm of it, is joined to what the attention gives."""
+        """Return whether the stream, or its norm, is joined to the attention's output."""
         return getattr(self.module, "concat_after", False)
 
     def norm_is_shared(self, name: str) -> bool:
-        """Whether others than the branch read its norm too."""
+        """Return whether anything else reads the norm of a branch too."""
         return not getattr(self.module, "normalize_before", True)
 
     def macs(self, shapes: Shapes) -> Iterator[float]:
-        """Multiply-accumulates outside the branches and outside linear layers."""
+        """Yield multiply-accumulates outside the branches and outside linear layers."""
         return iter(())
 
-    # How ESPnet calls a block: with the stream (batch, time, size), or a tuple of it and
-    # of positions, and with masks and the like; it gives back as many.
+    # ESPnet calls a block with the stream (batch, time, size), or a tuple of the stream
+    # and positions, followed by masks and the like; it returns as many values.
 
     @classmethod
-    def stream(cls, given: Any) -> Tensor:
-        """The stream in what a block takes or gives."""
-        return cls.stream(given[0]) if isinstance(given, tuple) else given
+    def stream(cls, value: Any) -> Tensor:
+        """Return the stream from what a block takes or returns."""
+        return cls.stream(value[0]) if isinstance(value, tuple) else value
 
     @classmethod
     def identity(cls, args: tuple, kwargs: dict) -> tuple:
-        """What a block gives that does nothing."""
+        """Return what a block returns that does nothing."""
         return args
 
     @classmethod
     def mix(cls, z: Tensor, args: tuple, kwargs: dict, output: tuple) -> tuple:
-        """y = x + z (block(x) - x), for a gate z: (1,), in the form of the output."""
+        """Return y = x + z (block(x) - x) for a gate z, (1,), in the output's form."""
 
         def mixed(x: Any, y: Any) -> Any:
             if isinstance(x, tuple):
@@ -103,33 +108,33 @@ class Block:
         return (mixed(args[0], output[0]), *output[1:])
 
     def run(self, args: tuple, features: Tensor | None) -> Tensor:
-        """What the block makes of the input of another one, which is left as it is.
+        """Return what this block makes of another block's input, which stays as it is.
 
         Args:
-            args: of the other block
-            features: those of the stream that this block has, (n,); None for all
+            args: the arguments of the other block
+            features: the features of the stream that this block has, (n,); None for all
 
         Returns:
-            (batch, time, size)
+            this block's output, (batch, time, size)
         """
         hidden, *rest = args
         hidden, *positions = hidden if isinstance(hidden, tuple) else (hidden,)
         if features is not None:
             hidden = hidden.index_select(-1, features)
         with unobserved(self.module):
-            given = (hidden, *positions) if positions else hidden
-            return self.stream(self.module(given, *rest))
+            first = (hidden, *positions) if positions else hidden
+            return self.stream(self.module(first, *rest))
 
     def skip(self) -> nn.Module:
-        """What stands for the block once it is cut away."""
+        """Return the module that takes the block's place once it is cut away."""
         return Skip(type(self))
 
 
 class Skip(nn.Module):
-    """A block that was cut away: it gives what it takes, and has no parameter.
+    """A `Skip` takes the place of a block that was cut away: it returns its input.
 
     Args:
-        kind: of block that it was
+        kind: the kind of block that stood there
     """
 
     def __init__(self, kind: type[Block]):

@@ -1,4 +1,4 @@
-"""What the branches of all blocks share."""
+"""This file has what the branches of all blocks share."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,10 +11,11 @@ from espnet_l0prune.networks.block import Block
 
 
 class BranchSite(Site):
-    """A branch of a block: a module, and the norm in front of it.
+    """A `BranchSite` is a branch of a block: a module and the norm in front of it.
 
-    The first kind is the module as a whole, the others are its units. Where all units
-    are gone the bias of the last layer stays; where the module is, nothing does.
+    The first of its kinds is the module as a whole, the others are its units. Where all
+    units are gone the bias of the last layer stays; where the module is gone nothing
+    does.
 
     Args:
         name: path of the module in the network
@@ -22,7 +23,7 @@ class BranchSite(Site):
         attribute: the module's name in the block
 
     Attributes:
-        module_types: what it must be, to be cut
+        module_types: the classes of modules that such a site can cut
         label: the name of this kind of module
     """
 
@@ -43,31 +44,31 @@ class BranchSite(Site):
 
     @property
     def norm(self) -> nn.Module:
-        """The norm in front of the module."""
+        """Return the norm in front of the module."""
         return getattr(self.block.module, self.block.layout[self.attribute].norm)
 
     @property
     def readers(self) -> tuple[nn.Module, ...]:
-        """The layers that read the norm."""
+        """Return the layers that read the norm."""
         raise NotImplementedError
 
     @property
     def consumer(self) -> nn.Module:
-        """The last layer of the module: it consumes the units."""
+        """Return the last layer of the module, which reads the units."""
         raise NotImplementedError
 
     @property
     def norm_is_shared(self) -> bool:
-        """Whether the residual stream or the merged branches read the norm too."""
+        """Return whether the residual stream or the merged branches read the norm too."""
         return self.block.norm_is_shared(self.attribute)
 
     @property
     def removable_norm(self) -> nn.Module | None:
-        """The norm that goes when the branch goes: none if others read it too."""
+        """Return the norm that goes with the branch, or None if others read it too."""
         return None if self.norm_is_shared else self.norm
 
     def unit_claims(self) -> Iterator[Claim]:
-        """The claims of the units, the whole module aside."""
+        """Yield the claims of the units, without those of the module as a whole."""
         raise NotImplementedError
 
     def claims(self) -> Iterator[Claim]:
@@ -81,11 +82,11 @@ class BranchSite(Site):
 
     def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
         masks = kept[self.name]
-        there = bool(masks[self.kinds[0]].any())
-        if there and all(bool(mask.any()) for mask in masks.values()):
+        stays = bool(masks[self.kinds[0]].any())
+        if stays and all(bool(mask.any()) for mask in masks.values()):
             self.resize_(masks)
             return
-        bias = self.consumer.bias if there else None
+        bias = self.consumer.bias if stays else None
         sizes = dict.fromkeys(self.kinds, 0) | {self.kinds[0]: int(bias is not None)}
         constant = Constant(bias, self.consumer.weight.size(0), sizes)
         if self.removable_norm is not None:
@@ -95,11 +96,14 @@ class BranchSite(Site):
         setattr(self.block.module, self.attribute, constant)
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
-        """Let the module's attributes say what its layers are."""
+        """Set the module's attributes to the sizes that its layers have now."""
 
 
 class ConstantSite(Site):
-    """What is left of a branch that was emptied; arguments as of `BranchSite`."""
+    """A `ConstantSite` is what is left of an emptied branch.
+
+    See `BranchSite` for the arguments.
+    """
 
     kinds = ()
 

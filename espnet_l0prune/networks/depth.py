@@ -1,4 +1,4 @@
-"""Whole blocks, of encoders and of decoders."""
+"""Whole blocks of encoders and decoders can be pruned."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,12 +13,12 @@ from espnet_l0prune.networks.blocks import block_of
 
 
 class BlockSite(Site):
-    """A block as a whole: it is skipped where its gate is closed.
+    """A `BlockSite` is a block as a whole, which is skipped if its gate is closed.
 
     Args:
         name: path of the block in the network
-        blocks: all of them
-        index: the block's place there
+        blocks: all blocks of the network
+        index: the block's place among them
     """
 
     kinds = ("blocks",)
@@ -58,6 +58,6 @@ class BlockSite(Site):
 
 
 def is_closed(block: nn.Module) -> bool:
-    """Whether a block was cut away, or would be: whether its gate is closed."""
+    """Return whether a block was cut away, or would be because its gate is closed."""
     gate = getattr(block, "blocks_gate", None)
     return isinstance(block, Skip) or (gate is not None and not gate.is_open())

@@ -1,6 +1,7 @@
-"""The networks and layers of ESPnet that we build on, and where each ESPnet has them.
+"""This file imports ESPnet's networks and layers, wherever the installed ESPnet has them.
 
-Up to 202511 the layers are in `espnet.nets`, from 202609 on in `espnet2.legacy.nets`.
+Up to version 202511 the layers are in `espnet.nets`, from 202609 on in
+`espnet2.legacy.nets`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The convolutional subsampling in front of the blocks."""
+"""The convolutional subsampling in front of the blocks can be pruned."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,18 +14,19 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # whose channels can be cut
 
 
 def last_linear(embed: nn.Module) -> nn.Linear:
-    """The layer that brings a subsampling's features to the residual stream."""
+    """Return the layer that maps a subsampling's features to the residual stream."""
     return embed.out[0] if isinstance(embed.out, nn.Sequential) else embed.out
 
 
 class FrontendSite(Site):
-    """Channels of one convolution; at least one stays.
+    """A `FrontendSite` has the channels of one convolution, of which at least one stays.
 
     Args:
         name: path of the convolution in the encoder
         embed: the subsampling
         conv: the convolution
-        consumer: the next one, or the linear layer, whose inputs are channel-major
+        consumer: the next convolution, or the linear layer, whose inputs are ordered by
+            channel
     """
 
     kinds = ("frontend_channels",)
@@ -37,8 +38,8 @@ class FrontendSite(Site):
 
     @classmethod
     def find(cls, network: nn.Module) -> Iterator["FrontendSite"]:
-        """The sites of an encoder's subsampling; none where that, or a layer in it, is of
-        no known type."""
+        """Yield the sites of an encoder's subsampling; none if it, or a layer of it, has
+        an unknown type."""
         embed = getattr(network, "embed", None)
         if isinstance(embed, SUBSAMPLINGS):
             convs = {

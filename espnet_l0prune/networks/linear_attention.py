@@ -1,12 +1,12 @@
-"""Attention whose time and memory grow with the length, not with its square.
+"""Linear attention takes time and memory that grow with the length, not its square.
 
-FAVOR+ (Choromanski et al. 2021, arXiv 2009.14794; in Conformers, arXiv 2011.04196). With
-x' = x / d^(1/4) and random w ~ N(0, I), in orthogonal sets::
+It is FAVOR+ (Choromanski et al. 2021, arXiv 2009.14794; in Conformers, arXiv 2011.04196).
+With x' = x / d^(1/4) and random w ~ N(0, I), in orthogonal sets::
 
     phi(x) = exp(w^T x' - ||x'||^2 / 2),  E phi(q) phi(k) = exp(q^T k / sqrt(d))
 
-so that phi(Q) (phi(K)^T V), each row divided by that of phi(Q) (phi(K)^T 1), estimates
-the softmax attention.
+so that phi(Q) (phi(K)^T V), with each row divided by that of phi(Q) (phi(K)^T 1),
+estimates the softmax attention.
 """
 
 import torch
@@ -18,21 +18,21 @@ LEAST = 1e-6  # added to each feature, so that no row is divided by 0
 
 
 def orthogonal_gaussian(size: int, count: int) -> Tensor:
-    """Random vectors (size, count): each from N(0, I), orthogonal in sets of `size`."""
+    """Draw vectors (size, count), each from N(0, I) and orthogonal in sets of `size`."""
     q, r = torch.linalg.qr(torch.randn(-(-count // size), size, size))
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # uniform on the sphere
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # makes q uniform (Haar)
     directions = q.transpose(0, 1).flatten(1)[:, :count]
     return directions * torch.randn(size, count).norm(dim=0)
 
 
 class LinearAttention(MultiHeadedAttention):
-    """In place of ESPnet's plain attention, with the same parameters; no dropout.
+    """This attention replaces ESPnet's plain one; it has its parameters, but no dropout.
 
     Args:
         n_head: number of heads
-        n_feat: of their input, all heads together
-        features: random vectors w; they are drawn here, once, for all heads
-        qk_norm: as ESPnet's
+        n_feat: number of input features of all heads together
+        features: number of random vectors w, which are drawn once, for all heads
+        qk_norm: whether queries and keys are normalized, as in ESPnet
     """
 
     def __init__(self, n_head: int, n_feat: int, features: int, qk_norm: bool = False):
@@ -47,7 +47,7 @@ class LinearAttention(MultiHeadedAttention):
         mask: Tensor | None,
         expand_kv: bool = False,
     ) -> Tensor:
-        """Attend.
+        """Return the attention's output.
 
         Args:
             query: (batch, time1, n_feat)
@@ -66,11 +66,11 @@ class LinearAttention(MultiHeadedAttention):
                 "time): random_features cannot leave out other keys for each query"
             )
         q, k, v = self.forward_qkv(query, key, value, expand_kv)
-        there = None if mask is None else mask.unsqueeze(-1) != 0
-        # sums over all frames are beyond half precision
+        valid = None if mask is None else mask.unsqueeze(-1) != 0
+        # half precision is too coarse for sums over all frames
         with torch.autocast(v.device.type, enabled=False):
             wide = torch.promote_types(v.dtype, torch.float32)
-            q, k = self._features(q.to(wide), k.to(wide), there)
+            q, k = self._features(q.to(wide), k.to(wide), valid)
             self._last = None if self.training else (q.detach(), k.detach())
             ones = torch.ones_like(v[..., :1])
             x = q @ (k.transpose(-2, -1) @ torch.cat([v, ones], -1).to(wide))
@@ -78,16 +78,16 @@ class LinearAttention(MultiHeadedAttention):
         return self.linear_out(x.transpose(1, 2).flatten(2))
 
     def _features(
-        self, q: Tensor, k: Tensor, there: Tensor | None
+        self, q: Tensor, k: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """phi(Q) and phi(K), (batch, head, time, features), up to factors that cancel out
-        in the quotient."""
+        """Return phi(Q) and phi(K), (batch, head, time, features), up to factors that
+        cancel in the quotient."""
         q, k = self._exponents(q), self._exponents(k)
         q = (q - q.amax(-1, keepdim=True).detach()).exp() + LEAST
-        if there is not None:
-            k = k.masked_fill(~there, torch.finfo(k.dtype).min)
+        if valid is not None:
+            k = k.masked_fill(~valid, torch.finfo(k.dtype).min)
         k = (k - k.amax((-2, -1), keepdim=True).detach()).exp() + LEAST
-        return q, k if there is None else k * there
+        return q, k if valid is None else k * valid
 
     def _exponents(self, x: Tensor) -> Tensor:
         x = x * self.d_k**-0.25
@@ -96,8 +96,10 @@ class LinearAttention(MultiHeadedAttention):
 
     @property
     def attn(self) -> Tensor | None:
-        """The weights of the last forward in evaluation, (batch, head, time1, time2), for
-        ESPnet's attention plots; made when they are asked for."""
+        """Return the weights of the last evaluation, (batch, head, time1, time2).
+
+        ESPnet's attention plots ask for them; they are not computed before.
+        """
         if self._last is None:
             return None
         q, k = self._last
@@ -106,13 +108,13 @@ class LinearAttention(MultiHeadedAttention):
 
     @attn.setter
     def attn(self, _: None) -> None:
-        """ESPnet's `__init__` sets None."""
+        """Forget the last forward: ESPnet's `__init__` sets None."""
         self._last = None
 
     def macs(self, queries: int, keys: int) -> int:
-        """Multiply-accumulates of one utterance, linear layers aside.
+        """Return the multiply-accumulates of one utterance outside linear layers.
 
         Args:
-            queries, keys: their numbers
+            queries, keys: number of queries and keys
         """
         return (queries + keys) * self.h * self.projection.size(1) * (2 * self.d_k + 1)

@@ -1,4 +1,4 @@
-"""Linear attention in the place of ESPnet's."""
+"""Linear attention can take the place of ESPnet's plain attention."""
 
 from torch import nn
 
@@ -13,8 +13,8 @@ def linearize_(network: nn.Module, features: int, where: str) -> None:
 
     Args:
         network: ESPnet's encoder
-        features: of each attention
-        where: the option's place, for messages
+        features: number of random features of each attention
+        where: the part of the configuration that has the option, for messages
 
     Raises:
         ValueError: a decoder, or attention of another kind

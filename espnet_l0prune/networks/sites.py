@@ -1,4 +1,4 @@
-"""All sites of one of ESPnet's networks."""
+"""This file finds all sites of one of ESPnet's networks."""
 
 from collections.abc import Iterator
 
@@ -15,15 +15,14 @@ from espnet_l0prune.networks.stream import BlockWidthSite, Branch, StreamSite
 
 
 def blocks_of(network: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
-    """The blocks of an encoder or a decoder, with their name in it; none of a network of
-    another kind."""
+    """Yield an encoder's or a decoder's blocks with their name in it, if it has some."""
     for name in ("encoders", "decoders"):
         if isinstance(getattr(network, name, None), nn.Sequential):
             yield name, getattr(network, name)
 
 
 def branch_type(place: Place, module: nn.Module) -> type[BranchSite] | None:
-    """The kind of branch that a module is at its place; None where it cannot be cut."""
+    """Return the kind of branch that a module is at its place; None if it is unknown."""
     for site in place.sites:
         if isinstance(module, site.module_types):
             return site
@@ -31,7 +30,7 @@ def branch_type(place: Place, module: nn.Module) -> type[BranchSite] | None:
 
 
 def find_sites(network: nn.Module) -> list[Site]:
-    """All sites of an ESPnet encoder or decoder, in the order of computation."""
+    """Return all sites of an ESPnet encoder or decoder, in the order of computation."""
     sites: list[Site] = list(FrontendSite.find(network))
     by_block: list[tuple[str, Block, list[Branch]]] = []
     for name, blocks in blocks_of(network):
@@ -48,7 +47,7 @@ def find_sites(network: nn.Module) -> list[Site]:
             sites += [*branches, BlockSite(path, blocks, i)]
     if hasattr(network, "encoders") and hasattr(network, "after_norm"):
         known = [entry for entry in by_block if not isinstance(entry[1].module, Skip)]
-        sites.append(StreamSite(network, [(b, found) for _, b, found in known]))
-        for path, block, found in known:
-            sites.append(BlockWidthSite(f"{path}.stream", network, block, found))
+        sites.append(StreamSite(network, [(b, branches) for _, b, branches in known]))
+        for path, block, branches in known:
+            sites.append(BlockWidthSite(f"{path}.stream", network, block, branches))
     return sites

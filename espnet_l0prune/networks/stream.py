@@ -1,10 +1,10 @@
-"""Residual width: of the whole encoder, and of a block.
+"""The residual width can be pruned, for the whole encoder and for each block.
 
-The gates multiply the outputs of the norms, which are all that reads the stream; the
-norms take their statistics over what is open. In a block of its own width the branches
-also write to these features only. After a cut of the whole width, the front end's
-output is gathered, and that of the last norm scattered back to full width, so that
-positional encodings, decoder and CTC stay as they are.
+The gates multiply the outputs of the norms, through which all reads of the stream go; the
+norms take their statistics over the open features. The branches of a block with a width
+of its own also write to these features only. After a cut of the whole width, the front
+end's output is gathered, and the output of the last norm is scattered back to full width,
+so that positional encodings, decoder and CTC stay as they are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ from espnet_l0prune.networks.espnet_modules import (
 from espnet_l0prune.networks.frontend import last_linear
 
 Branch = BranchSite | ConstantSite
-STREAM = "stream"  # name of the site of the whole width
+STREAM = "stream"  # the name of the whole width's site
 
 
 def _norms(sites: list[Branch]) -> list[nn.Module]:
@@ -41,22 +41,29 @@ def _norms(sites: list[Branch]) -> list[nn.Module]:
 
 
 def _writers(block: Block, sites: list[Branch]) -> list[nn.Module]:
-    """The layers of a block whose outputs are added to the stream."""
-    found = [
+    """Return the layers of a block whose outputs are added to the stream."""
+    writers = [
         site.module
-        # one that was emptied just now is no ConstantSite yet
+        # a branch that was only now emptied has no ConstantSite yet
         if isinstance(site, ConstantSite) or isinstance(site.module, Constant)
         else site.consumer
         for site in sites
         if not block.is_merged(site.attribute)
     ]
-    return [*found, block.merge] if block.merge is not None else found
+    return [*writers, block.merge] if block.merge is not None else writers
 
 
 def _block_claims(
     block: Block, sites: list[Branch], kind: str, folds: bool
 ) -> Iterator[Claim]:
-    """Of a block's width; `folds`: whether the gates act on what is written too."""
+    """Yield the claims of features of the stream on the layers of a block.
+
+    Args:
+        block: the block
+        sites: the sites of its branches
+        kind: `width` or `block_width`
+        folds: whether the gates also multiply what the block writes
+    """
     for norm in _norms(sites):
         yield from output_claims(norm, kind, folds=True)
     for site in sites:
@@ -71,9 +78,9 @@ def _block_claims(
 
 
 def open_stream(network: nn.Module) -> Tensor | None:
-    """The features that the residual stream of an encoder has left, (n,).
+    """Return the features that an encoder's residual stream has left, (n,).
 
-    None where that is all of them.
+    It returns None if all of them are left.
     """
     norm, gate = (
         getattr(network, "after_norm", None),
@@ -87,7 +94,7 @@ def open_stream(network: nn.Module) -> Tensor | None:
 
 
 class _WidthSite(Site):
-    """What the two kinds of width share."""
+    """A `_WidthSite` has what the two kinds of width share."""
 
     network: nn.Module
 
@@ -122,11 +129,11 @@ class _WidthSite(Site):
 
 
 class StreamSite(_WidthSite):
-    """The width of the whole residual stream.
+    """The `StreamSite` is the width of the whole residual stream.
 
     Args:
         network: ESPnet's encoder
-        blocks: each block with the sites of its branches
+        blocks: each block, with the sites of its branches
     """
 
     kinds = ("width",)
@@ -193,13 +200,13 @@ class StreamSite(_WidthSite):
 
 
 class BlockWidthSite(_WidthSite):
-    """The width that one block reads and writes.
+    """A `BlockWidthSite` is the width that one block reads and writes.
 
     Args:
-        name: path of the block in the encoder, and `.stream`
+        name: path of the block in the encoder, followed by `.stream`
         network: ESPnet's encoder
         block: the block
-        sites: of the block's branches
+        sites: the sites of the block's branches
     """
 
     kinds = ("block_width",)
@@ -228,13 +235,13 @@ class BlockWidthSite(_WidthSite):
         }
 
     def _index(self) -> Tensor | None:
-        """Which features of the stream the block has, after a cut of its width."""
-        found = map(features_of, self.module.modules())
-        return next((index for index in found if index is not None), None)
+        """Return which features of the stream the block has after a cut of its width."""
+        indices = map(features_of, self.module.modules())
+        return next((index for index in indices if index is not None), None)
 
     def structure(self) -> dict[str, int | list[int]]:
         index, norm = self._index(), self.network.after_norm
-        if (whole := features_of(norm)) is not None:  # in terms of the full width
+        if (whole := features_of(norm)) is not None:  # as places in the full width
             index = whole if index is None else whole[index]
         return dict(self.sizes) if index is None else {"block_width": index.tolist()}
 
@@ -247,9 +254,12 @@ class BlockWidthSite(_WidthSite):
         return int(score_of(gate).argmax())
 
     def survivors(self, kind: str) -> Tensor:
-        """Which of the block's features a cut leaves, (n,) bool: those whose gates are
-        open. Where the gates of the whole width close all of these, the feature that is
-        best by those gates stays too, so that the block keeps one."""
+        """Return which of the block's features a cut leaves, (n,) bool.
+
+        These are the features with open gates. Where the gates of the whole width close
+        all of them, the feature that is best by those gates stays too, so that the block
+        keeps one.
+        """
         opened, gate = super().survivors(kind), getattr(self.network, "width_gate", None)
         if gate is not None and not bool((opened & gate.is_open()).any()):
             opened[self.protected(kind)] = True

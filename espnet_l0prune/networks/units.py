@@ -1,4 +1,4 @@
-"""Which kinds of units there are, and those that a user asks for."""
+"""This file lists the kinds of units, and chooses those that a user asks for."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,19 +32,19 @@ WORDS = {
 
 
 def choose_units(network: nn.Module, units: str | Iterable[str], where: str) -> list[str]:
-    """The kinds of units that a user asked for, by a word or by a list.
+    """Return the kinds of units that a user asked for, by a word or by a list.
 
     A word stands for those of its kinds that the network has and that can be pruned
-    there; what it leaves out for a reason, it logs.
+    there; kinds that it leaves out for another reason are logged.
 
     Args:
         network: ESPnet's encoder or decoder
         units: a word of `WORDS`, or kinds
-        where: the option's place, for messages
+        where: the part of the configuration that has the option, for messages
 
     Raises:
-        ValueError: an unknown kind; one that the network does not have, or that cannot
-            be pruned there, with the reason and with what can
+        ValueError: an unknown kind, or one that the network does not have or that cannot
+            be pruned there; the message has the reason and the kinds that can be pruned
     """
     sites = find_sites(network)
     here = [k for k in UNITS if any(k in site.kinds for site in sites)]
@@ -84,8 +84,8 @@ def choose_units(network: nn.Module, units: str | Iterable[str], where: str) -> 
 
 
 def _obstacles(network: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
-    """To each kind that cannot be pruned in a network, the first place and the reason."""
-    found: dict[str, str] = {}
+    """Return the first place and the reason for each kind that cannot be pruned here."""
+    reasons: dict[str, str] = {}
     for path, reason, kinds in (
         *_foreign(network),
         *_shared(network, sites),
@@ -93,12 +93,12 @@ def _obstacles(network: nn.Module, sites: Sequence[Site]) -> dict[str, str]:
     ):
         if reason:
             for kind in kinds:
-                found.setdefault(kind, f"{path}: {reason}")
-    return found
+                reasons.setdefault(kind, f"{path}: {reason}")
+    return reasons
 
 
 def _foreign(network: nn.Module) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """Branches that have no site: path, reason, and the kinds that they would have."""
+    """Yield branches without a site: path, reason, and the kinds that they might have."""
     for name, blocks in blocks_of(network):
         for i, layer in enumerate(blocks):
             for attribute, place in block_of(layer).branches.items():
@@ -117,7 +117,7 @@ def _foreign(network: nn.Module) -> Iterator[tuple[str, str, Sequence[str]]]:
 def _shared(
     network: nn.Module, sites: Sequence[Site]
 ) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """Sites of which a cut would slice a tensor that is used in two places."""
+    """Yield sites whose cut would slice a tensor that is used in two places."""
     paths: dict[int, str] = {}
     shared: dict[int, str] = {}
     for path, parameter in network.named_parameters(remove_duplicate=False):

@@ -1,2 +1,5 @@
-"""Where ESPnet and we meet: names in its registries, our options as objects, what a
-training needs and its trainer; models built from its configurations and checkpoints."""
+"""The plugin is where ESPnet and this package meet.
+
+It has the names in ESPnet's registries, our options as objects, the preparation of a
+training and its trainer, and the building of models from configurations and checkpoints.
+"""

@@ -1,5 +1,4 @@
-"""Build the model that a configuration describes, as ESPnet does, running no code of
-its files."""
+"""A model is built from its configuration as by ESPnet, but no code of its files runs."""
 
 import argparse
 import contextlib
@@ -14,16 +13,15 @@ import humanfriendly
 from torch import nn
 
 from espnet_l0prune.core.ranges import check
-from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
-SAMPLE_RATE = 16_000  # in Hz, of a front end that is not told its own
-# Variables by which a user lets torch, and ESPnet from 202609 on, unpickle anything.
+SAMPLE_RATE = 16_000  # in Hz, for a front end that is not told another one
+# Variables that let torch, and ESPnet from 202609 on, unpickle anything.
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "ESPNET_ALLOW_UNSAFE_TORCH_LOAD"
-# Options that only one task of ESPnet's has, of those that are looked for in this order;
-# ones without a list of tokens are not here.
+# Options by which one of ESPnet's tasks is told from those below it. Tasks without a list
+# of tokens are not here.
 MARKS = {
     "transcript_token_list": "slu",
     "subtask_series": "enh_s2t",
@@ -39,8 +37,10 @@ MARKS = {
 
 
 def task_name(args: argparse.Namespace) -> str:
-    """ESPnet's short name of the task that a configuration is of, which it does not
-    say: `asr`, where nothing tells that it is another."""
+    """Return the short name of the ESPnet task that a configuration is for.
+
+    The configuration does not name it; it is `asr` unless an option belongs to another.
+    """
     preprocessor = getattr(args, "preprocessor", None)
     if preprocessor in ("s2t", "s2t_ctc"):
         return preprocessor
@@ -48,10 +48,10 @@ def task_name(args: argparse.Namespace) -> str:
 
 
 def task_of(args: argparse.Namespace) -> type[Any]:
-    """ESPnet's task that a configuration is of.
+    """Return the ESPnet task that a configuration is for.
 
     Raises:
-        ValueError: one that we do not know
+        ValueError: a task that we do not support
     """
     name = task_name(args)
     if name not in TASKS:
@@ -59,14 +59,13 @@ def task_of(args: argparse.Namespace) -> type[Any]:
             f"the configuration is of ESPnet's {name} task; expected one of "
             f"{', '.join(TASKS)}"
         )
-    # not above: the model classes that ESPnet's tasks register import this module
+    # imported here, because the models that ESPnet's tasks register import this module
     return getattr(importlib.import_module(f"espnet2.tasks.{name}"), TASKS[name])
 
 
 def refuse_adapters(args: argparse.Namespace) -> None:
-    """Raise ValueError for weights that are spread over adapters, which ESPnet adds to
-    the model that it has built."""
-    for name in ("use_adapter", "use_lora"):  # the latter until 202402
+    """Raise ValueError for weights in adapters, which ESPnet adds to a built model."""
+    for name in ("use_adapter", "use_lora"):  # use_lora existed until 202402
         if getattr(args, name, False):
             raise ValueError(
                 f"{name} is true: part of what each layer computes is in adapters, which "
@@ -76,7 +75,7 @@ def refuse_adapters(args: argparse.Namespace) -> None:
 
 
 def sample_rate_of(args: argparse.Namespace) -> int:
-    """The samples a second of the audio that a model is for."""
+    """Return the sample rate in Hz of the audio that a model is for."""
     fs = (getattr(args, "frontend_conf", None) or {}).get("fs", SAMPLE_RATE)
     rate = humanfriendly.parse_size(str(fs))
     check("frontend_conf", {"fs": rate})
@@ -84,9 +83,11 @@ def sample_rate_of(args: argparse.Namespace) -> int:
 
 
 def note_input_(model: nn.Module, args: argparse.Namespace) -> None:
-    """Tell a model of ESPnet's own, which does not keep them, the samples a second of its
-    audio, and the size of the features that it is fed with, None with a front end; and an
-    encoder, its size of input."""
+    """Store on a model of ESPnet's what it reads, which it does not keep itself.
+
+    These are the audio's sample rate in Hz, the number of features that a model without a
+    front end reads, and the number of features that the encoder reads.
+    """
     if model.frontend is not None:
         model.sample_rate = sample_rate_of(args)
     model.input_size = size = args.input_size
@@ -98,11 +99,13 @@ def note_input_(model: nn.Module, args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def plain_tensors_only() -> Iterator[None]:
-    """A while in which torch.load unpickles nothing but tensors, whoever calls it; unless
-    the user has allowed more, by one of `UNSAFE_LOAD`."""
+    """Let torch.load unpickle nothing but tensors within a `with` block.
+
+    A user can allow more by a variable in `UNSAFE_LOAD`.
+    """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
-    # as torch reads it
+    # torch takes these values for true
     if not any(os.environ.get(x) in ("1", "y", "yes", "true") for x in UNSAFE_LOAD):
         os.environ[name] = "1"
     try:
@@ -114,28 +117,26 @@ def plain_tensors_only() -> Iterator[None]:
 
 
 def build_model(args: argparse.Namespace) -> Any:
-    """Build the model that options describe, as its task of ESPnet's does.
+    """Build the model that options describe, as its ESPnet task does.
 
     Options can name further files, such as the weights of a front end: these are read as
-    plain tensors, so that no code of theirs runs.
+    plain tensors, so that none of their code runs.
 
     Raises:
-        ValueError: options that ESPnet cannot build a model of, or not here
+        ValueError: options of which ESPnet cannot build a model, or not on this machine
         ImportError: a package is missing
     """
     try:
         with plain_tensors_only(), loss_at_hand():
-            task = task_of(args)
-            refuse_moved(task, args)
-            model = task.build_model(args)
-    except (ValueError, ImportError):  # they say what is wrong
+            model = task_of(args).build_model(args)
+    except (ValueError, ImportError):  # their messages say what is wrong
         raise
     except OSError as e:
         raise ValueError(
             f"the configuration names a file that cannot be read from here ({e}); "
             "expected to be called in the folder that the model was trained from"
         ) from e
-    except Exception as e:  # whatever ESPnet makes of options that nobody checks
+    except Exception as e:  # ESPnet does not check options, and may raise anything
         if isinstance(refused := e.__cause__ or e, pickle.UnpicklingError):
             raise ValueError(
                 "the configuration names a file that holds more than plain tensors, "

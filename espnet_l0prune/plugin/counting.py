@@ -1,4 +1,4 @@
-"""Count an ESPnet model, and run it on silence to find out what it computes."""
+"""An ESPnet model is counted by running it on silence, to see what it computes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,21 +15,25 @@ from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.building import SAMPLE_RATE
 
-FRAMES_A_SECOND = 100  # of a model that is fed with features
+FRAMES_A_SECOND = 100  # assumed for a model that reads features
 
 
 def is_transducer(model: nn.Module) -> bool:
-    """Whether the decoder of an ESPnet model feeds a joint network."""
+    """Return whether the decoder of an ESPnet model feeds a joint network."""
     return getattr(model, "use_transducer_decoder", False)
 
 
 def sites_of(model: nn.Module) -> list[Site]:
-    """The sites of an ESPnet model's encoder and decoder."""
+    """Return the sites of an ESPnet model's encoder and decoder."""
     return [s for network in (model.encoder, model.decoder) for s in find_sites(network)]
 
 
 def make_budget(model: nn.Module, goal: Goal) -> Budget:
-    """Count an ESPnet model; its gates are not counted.
+    """Return the budget of an ESPnet model, in which gates are not counted.
+
+    Args:
+        model: ESPnet's model
+        goal: says what is counted, and for how much speech
 
     Raises:
         ValueError: a scope that the model does not have
@@ -42,10 +46,17 @@ def make_budget(model: nn.Module, goal: Goal) -> Budget:
 
 
 def make_parts(model: nn.Module, goal: Goal, budget: Budget) -> dict[str, Budget]:
-    """What must meet the targets, by name: the whole budget, named "", or its parts.
+    """Return the budgets that must meet the targets, by name.
+
+    That is the whole budget, named "", or one for each part of the network.
+
+    Args:
+        model: ESPnet's model
+        goal: says what the parts are
+        budget: the budget of the whole scope
 
     Raises:
-        ValueError: gates that belong to no one part
+        ValueError: gates that reach beyond a part
     """
     if goal.per is None:
         return {"": budget}
@@ -64,7 +75,7 @@ def _scope(model: nn.Module, goal: Goal) -> nn.Module:
 
 @torch.no_grad()
 def run(model: nn.Module, goal: Goal) -> None:
-    """Encode silence of the goal's length, and decode as many tokens as it says."""
+    """Encode silence of the goal's length, and decode as many tokens as the goal says."""
     encoder_out, lengths = encode_silence(model, goal)
     if model.ctc is not None:
         model.ctc.ctc_lo(encoder_out)
@@ -76,18 +87,22 @@ def run(model: nn.Module, goal: Goal) -> None:
 
 
 def input_size_of(model: nn.Module) -> int:
-    """The size of the features that a model without a front end is fed with."""
+    """Return the number of features that a model without a front end reads."""
     return getattr(model, "input_size", None) or model.encoder.input_size
 
 
 def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
-    """The encoder's output (1, time, size) and its length (1,).
+    """Return the encoder's output for silence, (1, time, size), and its length, (1,).
+
+    Args:
+        model: ESPnet's model
+        goal: says how long the silence is
 
     Raises:
-        ValueError: audio that is too short for the subsampling; a model that reads more
-            than audio
+        ValueError: audio that is too short for the subsampling; a model that also reads
+            something other than audio
     """
-    if getattr(model, "postdecoder", None) is not None:  # of slu
+    if getattr(model, "postdecoder", None) is not None:  # this is an slu model
         raise ValueError(
             "postdecoder: this part of the model reads a transcript beside the audio, so "
             "that nothing can be counted or tried without one; expected a model without"
@@ -108,26 +123,26 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"sparsity_goal_conf: seconds is {goal.seconds}: {e}; expected more"
         ) from e
-    if isinstance(encoder_out, tuple):  # with intermediate CTC
+    if isinstance(encoder_out, tuple):  # there is intermediate CTC
         encoder_out = encoder_out[0]
     return encoder_out, lengths
 
 
 def call_shapes(network: nn.Module, forward: Callable[[], None]) -> Shapes:
-    """The shapes of every module's calls in a forward of evaluation mode.
+    """Return the shapes of every module's calls in one forward, in evaluation mode.
 
-    Neither a module's mode nor the random state changes.
+    Neither the modules' modes nor the random state are changed.
 
     Args:
-        network: whose modules are watched, and put into evaluation mode
-        forward: runs it
+        network: the network whose modules are watched
+        forward: runs the network
     """
     shapes: Shapes = {}
 
     def note(module: nn.Module, args: tuple, output) -> None:
         if isinstance(output, Tensor):
-            given = tuple(a.shape for a in args if isinstance(a, Tensor))
-            shapes.setdefault(module, []).append(Call(given, output.shape))
+            inputs = tuple(a.shape for a in args if isinstance(a, Tensor))
+            shapes.setdefault(module, []).append(Call(inputs, output.shape))
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:
@@ -141,7 +156,10 @@ def call_shapes(network: nn.Module, forward: Callable[[], None]) -> Shapes:
 
 @contextmanager
 def evaluation(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module's own mode afterwards."""
+    """Put a network into evaluation mode within a `with` block.
+
+    Afterwards each module has its own mode again.
+    """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""How long an epoch is, before anything is trained."""
+"""The number of updates in an epoch is found before anything is trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +10,11 @@ def updates_of_an_epoch(config: Mapping) -> int | None:
     """Count the batches that ESPnet would make of the training data.
 
     Args:
-        config: of an experiment; its shape files are read
+        config: an experiment's configuration, whose shape files are read
 
     Returns:
-        updates in an epoch; None where the files are not here, or the iterator is one
-        whose length nobody knows before
+        number of updates in an epoch; None where the files are not here, or where the
+            iterator's length is not known beforehand
     """
     files = config.get("train_shape_file") or []
     sequence = config.get("iterator_type", "sequence") == "sequence"
@@ -36,5 +36,5 @@ def updates_of_an_epoch(config: Mapping) -> int | None:
         )
         made = config["num_iters_per_epoch"] or len(batches)
         return made // config["accum_grad"]
-    except Exception:  # whatever ESPnet makes of files and options that nobody checks
+    except Exception:  # ESPnet checks neither files nor options, and may raise anything
         return None

@@ -1,4 +1,4 @@
-"""Read what ESPnet's training wrote: with checks, and without running any code."""
+"""What ESPnet's training wrote is read with checks, and without running any code."""
 
 import argparse
 import contextlib
@@ -14,18 +14,23 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from espnet_l0prune.core.reading import read_tensors, read_yaml
 from espnet_l0prune.plugin.building import build_model, refuse_adapters
 
-WHOLE = 32  # times that a network may be larger than what was left of it by a cut
-SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any may have
-LARGEST_OPTION = 2**14  # of a network; positions and widths have some thousands
-RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz: nothing is built by their size
+WHOLE = 32  # how many times larger than its checkpoint an uncut network may be
+SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any network may have
+LARGEST_OPTION = 2**14  # positions and widths are some thousands
+RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz, which size no tensor
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 
 
 def read_mapping(path: str | Path, what: str, expected: str) -> dict[str, Any]:
     """Read a YAML mapping; the error says what the file is and what was expected.
 
+    Args:
+        path: path of the file
+        what: what the file is, for the message
+        expected: what was expected of it, for the message
+
     Raises:
-        ValueError: no such file, no plain YAML, or no mapping of names
+        ValueError: a file that is missing, not plain YAML, or not a mapping with names
     """
     try:
         data = read_yaml(path)
@@ -41,10 +46,10 @@ def read_mapping(path: str | Path, what: str, expected: str) -> dict[str, Any]:
 
 
 def read_config(config_file: str | Path) -> argparse.Namespace:
-    """Read an experiment's config.yaml, as plain data: no code runs.
+    """Read an experiment's config.yaml as plain data, without running code.
 
     Raises:
-        ValueError: no such file, or not an experiment's configuration
+        ValueError: a file that is missing, or not an experiment's configuration
     """
     expected = "the config.yaml that training wrote into the experiment's folder"
     config = read_mapping(config_file, "configuration", expected)
@@ -63,11 +68,13 @@ def read_config(config_file: str | Path) -> argparse.Namespace:
 
 
 def read_weights(model_file: str | Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint of plain tensors, by name; of one of DeepSpeed's, which holds
-    more, those of its module, as ESPnet does.
+    """Read the tensors of a checkpoint, by name.
+
+    Of a DeepSpeed checkpoint, which holds more, those of its module are read, as in
+    ESPnet.
 
     Raises:
-        ValueError: a file that is missing, damaged or no plain tensors
+        ValueError: a file that is missing or damaged, or that holds more than tensors
     """
     try:
         state = read_tensors(model_file)
@@ -96,16 +103,22 @@ def load_weights(model: nn.Module, model_file: str | Path) -> None:
 def load_finite(
     model: nn.Module, state: dict[str, torch.Tensor], model_file: str | Path
 ) -> None:
-    """Load tensors of a file, every key of it and no other, and of numbers alone: neither
-    NaN nor infinity, be it in weights or in a norm's statistics.
+    """Load tensors that were read from a file into a model, all of them and no others.
+
+    No weight and no statistic of a norm may be NaN or infinite.
+
+    Args:
+        model: the model
+        state: the tensors by name
+        model_file: where they were read from, for the message
 
     Raises:
-        ValueError: keys or shapes that do not fit; a value that is no number
+        ValueError: names or shapes that do not fit; a value that is not finite
     """
     load_state(model, state, model_file)
     for name, tensor in state.items():
         if tensor.is_floating_point() and tensor.numel():
-            ends = torch.stack(tensor.aminmax())  # NaN if any is; nothing is copied
+            ends = torch.stack(tensor.aminmax())  # NaN if any value is; no copy
             if not ends.isfinite().all():
                 raise ValueError(
                     f"{model_file} has {name} with values that are NaN or infinite; "
@@ -115,10 +128,15 @@ def load_finite(
 
 
 def load_state(model: nn.Module, state: dict, model_file: str | Path) -> None:
-    """Load tensors of a file, every key of it and no other.
+    """Load tensors that were read from a file into a model, all of them and no others.
+
+    Args:
+        model: the model
+        state: the tensors by name
+        model_file: where they were read from, for the message
 
     Raises:
-        ValueError: keys or shapes that do not fit
+        ValueError: names or shapes that do not fit
     """
     try:
         model.load_state_dict(state)
@@ -131,10 +149,14 @@ def load_state(model: nn.Module, state: dict, model_file: str | Path) -> None:
 
 @contextlib.contextmanager
 def no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """A while in which no network can be built that is far larger than its checkpoint.
+    """Let no network be built that is far larger than its checkpoint.
 
-    A million blocks are asked for in a few letters; here the building ends with the first
-    few that are too many. A network that was cut is built whole at first.
+    A few letters of a configuration can ask for a million blocks; in this context,
+    building stops at the first few that are too many. A network that was cut is first
+    built whole.
+
+    Args:
+        state: the tensors of the checkpoint, by name
 
     Raises:
         ValueError: more than 32 times the checkpoint's tensors or values
@@ -160,11 +182,11 @@ def no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
 
 
 def check_sizes(args: argparse.Namespace) -> None:
-    """Raise ValueError for options of a network that are larger than any network's."""
-    found = [("input_size", getattr(args, "input_size", None))]
+    """Raise ValueError for options that are larger than any network needs."""
+    options = [("input_size", getattr(args, "input_size", None))]
     for part in PARTS:
-        found += values_in(getattr(args, f"{part}_conf", None) or {})
-    for name, value in found:
+        options += values_in(getattr(args, f"{part}_conf", None) or {})
+    for name, value in options:
         large = isinstance(value, (int, float)) and abs(value) > LARGEST_OPTION
         if large and name not in RATES:
             raise ValueError(
@@ -174,7 +196,7 @@ def check_sizes(args: argparse.Namespace) -> None:
 
 
 def values_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What an option holds, however deep, with the name that it is under."""
+    """Yield the values that an option holds, however deep, with the name above each."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from values_in(part, key)
@@ -186,7 +208,7 @@ def values_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def load_trained(args: argparse.Namespace, model_file: str | Path) -> Any:
-    """Build the model that options describe, and load its weights strictly.
+    """Build the model that options describe, and load a checkpoint's weights strictly.
 
     Raises:
         ValueError: see `check_sizes`, `no_larger_than`, `build_model`, `load_weights`
@@ -202,7 +224,7 @@ def load_trained(args: argparse.Namespace, model_file: str | Path) -> Any:
 def load_model(
     config_file: str | Path, model_file: str | Path
 ) -> tuple[nn.Module, argparse.Namespace]:
-    """Build an experiment's model, load its weights strictly; return its options too.
+    """Return an experiment's model, with its weights loaded strictly, and its options.
 
     Raises:
         ValueError: see `read_config`, `refuse_adapters` and `load_trained`
@@ -215,37 +237,40 @@ def load_model(
 def load_experiment(
     experiment: Path, checkpoint: str
 ) -> tuple[nn.Module, argparse.Namespace]:
-    """Load a checkpoint of an experiment's folder, in evaluation mode.
+    """Load a checkpoint from an experiment's folder, in evaluation mode.
 
     Raises:
         ValueError: no such checkpoint; see `load_model`
     """
     model_file = experiment / checkpoint
     if experiment.is_dir() and not model_file.exists():
-        there = sorted(p.name for p in experiment.glob("*.pth"))
+        names = sorted(p.name for p in experiment.glob("*.pth"))
         raise ValueError(
             f"{model_file}: no such checkpoint; expected one of "
-            f"{', '.join(there) or 'the .pth files that training writes'}"
+            f"{', '.join(names) or 'the .pth files that training writes'}"
         )
     model, args = load_model(experiment / "config.yaml", model_file)
     return model.eval(), args
 
 
 def averages_of(folder: Path) -> list[str]:
-    """The names of the averaged checkpoints in an experiment's folder."""
+    """Return the names of the averaged checkpoints in an experiment's folder."""
     return sorted(p.name for p in folder.glob("*.ave.pth"))
 
 
 def last_of(folder: Path) -> str:
-    """The name of the last checkpoint in an experiment's folder, or of a cut's; or of an
-    average, where nothing else was kept."""
-    there = [name for name in ("latest.pth", "model.pth") if (folder / name).exists()]
-    return (there or averages_of(folder) or ["model.pth"])[0]
+    """Return the name of the last checkpoint in an experiment's folder, or of a cut's.
+
+    If neither was kept, it is the name of an average.
+    """
+    names = [name for name in ("latest.pth", "model.pth") if (folder / name).exists()]
+    return (names or averages_of(folder) or ["model.pth"])[0]
 
 
 def average_of(folder: Path) -> str:
-    """The name of the averaged checkpoint in an experiment's folder; else of the last, or
-    of a cut's.
+    """Return the name of the averaged checkpoint in an experiment's folder.
+
+    If there is none, it is that of the last checkpoint or of a cut's.
 
     Raises:
         ValueError: several averages

@@ -1,4 +1,4 @@
-"""ESPnet's recognizers that learn from a teacher, under a budget."""
+"""Here are ESPnet's recognizers that learn from a teacher while they are pruned."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
@@ -40,36 +40,41 @@ else:
 
 
 class L0Distilled(MixedWith):
-    """`model: l0_distill`, mixed with a task's model: every option of `espnet`, and
+    """This is `model: l0_distill`, mixed with a task's model, to which it adds options.
 
     Args:
-        teacher_config, teacher_model_file: the unpruned experiment's files; needed in
-            training only, None for no distillation
+        teacher_config, teacher_model_file: config.yaml and checkpoint of the unpruned
+            experiment, which training needs; without them there is no distillation
         task_weight: weight of ESPnet's own loss
-        layer_weight: weight of the layerwise distillation
-        layer_input: what the blocks to compare read: that of the `student` (Jiang et al.
-            2023); or that of the `teacher`, so that each block learns by itself
+        layer_weight: weight of the layerwise distillation loss
+        layer_input: what the compared blocks read: the `student`'s hidden states (Jiang
+            et al. 2023), or the `teacher`'s, so that each block learns by itself
             (block-wise distillation), for which every block runs once more
-        layer_map: which layers it compares: `same` depth, `uniform`, the `last` ones, or
-            `dynamic`, each of the teacher's with the closest of the student's
-        layer_loss: `mse`, or `l1_cosine`
-        layer_projection: `identity`; or a matrix W, the same for all layers, that is
-            learnt with the weights: of the `teacher`'s outputs (Jiang et al. 2023,
-            equation 8), or of the `student`'s. Only training has it
+        layer_map: which layers are compared: those of the `same` depth, `uniform`ly
+            spread ones, the `last` ones, or `dynamic`, where each of the teacher's is
+            compared with the student's that is closest to it
+        layer_loss: loss between layers: `mse`, or `l1_cosine`
+        layer_projection: what is compared: the layers as they are (`identity`), or after
+            a matrix W, which is learnt with the weights and the same for all layers, was
+            applied to the `teacher`'s outputs (Jiang et al. 2023, equation 8) or to the
+            `student`'s; only training has the matrix
         att_kl_weight: weight of the attention decoder's KL divergence
         ctc_kl_weight: weight of the CTC posteriors' KL divergence
-        ctc_kl_frames: `all`, or `non_blank`: those where the teacher has a token
+        ctc_kl_frames: frames that the CTC divergence takes: `all`, or the `non_blank`
+            ones, where the teacher's best class is a token
         transducer_kl_weight: weight of the KL divergence over a transducer's lattice
-        temperature: of the attention decoder's and the CTC posteriors' divergences
+        temperature: temperature of the attention decoder's and the CTC posteriors'
+            divergences
 
-    The loss is the weighted sum of ESPnet's own and the distillation losses, plus the
-    penalty of the sparsity constraint. Two criteria for the choice of a model are always
-    finite, and prefer any epoch on budget to all others: `loss_on_budget`, ESPnet's loss
-    or with `OFF_BUDGET` more, and `acc_on_budget`, its accuracy or 0.
+    The loss is the weighted sum of ESPnet's own loss and the distillation losses, plus
+    the penalty of the sparsity constraint. Two criteria for choosing a model prefer any
+    epoch on budget to all others, and are always finite: `loss_on_budget` is ESPnet's
+    loss, plus `OFF_BUDGET` before the gates are fixed; `acc_on_budget` is its accuracy,
+    and 0 before.
 
     Raises:
-        ValueError: an unknown option or choice, a number out of its range, one file of
-            the teacher's alone, or choices that contradict
+        ValueError: an unknown option or choice, a number out of its range, only one of
+            the teacher's files, or choices that contradict each other
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -150,10 +155,10 @@ class L0Distilled(MixedWith):
         self.register_load_state_dict_pre_hook(_drop_projection)
 
     def load_teacher_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring in the teacher, and the projection of the layers; inference never does.
+        """Load the teacher and make the layers' projection, which only training needs.
 
         Args:
-            optimizer: trains the projection
+            optimizer: trains the projection, which is added to it
 
         Raises:
             ValueError: see `Teacher`
@@ -176,7 +181,7 @@ class L0Distilled(MixedWith):
         text_lengths: Tensor,
         **kwargs: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss, statistics and weight of a batch, as every model of ESPnet's gives them.
+        """Return loss, statistics and weight of a batch, as every model of ESPnet does.
 
         Args:
             speech: (batch, samples)
@@ -192,7 +197,7 @@ class L0Distilled(MixedWith):
         loss = self.task_weight * loss
         if self.teacher is not None:
             teacher = self.teacher.follow(trace)
-            losses = self._distill(trace, teacher, text, text_lengths)
+            losses = self.distill(trace, teacher, text, text_lengths)
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value
                 stats[name] = value.detach()
@@ -201,24 +206,24 @@ class L0Distilled(MixedWith):
             loss = loss + penalty
             stats |= self.controller.report()
             stats["loss_sparsity"] = penalty.detach()
-        there = self.controller is None or self.controller.on_budget
-        stats["loss_on_budget"] = stats["loss_task"] + (0 if there else OFF_BUDGET)
+        on_budget = self.controller is None or self.controller.on_budget
+        stats["loss_on_budget"] = stats["loss_task"] + (0 if on_budget else OFF_BUDGET)
         if stats.get("acc") is not None:
-            stats["acc_on_budget"] = stats["acc"] if there else 0.0
+            stats["acc_on_budget"] = stats["acc"] if on_budget else 0.0
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 
-    def _distill(
+    def distill(
         self, student: Trace, teacher: Trace, text: Tensor, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
-        """Each distillation loss by name, with its weight."""
+        """Return each distillation loss, with its weight, by name."""
         frames = student.encoder_lengths
         losses = {}
-        pairs = self._hidden_states(student, teacher) if self.layer_weight else []
+        pairs = self.hidden_states(student, teacher) if self.layer_weight else []
         if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
-            ours, theirs = zip(*pairs, strict=True)
-            losses["loss_layer"] = self.layer_weight, compare(ours, theirs, frames)
+            students, teachers = zip(*pairs, strict=True)
+            losses["loss_layer"] = self.layer_weight, compare(students, teachers, frames)
         if self.ctc is not None and self.ctc_kl_weight:
             without = self.blank_id if self.ctc_kl_frames == "non_blank" else None
             logits = student.ctc_out, teacher.ctc_out
@@ -244,51 +249,52 @@ class L0Distilled(MixedWith):
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
 
-    def _hidden_states(
+    def hidden_states(
         self, student: Trace, teacher: Trace
     ) -> list[tuple[Tensor, Tensor]]:
-        """Outputs of the blocks to compare, projected, in the features that both have.
+        """Return pairs of outputs of the compared blocks, in the features that both have.
 
-        The student's blocks are those that were not cut, and whose gate is not closed.
+        They are projected if there is a projection. The student's blocks are those that
+        were not cut and whose gate is not closed.
         """
         index, matrix = open_stream(self.encoder), self.projection
 
         def shared(hidden: Tensor) -> Tensor:
-            """Of a network that was cut in width it is all."""
+            """Return the features that both have; width-cut networks have no others."""
             if index is None or hidden.size(-1) == len(index):
                 return hidden
             return hidden.index_select(-1, index)
 
-        ours: dict[int, Tensor | None] = {}
-        theirs = teacher.blocks
+        students: dict[int, Tensor | None] = {}
+        teachers = teacher.blocks
         for i, block in enumerate(self.encoder.encoders):
             if not is_closed(block):
-                hidden = student.blocks.get(i)  # none of a layer that was dropped
+                hidden = student.blocks.get(i)  # None for a layer that was dropped
                 if hidden is not None and self.layer_input == "teacher":
-                    cut = hidden.size(-1) < theirs[i].size(-1)
+                    cut = hidden.size(-1) < teachers[i].size(-1)
                     features = index if cut else None
                     hidden = block_of(block).run(teacher.block_args[i], features)
-                ours[i] = None if hidden is None else shared(hidden)
+                students[i] = None if hidden is None else shared(hidden)
         if matrix is not None and self.layer_projection == "student":
             matrix = matrix if index is None else matrix.index_select(1, index)
-            ours = {
+            students = {
                 i: None if hidden is None else F.linear(hidden, matrix)
-                for i, hidden in ours.items()
+                for i, hidden in students.items()
             }
         else:
             if matrix is not None:
-                theirs = {i: F.linear(hidden, matrix) for i, hidden in theirs.items()}
-            theirs = {i: shared(hidden) for i, hidden in theirs.items()}
-        places = LAYER_MAPS[self.layer_map](ours, theirs, student.encoder_lengths)
-        pairs = ((ours[i], theirs[j]) for i, j in places)
+                teachers = {i: F.linear(hidden, matrix) for i, hidden in teachers.items()}
+            teachers = {i: shared(hidden) for i, hidden in teachers.items()}
+        places = LAYER_MAPS[self.layer_map](students, teachers, student.encoder_lengths)
+        pairs = ((students[i], teachers[j]) for i, j in places)
         return [(mine, other) for mine, other in pairs if mine is not None]
 
 
 def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
-    """The projection of a training is nothing to a model that does not train."""
+    """Drop the projection from a state where the model will not train with it."""
     if model.projection is None:
         state.pop(f"{prefix}projection", None)
 
 
 class L0DistillModel(L0Distilled, ESPnetASRModel):
-    """Of ESPnet's asr task; see `L0Distilled`."""
+    """This model is for ESPnet's asr task; see `L0Distilled`."""

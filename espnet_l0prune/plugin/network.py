@@ -1,4 +1,4 @@
-"""ESPnet's encoders and decoders with gates, or cut down to a structure."""
+"""Here are ESPnet's encoders and decoders with gates, or cut down to a structure."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,28 +28,29 @@ else:
 
 
 class L0Network(MixedWith):
-    """Every option of the ESPnet class it is mixed with, the same defaults, and
+    """An `L0Network` adds options to the ESPnet class that it is mixed with.
 
     Args:
-        units: kinds of units that get gates; or a word, `default`, `paper` (those of
-            Jiang et al. 2023) or `all`; an empty list for a network without gates
-        gate: the gates' distribution: `hard_concrete`, or `adaptive_dropout`
-        open_probability: P(z > 0) of every gate at the start
-        round_to: keep a multiple of this many channels and dimensions
-        uniform: keep as many channels in every FFN, and in every cgMLP, as plain
-            ESPnet can express it
-        structure: how many units each site has, where the network is a cut one
-        random_features: estimate the softmax attention of an encoder's blocks with so
-            many (FAVOR+), in time and memory that grow with the length, not its square;
-            None for ESPnet's own attention
+        units: kinds of units that get gates, as a list or as a word: `default`, `paper`
+            (those of Jiang et al. 2023) or `all`; with an empty list the network has no
+            gates
+        gate: distribution of the gates: `hard_concrete`, or `adaptive_dropout`
+        open_probability: probability P(z > 0) of every gate at the start
+        round_to: keep a multiple of this many channels, dimensions and features
+        uniform: keep the same number of channels in every FFN, and in every cgMLP, so
+            that plain ESPnet can express the cut network
+        structure: how many units each site of a cut network has; null for an uncut one
+        random_features: number of random features that estimate the softmax attention of
+            an encoder's blocks (FAVOR+), in time and memory that grow with the length and
+            not with its square; null for ESPnet's own attention
 
     Raises:
-        ValueError: an unknown option, gate or kind of unit, one that cannot be pruned
+        ValueError: an unknown option, gate or kind of unit, a kind that cannot be pruned
             with these options, a number out of its range, `round_to` beyond a site's
             size, or a structure that does not fit
     """
 
-    conf_name: str  # the option of ESPnet's that configures it
+    conf_name: str  # ESPnet's option that configures the network
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -126,49 +127,49 @@ class L0Network(MixedWith):
                 )
 
     def sites(self) -> list[Site]:
-        """The places where units can be gated and cut."""
+        """Return the sites, where units can have gates and be cut."""
         return find_sites(self)
 
     def gated_sites(self) -> list[Site]:
-        """Those that have gates."""
+        """Return the sites that have gates."""
         return [site for site in self.sites() if site.gates]
 
     def structure(self) -> Structure:
-        """What is left of each site now."""
+        """Return what is left of each site now."""
         return structure_of(self.sites())
 
 
 def _units_left(left: object) -> object:
-    """Of a structure's entry, what a plan says: so many units are the first ones."""
+    """Return a structure's entry as a plan's: a number stands for the first units."""
     return list(range(left)) if type(left) is int and left >= 0 else left
 
 
 class L0ConformerEncoder(L0Network, ConformerEncoder):
-    """`encoder: l0_conformer`; see `L0Network`."""
+    """This is `encoder: l0_conformer`; see `L0Network`."""
 
     conf_name = "encoder_conf"
 
 
 class L0TransformerEncoder(L0Network, TransformerEncoder):
-    """`encoder: l0_transformer`; see `L0Network`."""
+    """This is `encoder: l0_transformer`; see `L0Network`."""
 
     conf_name = "encoder_conf"
 
 
 class L0BranchformerEncoder(L0Network, BranchformerEncoder):
-    """`encoder: l0_branchformer`; see `L0Network`."""
+    """This is `encoder: l0_branchformer`; see `L0Network`."""
 
     conf_name = "encoder_conf"
 
 
 class L0EBranchformerEncoder(L0Network, EBranchformerEncoder):
-    """`encoder: l0_e_branchformer`; see `L0Network`."""
+    """This is `encoder: l0_e_branchformer`; see `L0Network`."""
 
     conf_name = "encoder_conf"
 
 
 class L0TransformerDecoder(L0Network, TransformerDecoder):
-    """`decoder: l0_transformer`; see `L0Network`."""
+    """This is `decoder: l0_transformer`; see `L0Network`."""
 
     conf_name = "decoder_conf"
 

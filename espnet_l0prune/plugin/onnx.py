@@ -1,4 +1,4 @@
-"""`encoder: onnx` and `decoder: onnx`: networks that onnxruntime runs, to decode with."""
+"""`encoder: onnx` and `decoder: onnx` are networks that onnxruntime runs to decode."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,23 +16,25 @@ from espnet_l0prune.networks.espnet_modules import (
 )
 
 Shape = tuple[int | type[int] | None, ...]
-INTEGERS = "ys"  # the input that holds tokens; all else is numbers in float32
+INTEGERS = "ys"  # the input that holds tokens; all others are in float32
 
 
 class OnnxGraph:
-    """A file of `espnet-l0prune export onnx`, run on the CPU.
+    """An `OnnxGraph` is a file of `espnet-l0prune export onnx`, run on the CPU.
 
     It uses as many threads as torch does when it is loaded. Weights that are too large
     for one file lie beside it; onnxruntime opens none that lie elsewhere.
 
     Args:
         file: path of the graph
-        inputs, outputs: the shape that each must have, by name: a size, `int` for any
-            size that the graph states, None for any other; by default, all that there are
+        inputs, outputs: the expected shape of each input or output, by name: a size,
+            `int` for any size that the graph states, None for any other; None for all
+            that the graph has
 
     Raises:
         ImportError: onnxruntime is not installed
-        ValueError: a file that is missing, no graph, or one with other inputs or outputs
+        ValueError: a file that is missing, that is not a graph, or that has other inputs
+            or outputs
     """
 
     def __init__(
@@ -49,21 +51,21 @@ class OnnxGraph:
             raise ImportError(f"{file} needs onnxruntime: pip install onnxruntime") from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # errors are raised, so need not be logged
         try:
-            with open_binary(file):  # onnxruntime waits for whoever writes into a pipe
+            with open_binary(file):  # onnxruntime would wait for a pipe's writer
                 self._session = onnxruntime.InferenceSession(
                     file, options, providers=["CPUExecutionProvider"]
                 )
-        except Exception as e:  # onnxruntime's have no common base
+        except Exception as e:  # onnxruntime's errors have no common base
             raise ValueError(
                 f"onnxruntime cannot load {file} ({_line(e)}); expected a graph that "
                 "`espnet-l0prune export onnx` wrote, and the .data file beside it where "
                 "there was one"
             ) from e
-        there = [*self._session.get_inputs(), *self._session.get_outputs()]
-        self.shapes = {x.name: x.shape for x in there}
-        types = {x.name: x.type for x in there}
+        nodes = [*self._session.get_inputs(), *self._session.get_outputs()]
+        self.shapes = {x.name: x.shape for x in nodes}
+        types = {x.name: x.type for x in nodes}
         taken = {x.name for x in self._session.get_inputs()}
         expected = {**(inputs or {}), **(outputs or {})}
         fits = all(
@@ -72,9 +74,9 @@ class OnnxGraph:
             for name, shape in expected.items()
         )
         if not fits or (inputs is not None and taken != {*inputs}):
-            found = ", ".join(f"{k} {types[k]} {v}" for k, v in self.shapes.items())
+            present = ", ".join(f"{k} {types[k]} {v}" for k, v in self.shapes.items())
             raise ValueError(
-                f"{file} is another graph: it has {found}; expected "
+                f"{file} is another graph: it has {present}; expected "
                 f"{_written(inputs)} to {_written(outputs)}. Take the file that was "
                 "exported with this model."
             )
@@ -84,7 +86,7 @@ class OnnxGraph:
         return OnnxGraph, self._made_of
 
     def __call__(self, **inputs: Tensor) -> list[Tensor]:
-        """Run it; what is returned is on the CPU.
+        """Run the graph; the outputs are on the CPU.
 
         Raises:
             ValueError: inputs that the graph does not take
@@ -101,7 +103,7 @@ class OnnxGraph:
 
 
 def _fits(shape: list, expected: Shape) -> bool:
-    """Whether a graph's sizes, numbers or names, are those that are expected."""
+    """Return whether a graph's sizes, numbers or names, are the expected ones."""
     return len(shape) == len(expected) and all(
         isinstance(n, int) if wanted is int else wanted in (None, n)
         for n, wanted in zip(shape, expected, strict=True)
@@ -118,20 +120,21 @@ def _written(shapes: Mapping[str, Shape] | None) -> str:
 
 
 def _line(e: Exception) -> str:
-    """The first line of a message of onnxruntime."""
+    """Return the first line of a message of onnxruntime."""
     return str(e).split("\n", 1)[0]
 
 
 class OnnxEncoder(AbsEncoder):
-    """An encoder that was exported.
+    """An `OnnxEncoder` is an encoder that was exported.
 
     Args:
-        input_size: of the features
-        file: the graph: `feats` (1, frames, input_size) to `encoder_out`
+        input_size: number of features in a frame
+        file: the graph, which maps `feats` (1, frames, input_size) to `encoder_out`
         shortest: the fewest frames that the encoder takes
 
     Raises:
-        ImportError, ValueError: see `OnnxGraph`; `shortest` that is no number
+        ImportError: see `OnnxGraph`
+        ValueError: see `OnnxGraph`; `shortest` that is not a number
     """
 
     def __init__(self, input_size: int, file: str, shortest: int = 1):
@@ -153,12 +156,11 @@ class OnnxEncoder(AbsEncoder):
     def forward(
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """Encode (batch, frames, input_size), each utterance by itself, as
-        `Speech2Text` does.
+        """Encode (batch, frames, input_size), each utterance by itself.
 
         Raises:
-            TooShortUttError: see `shortest`; as ESPnet's encoders do, whose commands
-                then give an empty text
+            TooShortUttError: fewer frames than `shortest`; ESPnet's encoders raise it
+                too, and its commands then write an empty text
         """
         frames = int(ilens.min())
         if frames < self.shortest:
@@ -168,25 +170,26 @@ class OnnxEncoder(AbsEncoder):
                 frames,
                 self.shortest,
             )
-        found = [
+        encoded = [
             self.graph(feats=x[None, :n].float())[0][0]
             for x, n in zip(xs_pad, ilens.tolist(), strict=True)
         ]
-        lengths = torch.tensor([len(x) for x in found], device=ilens.device)
-        return pad_sequence(found, batch_first=True).to(xs_pad), lengths, None
+        lengths = torch.tensor([len(x) for x in encoded], device=ilens.device)
+        return pad_sequence(encoded, batch_first=True).to(xs_pad), lengths, None
 
 
 class OnnxDecoder(AbsDecoder, BatchScorerInterface):
-    """A step of an attention decoder that was exported, as a scorer of a beam search.
+    """An `OnnxDecoder` is an exported step of a decoder, which scores in a beam search.
 
     Args:
-        vocab_size, encoder_output_size: as ESPnet gives them
-        file: the graph: `ys` (batch, length), `memory` (batch, frames,
+        vocab_size, encoder_output_size: sizes that ESPnet passes to every decoder
+        file: the graph, which maps `ys` (batch, length), `memory` (batch, frames,
             encoder_output_size) and `cache` (blocks, batch, length - 1, width) to `logp`
             (batch, vocab_size) and `new_cache`
 
     Raises:
-        ImportError, ValueError: see `OnnxGraph`
+        ImportError: see `OnnxGraph`
+        ValueError: see `OnnxGraph`
     """
 
     def __init__(self, vocab_size: int, encoder_output_size: int, file: str):
@@ -202,7 +205,7 @@ class OnnxDecoder(AbsDecoder, BatchScorerInterface):
         )
 
     def forward(self, *args: Any, **kwargs: Any):
-        """Raise NotImplementedError: there is nothing to train."""
+        """Raise NotImplementedError, since there is nothing to train."""
         raise NotImplementedError("decoder: onnx decodes; it cannot be trained")
 
     def score(self, ys: Tensor, state: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,12 +216,12 @@ class OnnxDecoder(AbsDecoder, BatchScorerInterface):
     def batch_score(
         self, ys: Tensor, states: list[Tensor | None], xs: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Score the next tokens of some prefixes of one length.
+        """Score the next tokens of some prefixes of the same length.
 
         Args:
             ys: (batch, length)
-            states: of each prefix but its last token, (blocks, length - 1, width); None
-                where there is no more than that token
+            states: for each prefix, the state without its last token, (blocks, length -
+                1, width); None where the prefix is a single token
             xs: (batch, frames, encoder_output_size)
 
         Returns:

@@ -1,4 +1,4 @@
-"""Our options of a training: what a configuration names, as objects."""
+"""Our options in a training's configuration are turned into objects here."""
 
 import argparse
 import dataclasses
@@ -34,19 +34,19 @@ sparsity_constraint_choices = ClassChoices(
     optional=True,
 )
 CHOICES = (sparsity_goal_choices, sparsity_scheduler_choices, sparsity_constraint_choices)
-# What takes the place of null where there is a schedule.
+# The values that replace null in a training that is pruned.
 DEFAULTS = {"sparsity_goal": "share", "sparsity_constraint": "lagrangian"}
 PRUNING_OPTIONS = [f"{choice.name}{end}" for choice in CHOICES for end in ("", "_conf")]
 GOAL_OPTIONS = [field.name for field in dataclasses.fields(Goal)]
 
 
 def is_pruned(args: argparse.Namespace) -> bool:
-    """Whether a configuration is of a training with gates."""
+    """Return whether a configuration is that of a training with gates."""
     return getattr(args, "sparsity_scheduler", None) is not None
 
 
 def inline_structure(args: argparse.Namespace) -> None:
-    """Replace paths of structures by their content, as ESPnet does with token_list.
+    """Replace paths of structures by the files' content, as ESPnet does for token_list.
 
     Raises:
         ValueError: a file that cannot be read
@@ -60,8 +60,11 @@ def inline_structure(args: argparse.Namespace) -> None:
 
 
 def settle_options(args: argparse.Namespace) -> None:
-    """Name the defaults in a configuration with pruning; keep our options out of one
-    without, as a machine without the plugin would reject one even where it is null."""
+    """Write defaults into a pruned training's configuration, or remove our options.
+
+    They are removed without pruning, since a machine without the plugin would reject them
+    even where they are null.
+    """
     if not is_pruned(args):
         for name in PRUNING_OPTIONS:
             vars(args).pop(name, None)
@@ -72,10 +75,10 @@ def settle_options(args: argparse.Namespace) -> None:
 
 
 def make_goal(args: argparse.Namespace) -> Goal:
-    """The goal that `sparsity_goal_conf` sets; the defaults without pruning.
+    """Return the goal that `sparsity_goal_conf` sets, or the default without pruning.
 
-    Versions up to 0.1.0 had its options in `sparsity_scheduler_conf`, where they are
-    still read.
+    Versions up to 0.1.0 had its options in `sparsity_scheduler_conf`, which may still
+    have them.
 
     Raises:
         ValueError: an unknown option, one in both places, or a value that makes no sense
@@ -96,7 +99,7 @@ def make_goal(args: argparse.Namespace) -> Goal:
 
 
 def make_scheduler(args: argparse.Namespace) -> AbsSparsityScheduler:
-    """The schedule that `sparsity_scheduler` and its `_conf` ask for.
+    """Return the schedule that `sparsity_scheduler` and its `_conf` ask for.
 
     Raises:
         ValueError: an unknown name or option, or a value that makes no sense
@@ -107,7 +110,7 @@ def make_scheduler(args: argparse.Namespace) -> AbsSparsityScheduler:
 
 
 def make_constraint(args: argparse.Namespace) -> AbsConstraint:
-    """The constraint that `sparsity_constraint` and its `_conf` ask for.
+    """Return the constraint that `sparsity_constraint` and its `_conf` ask for.
 
     Raises:
         ValueError: an unknown name or option, or a value that makes no sense

@@ -1,4 +1,4 @@
-"""The preparation of a training: what a pruned one needs, or why it cannot be."""
+"""Before a training begins, it gets what pruning needs, or is refused with the reason."""
 
 import argparse
 from pathlib import Path
@@ -42,14 +42,13 @@ def prepare_training(
     optimizers: list[torch.optim.Optimizer],
     model: Any,
 ) -> None:
-    """Make one of ESPnet's trainings ours, before it begins; or leave it alone, where it
-    has nothing of ours.
+    """Prepare one of ESPnet's trainings that uses our classes; leave others alone.
 
     Args:
-        task: the one that trains
+        task: the task that trains
         args: all options of the training
-        optimizers: of the model's parameters
-        model: as `args` describe it
+        optimizers: the optimizers of the model's parameters
+        model: the model that `args` describe
 
     Raises:
         ValueError: see `prepare` and `check_resumable`
@@ -59,7 +58,7 @@ def prepare_training(
     if args.collect_stats or not (ours or isinstance(model, L0Distilled)):
         return
     prepare(args, model, optimizers[0])
-    if args.output_dir is not None:  # else it is built for other ends than training
+    if args.output_dir is not None:  # otherwise nothing will be trained
         folder = Path(args.output_dir)
         if args.resume:
             check_resumable(folder, args, model)
@@ -68,21 +67,20 @@ def prepare_training(
 
 
 def prepare(args: argparse.Namespace, model: Any, optimizer: Any) -> None:
-    """Give a model and its optimizer what a training needs, whoever the trainer is: the
-    controller of the gates, and the teacher.
+    """Give a model and its optimizer what training needs: gates' controller and teacher.
 
-    From then on the model's loss is all that it is to be trained by, and the optimizer's
-    `step` makes whole updates; the trainer calls `model.controller.begin_epoch` before
-    each epoch.
+    Any trainer will do. From then on the model's loss is all that it is trained by, and
+    the optimizer's `step` makes whole updates; the trainer calls
+    `model.controller.begin_epoch` before each epoch.
 
     Args:
         args: all options of the training
-        model: as `args` describe it
-        optimizer: of its parameters
+        model: the model that `args` describe
+        optimizer: the optimizer of its parameters
 
     Raises:
-        ValueError: a combination of options that cannot prune; see `SparsityController`
-            and `Teacher`
+        ValueError: a combination of options that cannot prune; see also
+            `SparsityController` and `Teacher`
     """
     check_trainable(args)
     note_input_(model, args)
@@ -112,24 +110,25 @@ def prepare(args: argparse.Namespace, model: Any, optimizer: Any) -> None:
 
 
 def check_trainable(args: argparse.Namespace) -> None:
-    """Refuse what cannot be trained with gates or a teacher, by the options alone; so
-    that `adopt` refuses it too.
+    """Refuse options that cannot be trained with gates or a teacher.
+
+    The options alone decide, so that `adopt` can refuse them too.
 
     Raises:
         ValueError: such an option
     """
     refuse_adapters(args)
     if is_pruned(args):
-        patience = args.patience  # of losses that rise with sparsity
+        patience = args.patience  # losses rise with the sparsity
         _require(patience is None, "patience", patience, "null")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
-    if getattr(args, "model", None) != "l0_distill":  # st has none
+    if getattr(args, "model", None) != "l0_distill":  # the st task has no such option
         return
     deepspeed = getattr(args, "use_deepspeed", False)
     _require(not deepspeed, "use_deepspeed", deepspeed, "false")
     for name in ("postencoder", "postdecoder", "deliberationencoder"):
-        more = getattr(args, name, None)  # the last two in slu
+        more = getattr(args, name, None)  # the last two exist in slu
         expected = "none, as no teacher follows one: choose an experiment without"
         _require(more is None, name, more, expected)
     durations = args.model_conf.get("transducer_multi_blank_durations")
@@ -140,7 +139,7 @@ def check_trainable(args: argparse.Namespace) -> None:
 def _require_prunable(
     args: argparse.Namespace, optimizer: Any, model: Any, gated: bool
 ) -> None:
-    """Raise ValueError for parts of which one prunes and another does not."""
+    """Raise ValueError where some options prune and others do not."""
     able, name = ", ".join(ENCODERS), getattr(args, "sparsity_scheduler", None)
     _require(gated, "encoder", args.encoder, f"one of {able}, with some `units`")
     _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
@@ -149,7 +148,7 @@ def _require_prunable(
 
 
 def require_gates_in_scope(model: Any, goal: Goal) -> None:
-    """Raise ValueError for gates that no budget would hold, or none that one could."""
+    """Raise ValueError for gates outside the goal's scope, or a scope without gates."""
     for name in ("encoder", "decoder"):
         network, scope = getattr(model, name), goal.scope
         gated = isinstance(network, L0Network) and bool(network.gated_sites())

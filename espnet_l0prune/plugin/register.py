@@ -1,4 +1,7 @@
-"""The names that ESPnet knows us by, and where we come into its trainings."""
+"""ESPnet knows our classes by the names that are registered here.
+
+Here we also step into its trainings.
+"""
 
 import argparse
 import functools
@@ -13,13 +16,14 @@ from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import TASKS
+from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.options import CHOICES, inline_structure, settle_options
 from espnet_l0prune.plugin.prepare import check_optimizer, prepare_training
 from espnet_l0prune.plugin.trainer import L0Trainer
 
-# The classes of `model: l0_distill`; a task without one can only use what was cut.
+# The classes of `model: l0_distill`; a task without one can only use cut models.
 MODELS = {
     "asr": ("espnet_l0prune.plugin.model", "L0DistillModel"),
     "s2t": ("espnet_l0prune.plugin.model_s2t", "L0DistillS2TModel"),
@@ -28,12 +32,15 @@ MODELS = {
 
 
 def register(name: str = "asr") -> None:
-    """Enter our classes into the registries of a task of ESPnet's, by its short name.
+    """Enter our classes into the registries of one of ESPnet's tasks.
 
-    All of them or none; a second call changes nothing.
+    Either all of them are entered or none; a second call changes nothing.
+
+    Args:
+        name: the task's short name, such as `asr`
 
     Raises:
-        RuntimeError: something else has taken one of the names
+        RuntimeError: another extension has taken one of the names
     """
     module = importlib.import_module(f"espnet2.tasks.{name}")
     task = getattr(module, TASKS[name])
@@ -47,9 +54,9 @@ def register(name: str = "asr") -> None:
         where, what = MODELS[name]
         model = getattr(importlib.import_module(where), what)
         entries.append(("model", module.model_choices.classes, {"l0_distill": model}))
-        there = {choices.name: choices for choices in task.class_choices_list}
-        entries.append(("option", there, {choices.name: choices for choices in CHOICES}))
-        options = [choices for choices in CHOICES if choices.name not in there]
+        known = {choices.name: choices for choices in task.class_choices_list}
+        entries.append(("option", known, {choices.name: choices for choices in CHOICES}))
+        options = [choices for choices in CHOICES if choices.name not in known]
     for what, registry, ours in entries:
         _require_free(what, registry, ours)
     for _, registry, ours in entries:
@@ -72,7 +79,13 @@ def _require_free(what: str, registry: Mapping, ours: Mapping) -> None:
 
 
 def _wrap(task: type[AbsTask], name: str, around: Callable[[Any], Any]) -> None:
-    """Put `around` around a class method of a task; once, also where it is inherited."""
+    """Wrap a class method of a task, once, also where it is inherited.
+
+    Args:
+        task: the task
+        name: the method's name
+        around: returns the wrapper of a function
+    """
     inner = getattr(task, name).__func__
     if not getattr(inner, "runs_l0prune", False):
         wrapped: Any = functools.wraps(inner)(around(inner))
@@ -82,6 +95,7 @@ def _wrap(task: type[AbsTask], name: str, around: Callable[[Any], Any]) -> None:
 
 def _building(inner: Any) -> Any:
     def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
+        refuse_moved(cls, args)
         inline_structure(args)
         model = inner(cls, args)
         settle_options(args)
@@ -104,8 +118,10 @@ def _preparing(inner: Any) -> Any:
 
 def _training(inner: Any) -> Any:
     def main_worker(cls: type[AbsTask], args: argparse.Namespace) -> None:
-        """With our trainer, in a task of this run's own: another run in this process has
-        the trainer that it would have without us."""
+        """Train with our trainer, in a subclass of the task that only this run uses.
+
+        Another run in this process has the trainer that it would have without us.
+        """
         if getattr(args, "model", None) == "l0_distill" and cls.trainer is Trainer:
             cls = type(cls.__name__, (cls,), {"trainer": L0Trainer})
         inner(cls, args)

@@ -1,4 +1,4 @@
-"""What ESPnet's reporter leaves in a checkpoint, in whichever ESPnet.
+"""Every ESPnet's reporter leaves data in a checkpoint, in different forms.
 
 Up to 202511 it saved times and NumPy's numbers as they are, which torch takes for safe
 only where it is told so; from 202609 on they are plain data.
@@ -13,15 +13,15 @@ SECONDS = "__timedelta_seconds__"
 
 
 def reported_types() -> list[Any]:
-    """What it saves beside plain data, for `torch.serialization.safe_globals`."""
+    """Return a reporter's types, in the form that torch's safe_globals takes."""
     value = np.float64(0)
     scalar = value.__reduce__()[0]
     types = [datetime.timedelta, scalar, np.dtype, type(value.dtype)]
-    return [*types, (scalar, "numpy.core.multiarray.scalar")]  # the last of NumPy 1
+    return [*types, (scalar, "numpy.core.multiarray.scalar")]  # NumPy 1's name
 
 
 def reported_seconds(value: object) -> object:
-    """Of a time in either form, its seconds, as they are; None for anything else."""
+    """Return the seconds of a time in either form; None for anything else."""
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     return value.get(SECONDS) if isinstance(value, dict) else None

@@ -1,8 +1,8 @@
-"""What a resumed run must have in common with the one that it continues.
+"""A resumed run must have most options in common with the run that it continues.
 
-A run that is resumed shall be the run that never stopped. ESPnet compares nothing, and
-writes config.yaml anew before it trains; so the earlier one is read in time, and kept
-until the first epoch begins, in which a run can still be refused.
+It should be the run that never stopped. ESPnet compares no options, and overwrites
+config.yaml before it trains. So the earlier one is read in time, and kept until the first
+epoch begins, since a run can still be refused until then.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from espnet_l0prune.core.files import replace
 from espnet_l0prune.plugin.experiment import read_config
 
 EARLIER = "config.previous.yaml"
-# What belongs to one call of ESPnet's command, and not to what is trained.
+# Options of one call of ESPnet's command, which do not describe what is trained.
 RUN = (
     "config",
     "collect_stats",
@@ -49,8 +49,8 @@ RUN = (
     "wandb_id",
     "write_collected_feats",
 )
-# What else a resumed run may have otherwise: how long it is, what it runs on, what it
-# writes, how it is validated, and where files are.
+# Options that a resumed run may change: how long it is, what it runs on, what it writes,
+# how it is validated, and where files are.
 MAY_CHANGE = {
     *RUN,
     "max_epoch",
@@ -74,11 +74,11 @@ def check_options(folder: Path, args: argparse.Namespace) -> None:
     """Compare options with those of the run in a folder, and say what has changed.
 
     Args:
-        folder: the run's, before ESPnet writes config.yaml there
+        folder: the run's folder, before ESPnet overwrites its config.yaml
         args: all options of the call that resumes it
 
     Raises:
-        ValueError: options with which the rest of the run would be another
+        ValueError: changed options that would make the rest of the run another one
     """
     earlier = folder / EARLIER if (folder / EARLIER).exists() else folder / "config.yaml"
     try:
@@ -99,32 +99,33 @@ def check_options(folder: Path, args: argparse.Namespace) -> None:
 
 
 def keep_config(folder: Path) -> None:
-    """Copy config.yaml, before ESPnet writes it anew, unless that is kept already."""
+    """Copy config.yaml before ESPnet overwrites it, unless a copy is there already."""
     config = folder / "config.yaml"
     if config.exists() and not (folder / EARLIER).exists():
         replace(folder / EARLIER, lambda path: shutil.copyfile(config, path))
 
 
 def restore_config(folder: Path) -> None:
-    """Have config.yaml again as it was, unless the run trains with the new one."""
+    """Restore the earlier config.yaml, unless the run trains with the new one."""
     if (folder / EARLIER).exists():
         os.replace(folder / EARLIER, folder / "config.yaml")
 
 
 def forget_config(folder: Path) -> None:
-    """Let the new config.yaml be the run's, now that an epoch begins."""
+    """Drop the earlier config.yaml, now that an epoch begins with the new one."""
     (folder / EARLIER).unlink(missing_ok=True)
 
 
 def _plain(config: Mapping) -> dict:
-    """As it is read from a file: no tuples."""
+    """Return a configuration as it would be read from a file, without tuples."""
     return json.loads(json.dumps(config, default=str))
 
 
 def _differences(old: Mapping, new: Mapping) -> Iterator[tuple[str, str]]:
-    """Options by name, with what they were and are; those of a `_conf` one by one.
+    """Yield changed options by name, with what they were and are.
 
-    Options that only one of them has are of another version of ESPnet.
+    Options in a `_conf` are compared one by one. Options that only one of both has belong
+    to another version of ESPnet, and are left out.
     """
     for name in (name for name in old if name in new):
         one, two = old[name], new[name]

@@ -1,7 +1,7 @@
-"""Our options in a training configuration as a JSON schema, for editors.
+"""Our options in a training's configuration have a JSON schema, for editors.
 
-Types and defaults are those of the signatures, texts those of the docstrings, limits
-those of `RANGES`.
+Types and defaults come from the signatures, texts from the docstrings, and limits from
+`RANGES`.
 """
 
 import collections.abc
@@ -28,12 +28,12 @@ PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 def schema() -> dict:
-    """Of all options that this package adds; ESPnet's own are let through."""
+    """Return the schema of all options that this package adds; others are accepted."""
     network, model = options(L0Network), options(L0Distilled)
     network["gate"]["enum"] = [*GATES]
     kinds = {"type": "array", "items": {"enum": [*UNITS]}}
     network["units"]["anyOf"] = [{"enum": [*WORDS]}, kinds]
-    network["structure"]["anyOf"].append({"type": "string"})  # or the file that has it
+    network["structure"]["anyOf"].append({"type": "string"})  # or the path of a file
     for name, choices in CHOICES.items():
         model[name]["enum"] = [*choices]
     goal, schedule = options(Goal), shared(SCHEDULERS.values())
@@ -51,11 +51,11 @@ def schema() -> dict:
         "sparsity_scheduler_conf": schedule,
         "sparsity_constraint_conf": constraint,
     }
-    for part, found in ranged.items():
+    for part, properties in ranged.items():
         for name, limits in RANGES[part].items():
-            if name != "target":  # a number, or several
-                found[name] |= limits.schema()
-    # where versions up to 0.1.0 had them
+            if name != "target":  # its schema has the limits already
+                properties[name] |= limits.schema()
+    # versions up to 0.1.0 had the goal's options in the schedule
     before = {name: {**option, "deprecated": True} for name, option in goal.items()}
     decoder = network | {"random_features": False}
     return {
@@ -82,22 +82,22 @@ def schema() -> dict:
 
 
 def ours_or_stock(names: Iterable[str]) -> dict:
-    """A name of ours, or one that does not look like one: ESPnet's."""
+    """Return the schema of a name of ours, or of one without our prefix, l0_."""
     return {"anyOf": [{"enum": [*names]}, {"not": {"pattern": "^l0_"}}]}
 
 
 def shared(classes: Iterable[type]) -> dict[str, dict]:
-    """The options of classes of which one is chosen: what they differ in is left out."""
-    found: dict[str, dict] = {}
+    """Return the options of classes of which one is chosen, without what differs."""
+    options_of: dict[str, dict] = {}
     for each in classes:
         for name, option in options(each).items():
-            known = found.setdefault(name, option)
-            found[name] = {k: v for k, v in known.items() if option.get(k) == v}
-    return found
+            known = options_of.setdefault(name, option)
+            options_of[name] = {k: v for k, v in known.items() if option.get(k) == v}
+    return options_of
 
 
 def closed(properties: Mapping[str, dict]) -> dict:
-    """A mapping of which all options are ours."""
+    """Return the schema of a mapping that has no options but these."""
     return {
         "type": "object",
         "properties": dict(properties),
@@ -106,9 +106,11 @@ def closed(properties: Mapping[str, dict]) -> dict:
 
 
 def options(cls: Any) -> dict[str, dict]:
-    """A class's own options: type, default, text. Of a class that is mixed with one of
-    ESPnet's, these are the keyword-only ones."""
-    found, texts = {}, docstring_of(cls)
+    """Return a class's own options by name, each with type, default and text.
+
+    A class that is mixed with one of ESPnet's has its own options keyword-only.
+    """
+    own_options, texts = {}, docstring_of(cls)
     hints = typing.get_type_hints(cls.__init__)
     own = [
         p for p in inspect.signature(cls.__init__).parameters.values() if p.name in hints
@@ -118,16 +120,16 @@ def options(cls: Any) -> dict[str, dict]:
         name = parameter.name
         if parameter.kind == parameter.VAR_KEYWORD or name == "params":
             continue
-        found[name] = type_of(hints[name])
+        own_options[name] = type_of(hints[name])
         if parameter.default is not parameter.empty:
-            found[name]["default"] = parameter.default
+            own_options[name]["default"] = parameter.default
         if name in texts:
-            found[name]["description"] = texts[name]
-    return found
+            own_options[name]["description"] = texts[name]
+    return own_options
 
 
 def type_of(hint: object) -> dict:
-    """A type hint in JSON schema's terms; nothing is asked of what has none."""
+    """Return a type hint as JSON schema; an unknown hint accepts anything."""
     if hint in PLAIN:
         return {"type": PLAIN[hint]}
     if hint is type(None):
@@ -147,9 +149,9 @@ def type_of(hint: object) -> dict:
 
 def docstring_of(cls: type) -> dict[str, str]:
     """Return what the docstrings of a class and its bases say of each argument."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for argument in parse(base.__doc__ or "").params:
             text = " ".join((argument.description or "").split())
-            found |= dict.fromkeys(argument.arg_name.split(", "), text)
-    return found
+            texts |= dict.fromkeys(argument.arg_name.split(", "), text)
+    return texts

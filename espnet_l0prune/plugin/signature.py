@@ -1,4 +1,4 @@
-"""Options of our classes: those of the ESPnet class behind them, and our own."""
+"""Options of our classes are checked against signatures, ESPnet's and our own."""
 
 import difflib
 import inspect
@@ -13,10 +13,10 @@ from espnet_l0prune.core.ranges import RANGES
 
 
 def show_stock_options(cls: Any, ours: Any, stock: Any) -> None:
-    """Let `asr_train --print_config` list ESPnet's options behind `**conf` too.
+    """Let `asr_train --print_config` also list the options of ESPnet behind `**conf`.
 
     Args:
-        cls: whose signature to set
+        cls: the class whose signature is set
         ours: the class whose __init__ has our options
         stock: ESPnet's class
     """
@@ -32,14 +32,16 @@ def show_stock_options(cls: Any, ours: Any, stock: Any) -> None:
 def check_options(
     cls: Any, given: Mapping[str, object], where: str, more: Iterable[str] = ()
 ) -> None:
-    """Refuse an option that `cls` does not have, and name the nearest that it has; or a
-    value of another type than it takes. Numbers that have a range are left to `cls`.
+    """Refuse options that a class does not have, and values of a wrong type.
+
+    The message names the nearest known option. Numbers with a range are left to the
+    class.
 
     Args:
-        cls: whose options they are
+        cls: the class that has the options
         given: the options by name
-        where: their place in the configuration, for the message
-        more: names that are known beside those of `cls`
+        where: their part of the configuration, for the message
+        more: known names in addition to those of `cls`
 
     Raises:
         ValueError: an unknown option, or a value of a wrong type

@@ -1,4 +1,4 @@
-"""What is left of every block and module, as a heat map with the numbers in it."""
+"""A heat map shows what is left of every block and module, with numbers in it."""
 
 import math
 import re
@@ -16,21 +16,23 @@ from espnet_l0prune.core.files import replace
 from espnet_l0prune.networks.blocks import KINDS
 from espnet_l0prune.networks.sites import find_sites
 
-Units = Mapping[str, tuple[int, int]]  # by kind: before, now
-WIDTH = "stream", "width"  # of a block: its name in a path, and in the picture
+Units = Mapping[str, tuple[int, int]]  # numbers of units before and now, by kind
+WIDTH = "stream", "width"  # a block's width: its name in paths, and in pictures
 BLOCK = re.compile(r"(\w+)\.(?:encoders|decoders)\.(\d+)\.(\w+)$")
 CONVOLUTION = re.compile(r"(\w+)\.embed\.conv\.\d+$")
-Cell = tuple[float, str]  # share that is left, and its label
+Cell = tuple[float, str]  # the share that is left, and its label
 
 
 def share_left(units: Units) -> float:
-    """Of a module, in [0, 1]: the product over its kinds of units."""
+    """Return the share that is left of a module, the product over its kinds of units."""
     return math.prod(now / before for before, now in units.values() if before)
 
 
 def label(units: Units) -> str:
-    """The units of the kind that lost most, now and before; else of the first kind that
-    is no whole module."""
+    """Return the number of units now and before, of the kind that has lost most.
+
+    If none has lost any, it is the number of the first kind that is not a whole module.
+    """
     several = [(now / n, now, n) for n, now in units.values() if n > 1]
     if not several:
         return "kept" if share_left(units) else "cut"
@@ -43,8 +45,11 @@ def label(units: Units) -> str:
 def grid(
     modules: Mapping[str, Units], network: str = "encoder"
 ) -> dict[str, list[Cell | None]]:
-    """Rows of cells: the front end's convolutions, the residual stream's width where it
-    is less, then the modules of each block; None where a block has no such module.
+    """Return the cells of a picture, row by row.
+
+    The rows are the front end's convolutions, the residual stream's width where it has
+    become less, and the modules of each block; None stands where a block has no such
+    module.
 
     Args:
         modules: units by the path of each module in the model
@@ -56,7 +61,7 @@ def grid(
         convolution, module = CONVOLUTION.match(path), BLOCK.match(path)
         share = share_left(units)
         block = path.rpartition(".")[0]
-        if not share_left(modules.get(block, {})):  # the whole block is gone
+        if not share_left(modules.get(block, {})):  # the whole block was cut
             share, units = 0.0, {"blocks": (1, 0)}
         if convolution and convolution[1] == network:
             front.append((share, f"conv {len(front) + 1}\n{label(units)}"))
@@ -73,25 +78,28 @@ def grid(
 
 
 def columns(modules: Mapping[str, Units], network: str = "encoder") -> dict[str, str]:
-    """What the blocks have, in the order of computation: the names of their branches in
-    a path, with those in a picture; their width, where some have less."""
-    there = {
+    """Return what the blocks have, in the order of computation.
+
+    These are the names of their branches in a path, with those in a picture, and their
+    width where some blocks have less.
+    """
+    names = {
         m[3]
         for path, units in modules.items()
         if (m := BLOCK.match(path)) and m[1] == network
         if m[3] != WIDTH[0] or share_left(units) < 1
     }
-    branches = there - {WIDTH[0]}
+    branches = names - {WIDTH[0]}
     layout = max(KINDS, key=lambda kind: len(branches & kind.layout.keys())).layout
-    found = {name: place.label for name, place in layout.items() if name in branches}
-    found |= {name: name for name in sorted(branches - found.keys())}
-    return found | ({WIDTH[0]: WIDTH[1]} if WIDTH[0] in there else {})
+    labels = {name: place.label for name, place in layout.items() if name in branches}
+    labels |= {name: name for name in sorted(branches - labels.keys())}
+    return labels | ({WIDTH[0]: WIDTH[1]} if WIDTH[0] in names else {})
 
 
 def draw_structure(
     axes: Axes, modules: Mapping[str, Units], network: str = "encoder"
 ) -> None:
-    """Draw what is left: dark is all, light is nothing; the bottom block is the lowest.
+    """Draw what is left: dark is all, light is nothing; the first block is at the bottom.
 
     Args:
         modules, network: see `grid`
@@ -125,7 +133,7 @@ def draw_structure(
 
 
 def structure_figure(modules: Mapping[str, Units], network: str) -> Figure:
-    """A figure of its own, as large as the grid asks; arguments as of `grid`."""
+    """Return a figure as large as the grid needs; see `grid` for the arguments."""
     width = 1.4 + max(len(columns(modules, network)), 3)
     height = 0.9 + 0.32 * len(grid(modules, network))
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -134,11 +142,11 @@ def structure_figure(modules: Mapping[str, Units], network: str) -> Figure:
 
 
 def units_left(network: nn.Module, path: str) -> dict[str, Units]:
-    """Units of each module, now and of those that the open gates leave.
+    """Return the units of each module, now and once the closed ones are cut.
 
     Args:
         network: ESPnet's encoder or decoder
-        path: of the network in the model
+        path: path of the network in the model
     """
     return {
         f"{path}.{site.name}": {
@@ -156,13 +164,16 @@ def plot_epoch(
     summary_writer: Any,
     use_wandb: bool,
 ) -> None:
-    """Draw what the open gates leave, beside ESPnet's attention plots: into a folder, and
-    into TensorBoard and W&B where these are used.
+    """Draw what the open gates leave, as ESPnet draws attention plots.
+
+    The picture goes into a folder, and into TensorBoard and W&B where these are used.
 
     Args:
-        model: ESPnet's
-        folder: for NETWORK.EPOCHep.png
-        summary_writer: TensorBoard's, or None
+        model: ESPnet's model
+        epoch: number of the epoch
+        folder: the folder for NETWORK.EPOCHep.png
+        summary_writer: that of TensorBoard, or None
+        use_wandb: whether W&B is used
     """
     for path in ("encoder", "decoder"):
         network = getattr(model, path)

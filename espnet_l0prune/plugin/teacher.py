@@ -1,4 +1,4 @@
-"""The unpruned model, run beside the student on what the student's encoder gets."""
+"""The teacher is the unpruned model, which runs on what the student's encoder reads."""
 
 import logging
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from espnet_l0prune.plugin.experiment import load_model
 
 @dataclass
 class Trace:
-    """What one forward of an encoder and a decoder took and gave."""
+    """A `Trace` holds what encoder, decoder and heads take and return in a forward."""
 
     encoder_args: tuple = ()
     encoder_kwargs: dict = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Trace:
 
 @contextmanager
 def record(model: AbsESPnetModel) -> Iterator[Trace]:
-    """Watch the model's encoder, its blocks and its heads, without touching them."""
+    """Record one forward of a model's encoder, its blocks and its heads, by hooks."""
     trace = Trace()
 
     def on_encoder(_, args, kwargs, output):
@@ -45,7 +45,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         trace.block_args[i], trace.blocks[i] = args, block_of(block).stream(output)
 
     def on_decoder(_, args, output):
-        if not trace.decoder_args:  # a transducer decodes too, to report error rates
+        if not trace.decoder_args:  # a transducer also decodes, to report error rates
             trace.decoder_args, trace.decoder_out = args, Block.stream(output)
 
     def on_joint(_, args, output):
@@ -53,7 +53,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
             trace.joint_out = output
 
     def on_ctc(_, args, output):
-        # conditioning reads it before the encoder is done, intermediate CTC later
+        # conditioning calls it before the encoder is done, intermediate CTC afterwards
         if trace.encoder_out is not None and trace.ctc_out is None:
             trace.ctc_out = output
 
@@ -74,13 +74,13 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
 
 
 class Teacher:
-    """A trained model that only gives targets.
+    """A `Teacher` is a trained model that only gives targets.
 
-    It is no nn.Module, so it is in no checkpoint, no optimizer and no `.train()`.
+    It is not an nn.Module, so no checkpoint, optimizer or `.train()` includes it.
 
     Args:
-        config_file, model_file: of the teacher's experiment
-        student: the model that will learn from it; the teacher goes to its device
+        config_file, model_file: configuration and checkpoint of the teacher's experiment
+        student: the model that will learn from it, to whose device the teacher goes
 
     Raises:
         ValueError: files that are missing or damaged, or a teacher that does not fit
@@ -138,13 +138,13 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, student: Trace) -> Trace:
-        """Run on the student's encoder input and decoder input.
+        """Run the teacher on the student's encoder input and decoder input.
 
         Args:
-            student: of the student's forward
+            student: the trace of the student's forward
 
         Returns:
-            that of the teacher's
+            the trace of the teacher's forward
         """
         kwargs = dict(student.encoder_kwargs)
         if "ctc" in kwargs:

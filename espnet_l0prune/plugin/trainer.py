@@ -1,8 +1,8 @@
-"""ESPnet's trainer, for runs that are pruned: nothing that was finished is ever lost.
+"""This is ESPnet's trainer for runs that are pruned; it never loses a finished epoch.
 
-ESPnet writes a checkpoint in place, so that a kill in the middle leaves half a file.
-Here each epoch begins with a copy of the last whole checkpoint, and resuming takes it
-where the newer one is damaged.
+ESPnet writes a checkpoint in place, so a kill in the middle leaves half a file. Here each
+epoch begins by copying the last whole checkpoint, and resuming takes the copy where the
+newer one is damaged.
 """
 
 import logging
@@ -24,11 +24,11 @@ PREVIOUS = "checkpoint.previous.pth"
 
 
 class L0Trainer(Trainer):
-    """The trainer of `l0_distill` models under a sparsity constraint."""
+    """An `L0Trainer` trains `l0_distill` models under a sparsity constraint."""
 
     @classmethod
     def run(cls, *, trainer_options, **kwargs):
-        """Train; where no epoch began, config.yaml is again what it was before."""
+        """Train; if no epoch was begun, restore the earlier config.yaml."""
         try:
             super().run(trainer_options=trainer_options, **kwargs)
         finally:
@@ -39,15 +39,18 @@ class L0Trainer(Trainer):
     def train_one_epoch(
         cls, model, iterator, optimizers, options, distributed_option, **kwargs
     ):
-        """Keep the last checkpoint, then train; see `SparsityController.begin_epoch`."""
+        """Keep the last checkpoint, fit the schedule to the run, then train.
+
+        See `SparsityController.begin_epoch` for what may be raised.
+        """
         folder = Path(options.output_dir)
-        # in a notebook, another model may come after the pruned one
+        # in a notebook, a model without a controller may follow a pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
         done = kwargs["reporter"].get_epoch() - 1
         if controller is not None:
             try:
                 updates = len(iterator) // options.accum_grad
-            except TypeError:  # a generator, whose length nobody knows
+            except TypeError:  # a generator has no length
                 updates = None
             controller.begin_epoch(updates, options.max_epoch, done)
             if not controller.on_budget:
@@ -56,7 +59,7 @@ class L0Trainer(Trainer):
         if first:
             forget_config(folder)
             keep_checkpoint(folder, done)
-        # what accum_grad left of the last epoch would be gone in a resumed run
+        # a resumed run would not have what accum_grad left over from the last epoch
         for optimizer in optimizers:
             optimizer.zero_grad()
         invalid = super().train_one_epoch(
@@ -81,7 +84,7 @@ class L0Trainer(Trainer):
 
     @staticmethod
     def resume(checkpoint, model, reporter, *args, **kwargs):
-        """Go on from the newest whole checkpoint; write again what a kill left out.
+        """Go on from the newest whole checkpoint, and restore what a kill has damaged.
 
         Raises:
             ValueError: see `SparsityController.check_settings`
@@ -98,7 +101,7 @@ class L0Trainer(Trainer):
         with torch.serialization.safe_globals(reported_types()):
             Trainer.resume(chosen, model, reporter, *args, **kwargs)
         epoch = checkpoint.with_name(f"{reporter.get_epoch()}epoch.pth")
-        if is_first() and not is_whole(epoch):  # killed between the checkpoint and this
+        if is_first() and not is_whole(epoch):  # it was killed after the checkpoint
             logging.warning(f"{epoch} is damaged or missing: written again")
             replace(epoch, lambda path: save(model.state_dict(), path))
             latest = checkpoint.with_name("latest.pth")
@@ -106,14 +109,14 @@ class L0Trainer(Trainer):
 
 
 def is_first() -> bool:
-    """Whether this process is the only one of a training, or the first of several."""
+    """Return whether this process is the first, or the only one, of a training."""
     return not torch.distributed.is_initialized() or not torch.distributed.get_rank()
 
 
 def forget_plateaus_(schedulers: Sequence[AbsScheduler | None]) -> None:
-    """Let schedulers that wait for a figure of the validation begin to wait.
+    """Reset schedulers that wait for a figure of the validation to improve.
 
-    While the target sparsity rises, the figure may get worse with nothing being wrong.
+    While the target sparsity rises, the figure may get worse although nothing is wrong.
     """
     for scheduler in schedulers:
         if isinstance(scheduler, AbsValEpochStepScheduler):
@@ -121,16 +124,16 @@ def forget_plateaus_(schedulers: Sequence[AbsScheduler | None]) -> None:
 
 
 def check_resumable(folder: Path, args: Namespace, model: torch.nn.Module) -> None:
-    """Before ESPnet writes config.yaml anew, refuse to go on with another run.
+    """Refuse to continue another run, before ESPnet overwrites its config.yaml.
 
     Args:
-        folder: of the run
-        args: all options of the call that resumes it
-        model: as it is built from them
+        folder: the run's folder
+        args: all options of the call that resumes the run
+        model: the model built from them
 
     Raises:
-        ValueError: a checkpoint of another architecture, with the first difference, or
-            of other settings or options
+        ValueError: a checkpoint of another architecture, with the first difference, or of
+            other settings or options
         RuntimeError: see `choose_checkpoint`
     """
     checkpoint = folder / "checkpoint.pth"
@@ -138,15 +141,15 @@ def check_resumable(folder: Path, args: Namespace, model: torch.nn.Module) -> No
     if chosen is None:
         return
     states = torch.load(chosen, map_location="meta", weights_only=False)
-    ours, theirs = (
+    built, saved = (
         {name: tuple(value.shape) for name, value in state.items()}
         for state in (portable(model), portable(model, states["model"]))
     )
-    for name in {**theirs, **ours}:
-        if ours.get(name) != theirs.get(name):
+    for name in {**saved, **built}:
+        if built.get(name) != saved.get(name):
             raise ValueError(
                 f"{chosen} is of another architecture: {name} has shape "
-                f"{theirs.get(name, 'none')} there, {ours.get(name, 'none')} in this "
+                f"{saved.get(name, 'none')} there, {built.get(name, 'none')} in this "
                 "model. Resume with the configuration that it was trained with, or "
                 "train into another --output_dir."
             )
@@ -154,7 +157,7 @@ def check_resumable(folder: Path, args: Namespace, model: torch.nn.Module) -> No
     for group in states["optimizers"][0]["param_groups"]:
         if controller is not None and "settings" in group:
             controller.check_settings(group["settings"])
-    if is_first():  # which will write config.yaml
+    if is_first():  # this process will write config.yaml
         check_options(folder, args)
 
 
@@ -162,7 +165,9 @@ def keep_checkpoint(folder: Path, epochs: int) -> None:
     """Copy the last epoch's checkpoint, if it is whole, before the next is written.
 
     Args:
-        epochs: that this run has finished; before the first, what is there is of another
+        folder: the run's folder
+        epochs: number of epochs that this run has finished; before the first, the
+            checkpoint is another run's
     """
     checkpoint = folder / "checkpoint.pth"
     if not epochs:
@@ -172,12 +177,12 @@ def keep_checkpoint(folder: Path, epochs: int) -> None:
 
 
 def choose_checkpoint(checkpoint: Path) -> Path | None:
-    """The checkpoint to resume from: the newest that is whole.
+    """Return the newest whole checkpoint, from which to resume.
 
-    None where the run was killed while it saved its first epoch.
+    It is None if the run was killed while it saved its first epoch.
 
     Raises:
-        RuntimeError: none is whole, though epochs were finished
+        RuntimeError: no checkpoint is whole, although epochs were finished
     """
     if is_whole(checkpoint):
         return checkpoint

@@ -1,4 +1,4 @@
-"""A loss for transducers where the package is missing that ESPnet takes it from."""
+"""ESPnet takes the transducer loss from a package, which may be missing."""
 
 import contextlib
 import importlib.util
@@ -13,8 +13,11 @@ PACKAGE = "warprnnt_pytorch"
 
 @contextlib.contextmanager
 def loss_at_hand() -> Iterator[None]:
-    """A while in which the models of ESPnet find a transducer loss, of which they keep
-    one: that of warprnnt_pytorch, or ESPnet's own where this is not installed."""
+    """Provide a transducer loss for models that ESPnet builds within a `with` block.
+
+    It is that of warprnnt_pytorch, or ESPnet's own where this is not installed; a model
+    keeps the one that it finds.
+    """
     if PACKAGE in sys.modules or importlib.util.find_spec(PACKAGE):
         yield
         return

@@ -1,9 +1,9 @@
-"""Names of weights, which ESPnet 202609 changed: any release's are read, and what is kept
-has those that each release reads.
+"""ESPnet 202609 renamed weights: we read the names of any release, and keep names that
+every release reads.
 
-The last layer of a subsampling was `out.0`, its positional encoding `out.1`; since then
-they are `out` and `pos_enc`. ESPnet 202611 reads both, but not by `init_param`, where it
-drops the old names without a word, and the layer stays as it was drawn.
+The last layer of a subsampling was `out.0`, and its positional encoding `out.1`; since
+then they are `out` and `pos_enc`. ESPnet 202611 reads both, but not by `init_param`,
+where it silently drops the old names and leaves the layer as it was initialized.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,10 +20,11 @@ OLD = {"out.weight": "out.0.weight", "out.bias": "out.0.bias", "pos_enc.": "out.
 def portable(
     model: nn.Module, state: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """A model's weights by the names that every ESPnet reads.
+    """Return a model's weights by the names that every ESPnet reads.
 
     Args:
-        state: of this model, as any ESPnet names it; None for the model's own
+        model: the model
+        state: weights of this model under any ESPnet's names; None for its own
     """
     state = dict(model.state_dict() if state is None else state)
     for _, names in _subsamplings(model):
@@ -32,10 +33,12 @@ def portable(
 
 
 def read_any_names_(network: nn.Module) -> None:
-    """Let a network load weights by the names of any ESPnet, also where `init_param` has
-    put them beside the names of this one."""
+    """Let a network load weights under the names of any ESPnet.
+
+    This includes states in which `init_param` has put them beside this ESPnet's names.
+    """
     for module, names in _subsamplings(network):
-        if not isinstance(module.out, nn.Sequential):  # from 202609 on
+        if not isinstance(module.out, nn.Sequential):  # this is ESPnet 202609 or later
             names = {old: new for new, old in names.items()}
         network.register_load_state_dict_pre_hook(partial(_before_loading, names))
 
@@ -47,14 +50,14 @@ def _before_loading(
 
 
 def _subsamplings(network: nn.Module) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Each of them, with the old name of what is in it by the new one."""
+    """Yield each subsampling, with the old names of its parts by the new ones."""
     for path, module in network.named_modules():
         if isinstance(module, SUBSAMPLINGS):
             yield module, {f"{path}.{new}": f"{path}.{old}" for new, old in OLD.items()}
 
 
 def _rename_(state: dict, names: Mapping[str, str]) -> None:
-    """Change what names begin with; what was under the new name before goes."""
+    """Change prefixes of names; a weight that had the new name before is replaced."""
     for key in list(state):
         for one, other in names.items():
             if key.startswith(one):

@@ -1,1 +1,1 @@
-"""A page on experiments, from the files that they leave."""
+"""A report is a page on experiments, made from the files that they leave."""

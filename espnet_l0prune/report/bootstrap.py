@@ -1,4 +1,4 @@
-"""A confidence interval of what pruning costs in errors."""
+"""A confidence interval says how certain the errors are that pruning costs."""
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -9,17 +9,17 @@ def wer_difference_interval(
 ) -> tuple[float, float]:
     """Return the 95% bootstrap interval of the difference of two models' WER.
 
-    Whole utterances are drawn, for both models the same ones: words of an utterance fail
-    together, and the utterances that are hard for one model are hard for the other. The
-    seed is fixed. A single utterance says nothing of others, and has an interval of no
-    width. See Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
-    performance evaluation" (ICASSP 2004).
+    Whole utterances are drawn, the same ones for both models, because words of an
+    utterance fail together, and utterances that are hard for one model are hard for the
+    other. The seed is fixed. A single utterance says nothing about others, so that its
+    interval has no width. See Bisani and Ney, "Bootstrap estimates for confidence
+    intervals in ASR performance evaluation" (ICASSP 2004).
 
     Args:
         errors: insertions, deletions and substitutions in each utterance, (utterances,)
-        others: those of the model that it is compared with, (utterances,)
-        words: in the reference of each utterance, at least one, (utterances,)
-        draws: of as many utterances as there are
+        others: those of the model to compare with, (utterances,)
+        words: words in the reference of each utterance, at least one, (utterances,)
+        draws: number of draws, each of as many utterances as there are
 
     Returns:
         low and high end of (sum of errors - sum of others) / (sum of words), as shares
@@ -31,7 +31,7 @@ def wer_difference_interval(
     def difference(extra: np.ndarray, words: np.ndarray, axis: int) -> np.ndarray:
         return extra.sum(axis) / words.sum(axis)
 
-    found = bootstrap(
+    result = bootstrap(
         (extra, words),
         difference,
         n_resamples=draws,
@@ -41,5 +41,5 @@ def wer_difference_interval(
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    low, high = found.confidence_interval
+    low, high = result.confidence_interval
     return float(low), float(high)

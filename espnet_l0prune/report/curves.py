@@ -1,4 +1,4 @@
-"""Curves of a training, and what a model costs against its errors."""
+"""These curves show a training, and what models cost against their errors."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from matplotlib.ticker import LogFormatter
 from espnet_l0prune.report.results import Result
 from espnet_l0prune.report.run import Run
 
-# Okabe and Ito's, which colour-blind readers can tell apart; and marks for print, one
-# more than colours, so that 42 models look different
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and marks for print:
+# one more mark than colours, so that 42 models look different
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = {"target": ":", "expected": "--", "actual": "-"}
@@ -40,7 +40,7 @@ def updates(run: Run) -> list[int]:
 
 
 def draw_sparsity(axes: Axes, runs: Sequence[Run], cost: str) -> None:
-    """Target, expected and actual sparsity in a cost, after each epoch."""
+    """Draw target, expected and actual sparsity in a cost after each epoch."""
     for i, run in enumerate(runs):
         for what, line in LINES.items():
             name = f"sparsity_{what}_{cost}"
@@ -57,8 +57,10 @@ def draw_sparsity(axes: Axes, runs: Sequence[Run], cost: str) -> None:
 
 
 def _legend(axes: Axes, handles: Sequence[Artist] = ()) -> None:
-    """Above the curves, where it hides none of them; of all that has a label if no
-    handles are given."""
+    """Draw a legend above the curves, where it hides none of them.
+
+    Without handles, it is of all curves that have a label.
+    """
     handles = handles or axes.get_legend_handles_labels()[0]
     if handles:
         axes.figure.legend(
@@ -71,7 +73,7 @@ def _legend(axes: Axes, handles: Sequence[Artist] = ()) -> None:
 
 
 def names_of(runs: Sequence[Run]) -> list[Line2D]:
-    """A legend of the runs, where there are several."""
+    """Return the handles of a legend of the runs, if there are several."""
     if len(runs) == 1:
         return []
     return [
@@ -81,7 +83,7 @@ def names_of(runs: Sequence[Run]) -> list[Line2D]:
 
 
 def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
-    """A multiplier for each cost, and for each part that has its own."""
+    """Draw a multiplier for each cost, and for each part that has its own."""
     for i, run in enumerate(runs):
         for j, cost in enumerate(run.costs):
             prefix, style = f"{multiplier}_{cost}", ("-", "--", ":")[j % 3]
@@ -90,7 +92,7 @@ def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
             for k, name in enumerate(parts):
                 values = [epoch.valid.get(name, math.nan) for epoch in run.history]
                 label = f"{run.name}, {cost}" if len(runs) > 1 else cost
-                label = "_of another part" if k else label  # not in the legend
+                label = "_of another part" if k else label  # matplotlib hides it
                 axes.plot(updates(run), values, style, color=colour(i), label=label)
     axes.set_xlabel("updates")
     axes.set_ylabel(multiplier)
@@ -98,14 +100,14 @@ def draw_multiplier(axes: Axes, runs: Sequence[Run], multiplier: str) -> None:
 
 
 class _PlainFormatter(LogFormatter):
-    """Plain numbers: the page shows mathematical text as it is written."""
+    """This formatter writes plain numbers: the page renders no mathematical text."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def draw_losses(axes: Axes, run: Run) -> None:
-    """The parts of the training loss, and the validation's task loss."""
+    """Draw the parts of the training loss, and the task loss of the validation."""
     ours = any("loss_task" in epoch.train for epoch in run.history)
     task = "loss_task" if ours else "loss"
     for i, (name, label) in enumerate({task: "task", **LOSSES}.items()):
@@ -140,8 +142,10 @@ MEASURES = {
 
 
 def draw_costs(axes: Axes, results: Sequence[Result], cost: str) -> None:
-    """Word error rate against a cost, one of `MEASURES`; the dense model has the star. Of
-    models without one of both, nothing."""
+    """Draw word error rates against a cost, one of `MEASURES`; a star is the dense model.
+
+    Models without one of the two are left out.
+    """
     label, scale = MEASURES[cost]
     costs, rates = [], []
     for i, result in enumerate(results):

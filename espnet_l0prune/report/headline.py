@@ -1,4 +1,4 @@
-"""What a reader asks first: what was asked, what was reached, what it costs and saves."""
+"""Headlines say what a reader asks first: what was asked, reached, spent and saved."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,15 @@ from espnet_l0prune.report.values import count
 
 
 def headlines(runs: Sequence[Run], decoded: Mapping[Path, Sequence[Result]]) -> list[str]:
-    """A line for each experiment that is under way or pruned, and for each model that was
-    decoded beside a dense one: one for both where there is one of each. What is not known
-    is left out.
+    """Return a line for each pruned experiment, and for each model beside a dense one.
+
+    Experiments have a line if they are under way or pruned; models, if they were decoded
+    beside a dense model. Where there is one line of each, they are joined. What is not
+    known is left out.
 
     Args:
-        decoded: models by the file of their results
+        runs: the experiments
+        decoded: the models that were decoded, by the file of their results
     """
     lines = []
     files = [results_file(run.folder) for run in runs]
@@ -32,13 +35,13 @@ def headlines(runs: Sequence[Run], decoded: Mapping[Path, Sequence[Result]]) -> 
             continue
         lines += prunings
         for dense, model in pairs:
-            said = [*savings(dense, model), *effects(dense, model)]
-            lines += [f"{model.name} beside {dense.name}: {'; '.join(said)}"] * bool(said)
+            if parts := [*savings(dense, model), *effects(dense, model)]:
+                lines.append(f"{model.name} beside {dense.name}: {'; '.join(parts)}")
     return lines
 
 
 def standing(run: Run) -> str:
-    """How far an experiment is; nothing of one that neither runs nor prunes."""
+    """Return how far an experiment is; nothing if it neither runs nor prunes."""
     parts = []
     pruning, epochs = run.pruning, count(run.config.get("max_epoch"))
     done = run.history[-1].number if run.history else 0
@@ -58,7 +61,7 @@ def standing(run: Run) -> str:
 
 
 def shares(values: Mapping[str, float]) -> str:
-    """Sparsities by cost, in words."""
+    """Return sparsities by cost in words."""
     known = [
         f"{values[name]:.1%} of the {cost.label}"
         for name, cost in COSTS.items()
@@ -68,7 +71,7 @@ def shares(values: Mapping[str, float]) -> str:
 
 
 def savings(dense: Result, model: Result) -> list[str]:
-    """What is gone of the encoder."""
+    """Return what was removed from the encoder."""
     pairs = {
         "params": (dense.encoder_parameters, model.encoder_parameters),
         "macs": (dense.macs, model.macs),
@@ -78,7 +81,7 @@ def savings(dense: Result, model: Result) -> list[str]:
 
 
 def effects(dense: Result, model: Result) -> list[str]:
-    """What pruning costs in errors, and saves in time."""
+    """Return what pruning costs in errors, and what it saves in time."""
     parts = []
     tests = [test for test in dense.wer if test in model.wer]
     if tests:

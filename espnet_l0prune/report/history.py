@@ -1,4 +1,4 @@
-"""What ESPnet's reporter noted of a training, from its checkpoint alone."""
+"""A training's history is what ESPnet's reporter noted, read from its checkpoint."""
 
 import itertools
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from espnet_l0prune.report.values import amount, count, number
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over an epoch of training, and over its validation, by name.
+    """An `Epoch` holds means over an epoch of training and over its validation, by name.
 
     Attributes:
-        number: of the epoch, from 1 on
-        update: made when the epoch ends
-        seconds: of training and validation
+        number: the epoch's number, from 1 on
+        update: number of updates made when the epoch ends
+        seconds: time of training and validation
     """
 
     number: int
@@ -30,18 +30,19 @@ class Epoch:
 
 
 def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], list[str]]:
-    """The epochs so far, the first one first, and what is missing of them; no epochs
-    before the first has ended.
+    """Return the epochs so far, the first one first, and what is missing from them.
+
+    There are no epochs until the first has ended.
 
     Args:
         experiment: the folder of a training, which may still run
-        accum_grad: batches of an update
+        accum_grad: number of batches in an update
 
     Raises:
-        ValueError: a checkpoint that holds no training
+        ValueError: a checkpoint that does not hold a training
     """
     files = (experiment / "checkpoint.pth", experiment / PREVIOUS)
-    # one that is being written is not whole: L0Trainer keeps that of the epoch before
+    # a file being written is not whole, so L0Trainer keeps the one before it
     whole = next((file for file in files if is_whole(file)), None)
     if whole is None:
         return [], []
@@ -57,7 +58,7 @@ def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], li
 
 
 def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
-    """See `read_history`; an epoch whose batches are not counted is left out."""
+    """Return what `read_history` does, without epochs whose batches are not counted."""
     numbers = sorted(key for key in stats if count(key))
     missing = [] if len(numbers) == len(stats) else ["epochs without a number"]
     for before, after in itertools.pairwise([0, *numbers]):
@@ -78,7 +79,7 @@ def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
         if not figures["valid"]:
             lost.setdefault("valid", []).append(n)
         if "total_count" in figures["train"]:
-            # what accum_grad leaves of an epoch makes no update
+            # batches that do not fill accum_grad make no update
             updates += int(figures["train"]["total_count"] - batches) // accum_grad
             batches = figures["train"]["total_count"]
             seconds = sum(values.pop("time", 0.0) for values in figures.values())
@@ -89,11 +90,14 @@ def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
 
 
 def _figures(parts: object) -> dict[str, dict[str, Any]]:
-    """Of an epoch, by part and name, times in seconds; None for what is no number."""
-    found: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
+    """Return an epoch's figures by part and name, with times in seconds.
+
+    What is not a number becomes None.
+    """
+    figures: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
     for part, values in parts.items() if isinstance(parts, dict) else ():
         for name, value in values.items() if isinstance(values, dict) else ():
             timed = name == "time"
             shown = amount(reported_seconds(value)) if timed else number(value)
-            found.setdefault(str(part), {})[str(name)] = shown
-    return found
+            figures.setdefault(str(part), {})[str(name)] = shown
+    return figures

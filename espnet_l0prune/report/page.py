@@ -1,4 +1,4 @@
-"""One page for one experiment or several: it needs no network and no other file.
+"""The page on one or several experiments needs no network and no other file.
 
 Its pictures are also written beside it, as SVG and PNG.
 """
@@ -8,7 +8,7 @@ import io
 import itertools
 import platform
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -20,20 +20,23 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from espnet_l0prune import __version__
 from espnet_l0prune.core.files import replace_all
 from espnet_l0prune.core.text import file_name, one_line, plain
-from espnet_l0prune.deploy.inspect import Inspection
-from espnet_l0prune.plugin.structure_plot import grid, structure_figure
-from espnet_l0prune.report import curves
 from espnet_l0prune.report.headline import headlines
+from espnet_l0prune.report.pictures import (
+    Picture,
+    costs,
+    losses,
+    sparsities,
+    structures,
+)
 from espnet_l0prune.report.results import Result, read_results, results_file
 from espnet_l0prune.report.run import Run, distinct_names, find_runs, read_run
 
 GENERATOR = Markup('<meta name="generator" content="espnet_l0prune report">')
-# Stands for the text's colour, which follows the reader's light or dark background.
+# A stand-in for the text's colour, which follows the reader's background.
 INK = "#010203"
 STYLE = {
     "svg.fonttype": "path",
@@ -52,22 +55,13 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure, the name of its files, and what it shows."""
-
-    figure: Figure
-    name: str
-    caption: str
-
-
-@dataclass(frozen=True)
 class Card:
-    """A picture as the page shows it.
+    """A `Card` is a picture as the page shows it.
 
     Attributes:
-        svg: the element behind its `<svg`
-        caption: what it shows
-        name: of its files, without their endings
+        svg: the SVG element, without the leading `<svg`
+        caption: what the picture shows
+        name: the name of its files, without their endings
     """
 
     svg: Markup
@@ -77,7 +71,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """Plain text in columns: their heads, and each row by its first cell."""
+    """A `Table` is plain text in columns: their heads, and each row by its first cell."""
 
     head: Sequence[str]
     rows: Mapping[str, Sequence[str]]
@@ -85,7 +79,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, with pictures and a table below them."""
+    """A `Section` is a part of the page, with pictures and a table below them."""
 
     title: str
     cards: Sequence[Card]
@@ -94,12 +88,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and said.
+    """A `Report` says what was written.
 
     Attributes:
-        page: the file; `pictures` lie beside it
+        page: the page's file
+        pictures: the pictures' files, which lie beside it
         headline: what a reader asks first, a line for each pruning; see `headlines`
-        missing: what could not be read, or was left out, and why
+        missing: what could not be read or was left out, and why
     """
 
     page: Path
@@ -114,18 +109,18 @@ def write_report(
     """Write a page on experiments, and its pictures.
 
     Args:
-        folders: of experiments, or folders of them
-        out: folder for index.html and the pictures
-        track: goes through the experiments, and can tell how far it has come
+        folders: experiments, or folders of experiments
+        out: the folder for index.html and the pictures
+        track: iterates over the experiments, and may show the progress
 
     Raises:
-        ValueError: a configuration that is missing or damaged, or no experiment at all; a
-            page in `out` that is no report
+        ValueError: a configuration that is missing or damaged; no experiment at all; a
+            page in `out` that is not a report
         OSError: `out` is not writable
     """
     check_replaceable(out)
-    found, missing = find_runs([*folders])
-    runs = [read_run(folder, name) for name, folder in track([*found.items()])]
+    folder_of, missing = find_runs([*folders])
+    runs = [read_run(folder, name) for name, folder in track([*folder_of.items()])]
     missing += [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     decoded, problems = find_results([run.folder for run in runs])
     missing = [one_line(what) for what in [*missing, *problems]]
@@ -158,7 +153,7 @@ def write_report(
 
 
 def pictures_of(out: Path) -> set[Path]:
-    """The pictures of the page that is there already, if one is."""
+    """Return the pictures of an earlier page, if there is one."""
     page = out / "index.html"
     text = page.read_text("utf-8") if page.exists() else ""
     names = re.findall(r'<figure id="([\w.-]+)">', text)
@@ -166,7 +161,7 @@ def pictures_of(out: Path) -> set[Path]:
 
 
 def check_replaceable(out: Path) -> None:
-    """Raise ValueError for a folder with a page that is no report."""
+    """Raise ValueError for a folder with a page that is not a report."""
     page = out / "index.html"
     if page.exists() and GENERATOR not in page.read_text("utf-8", "replace"):
         raise ValueError(
@@ -177,10 +172,12 @@ def check_replaceable(out: Path) -> None:
 def find_results(
     folders: Iterable[Path],
 ) -> tuple[dict[Path, list[Result]], list[str]]:
-    """All that was decoded, by file; of several recipes, under the names of their
-    folders. And what is missing of it."""
+    """Return all models that were decoded, by file, and what is missing from them.
+
+    Models of several recipes have their folders' names in front.
+    """
     files = [*dict.fromkeys(filter(None, map(results_file, folders)))]
-    found, missing = {}, []
+    decoded, missing = {}, []
     for name, file in zip(distinct_names([f.parent for f in files]), files, strict=True):
         try:
             models = read_results(file)
@@ -193,79 +190,12 @@ def find_results(
             if model.missing
         ]
         prefix = plain(f"{name}/") if len(files) > 1 else ""
-        found[file] = [dataclasses.replace(m, name=f"{prefix}{m.name}") for m in models]
-    return found, missing
-
-
-def is_pruned(found: Inspection) -> bool:
-    """Whether something is gone, or has gates."""
-    units = [pair for row in found.rows for pair in row.units.values()]
-    return found.scope is not None or any(now < before for before, now in units)
-
-
-def structures(runs: Sequence[Run]) -> Iterator[Picture]:
-    """A heat map of each pruned network; one for runs in which the same is left."""
-    same: dict[str, tuple[Inspection, list[str]]] = {}
-    for run in runs:
-        if run.inspection is not None and is_pruned(run.inspection):
-            key = repr([(row.module, row.units) for row in run.inspection.rows])
-            same.setdefault(key, (run.inspection, []))[1].append(run.name)
-    for found, names in same.values():
-        modules = {row.module: row.units for row in found.rows}
-        for network in ("encoder", "decoder"):
-            cells = itertools.chain(*grid(modules, network).values())
-            shares = [cell[0] for cell in cells if cell]
-            if not shares or (network == "decoder" and min(shares) == 1):
-                continue
-            figure = structure_figure(modules, network)
-            parameters = found.amounts["params"][network]
-            caption = (
-                f"{', '.join(names)}: {network}, {parameters:,} parameters. Units left "
-                "of those before; dark is all, light is nothing."
-            )
-            yield Picture(figure, f"structure_{names[0]}_{network}", caption)
-
-
-def sparsities(runs: Sequence[Run]) -> Iterator[Picture]:
-    """Sparsity in each cost and multipliers, all runs in one picture each."""
-    pruning = [run for run in runs if run.costs]
-    for cost in dict.fromkeys(cost for run in pruning for cost in run.costs):
-        figure = Figure()
-        some = [run for run in pruning if cost in run.costs]
-        curves.draw_sparsity(figure.subplots(), some, cost)
-        caption = f"Sparsity in {cost}; a cut would have the actual one."
-        yield Picture(figure, f"sparsity_{cost}", caption)
-    for name in dict.fromkeys(name for run in pruning for name in run.multipliers):
-        figure = Figure()
-        some = [run for run in pruning if name in run.multipliers]
-        curves.draw_multiplier(figure.subplots(), some, name)
-        yield Picture(figure, f"multiplier_{name}", f"The constraint's {name}.")
-
-
-def losses(runs: Sequence[Run]) -> Iterator[Picture]:
-    """Losses of each run."""
-    for run in runs:
-        if run.history:
-            figure = Figure()
-            curves.draw_losses(figure.subplots(), run)
-            minutes = sum(epoch.seconds for epoch in run.history) / 60
-            caption = f"{run.name}: {len(run.history)} epochs in {minutes:,.0f} minutes."
-            yield Picture(figure, f"losses_{run.name}", caption)
-
-
-def costs(results: Sequence[Result]) -> Iterator[Picture]:
-    """Errors against each cost that one of them has."""
-    some = [result for result in results if result.wer]
-    for cost, (label, _) in curves.MEASURES.items():
-        if all(getattr(result, cost) is None for result in some):
-            continue
-        figure = Figure()
-        curves.draw_costs(figure.subplots(), some, cost)
-        yield Picture(figure, f"wer_{cost}", f"WER against {label}; the star is dense.")
+        decoded[file] = [dataclasses.replace(m, name=f"{prefix}{m.name}") for m in models]
+    return decoded, missing
 
 
 def compared(results: Sequence[Result]) -> Table | None:
-    """The table dense beside pruned, where something was decoded."""
+    """Return the table of dense and pruned models, if any were decoded."""
     if not results:
         return None
 
@@ -293,8 +223,15 @@ def compared(results: Sequence[Result]) -> Table | None:
 def draw(
     picture: Picture, out: Path, taken: Collection[Path]
 ) -> tuple[Card, dict[Path, bytes]]:
-    """Return a picture for the page, and its SVG and PNG by their paths: of a name that
-    is not taken, whatever a system thinks of capital letters."""
+    """Return a picture for the page, and the content of its SVG and PNG by path.
+
+    The files get names that are not taken, even if a file system ignores letters' case.
+
+    Args:
+        picture: the picture
+        out: the folder for its files
+        taken: paths of the files so far
+    """
     svg, png = io.StringIO(), io.BytesIO()
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     picture.figure.savefig(svg, format="svg", transparent=True, metadata=bare)
@@ -317,9 +254,9 @@ def render(
     missing: Sequence[str],
     sections: Sequence[Section],
 ) -> str:
-    """Return the page in HTML, which `templates/page.html` lays out.
+    """Return the page in HTML, laid out by `templates/page.html`.
 
-    All text is escaped there, and what of it cannot be encoded or seen is replaced.
+    The template escapes all text, and replaces characters that cannot be encoded or seen.
     """
     environment = Environment(
         loader=PackageLoader(__package__),

@@ -1,4 +1,4 @@
-"""How far a pruning is: what it was asked for, and what it has reached."""
+"""This says how far a pruning is: what was asked of it, and what it has reached."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ from espnet_l0prune.report.values import amounts
 
 @dataclass(frozen=True)
 class Pruning:
-    """Sparsities by cost, as shares of the scope's.
+    """A `Pruning` holds sparsities by cost, as shares of the scope's costs.
 
     Attributes:
         scope: `encoder`, `decoder` or `model`
-        asked: the target in the end
-        actual: what a cut would leave out now, or has left out
-        phase: of the schedule, now; None where it was cut, or no epoch has ended yet
-        target: of now, where there is a phase
+        asked: the targets in the end
+        actual: what a cut would remove now, or has removed
+        phase: the schedule's present phase; None for a cut, and before the first epoch
+            has ended
+        target: the present targets, if there is a phase
     """
 
     scope: str
@@ -38,10 +39,13 @@ def read_pruning(
     history: Sequence[Epoch],
     inspection: Inspection | None,
 ) -> Pruning | None:
-    """Of an experiment with a schedule, or with the cut.json of a cut; None without both.
+    """Return how far a pruned or a cut experiment is; None for any other.
 
     Args:
+        folder: the experiment's folder
         args: the experiment's configuration
+        history: its epochs so far
+        inspection: what is left of its model, if that could be counted
 
     Raises:
         ValueError: options of the schedule, or a cut.json, that are damaged
@@ -65,11 +69,11 @@ def read_pruning(
 
 
 def _read_cut(file: Path) -> Pruning:
-    """What `cut` noted."""
+    """Read what `cut` noted."""
     try:
-        found = read_json(file)
+        report = read_json(file)
         return Pruning(
-            str(found["scope"]), amounts(found["target"]), amounts(found["sparsity"])
+            str(report["scope"]), amounts(report["target"]), amounts(report["sparsity"])
         )
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What decoding and timing found, as the recipe wrote it."""
+"""Results are what decoding and timing measured, as the recipe wrote them."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,12 +12,15 @@ FILE = "RESULTS.json"
 
 @dataclass(frozen=True)
 class Result:
-    """A model: error rates as shares by test set (0.1 is 10 %), costs of its encoder.
-    What the file does not have is None, or no test set.
+    """A `Result` is what was measured of a model; what the file does not have is None.
 
     Attributes:
-        macs: for `seconds` of audio
-        rtf: seconds of the encoder for a second of audio, on one thread
+        name: the model's name
+        wer, cer: error rates by test set, as shares (0.1 is 10 %)
+        encoder_parameters, parameters: number of parameters of encoder and model
+        macs: the encoder's multiply-accumulates for `seconds` of audio
+        rtf: the encoder's time for a second of audio in seconds, on one thread
+        seconds: length of the audio for which MACs were counted
     """
 
     name: str
@@ -31,43 +34,45 @@ class Result:
 
     @property
     def mean_wer(self) -> float | None:
-        """Over the test sets."""
+        """Return the mean word error rate of the test sets."""
         return sum(self.wer.values()) / len(self.wer) if self.wer else None
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is what the others are beside; the folder of its recipe may be a
-        part of its name."""
+        """Return whether this is the dense model, with which others are compared.
+
+        Its recipe's folder may be a part of its name.
+        """
         return self.name.rpartition("/")[2] == "dense"
 
     @property
     def missing(self) -> list[str]:
-        """Names of what the file does not have."""
+        """Return the names of what the file does not have."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return [name for name, value in values.items() if value in (None, {})]
 
 
 def results_file(experiment: Path) -> Path | None:
-    """The results in an experiment's folder, or in the one above it."""
+    """Return the results in an experiment's folder, or in the one above it."""
     folder = experiment.resolve()
     return next((f / FILE for f in (folder, folder.parent) if (f / FILE).exists()), None)
 
 
 def read_results(file: Path) -> list[Result]:
-    """Dense and pruned, as the recipe wrote them, as far as they are there.
+    """Return the dense and the pruned models of a recipe, as far as they are measured.
 
     Raises:
         ValueError: a file that is not what the recipe writes
     """
     try:
-        found = read_json(file)
-        models = {**found["models"]}
+        results = read_json(file)
+        models = {**results["models"]}
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"{file} cannot be read ({type(e).__name__}: {e}); expected what stage 10 of "
             "the recipe writes"
         ) from e
-    seconds = amount(found.get("seconds"))
+    seconds = amount(results.get("seconds"))
     return [_read_model(name, model, seconds) for name, model in models.items()]
 
 

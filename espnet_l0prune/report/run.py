@@ -1,4 +1,4 @@
-"""An experiment as a report shows it."""
+"""A run is an experiment as a report shows it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from espnet_l0prune.report.values import count
 
 T = TypeVar("T")
 
-OPTIONS = (  # of a configuration: what a reader asks first
+OPTIONS = (  # the options that a reader asks for first
     "encoder",
     "encoder_conf",
     "decoder",
@@ -43,15 +43,16 @@ OPTIONS = (  # of a configuration: what a reader asks first
 
 @dataclass
 class Run:
-    """What the files of an experiment's folder say.
+    """A `Run` holds what the files in an experiment's folder say.
 
     Attributes:
-        name: to tell it from the others of a report
-        config: options that a reader asks for, by name
-        history: of its training, as far as it has come
-        inspection: module by module; None before the first checkpoint
-        multipliers: names of the constraint's
-        pruning: how far it is, where it prunes or was cut
+        name: a name that tells it from the report's other runs
+        folder: the experiment's folder
+        config: the options that a reader asks for, by name
+        history: the epochs of its training so far
+        inspection: what is left of each module; None before the first checkpoint
+        multipliers: names of the constraint's multipliers
+        pruning: how far it is, if it prunes or was cut
         problems: why something could not be read
     """
 
@@ -66,14 +67,20 @@ class Run:
 
     @property
     def costs(self) -> list[str]:
-        """Those with a target."""
+        """Return the costs that have a target."""
         names = {name for epoch in self.history for name in epoch.train}
         return [cost for cost in COSTS if f"sparsity_target_{cost}" in names]
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read an experiment's folder. What is damaged in it, or cannot be counted, is no
-    error: the reason is noted.
+    """Read an experiment's folder.
+
+    Files that are damaged, and models that cannot be counted, are not errors: the reason
+    is noted.
+
+    Args:
+        folder: the experiment's folder
+        name: a name that tells it from the report's other runs
 
     Raises:
         ValueError: a configuration that is missing or damaged
@@ -85,9 +92,9 @@ def read_run(folder: Path, name: str) -> Run:
     def attempt(what: str, read: Callable[[], T], otherwise: T) -> T:
         try:
             return read()
-        except (ValueError, ImportError) as e:  # they say what is wrong
+        except (ValueError, ImportError) as e:  # their messages say what is wrong
             problems.append(str(e))
-        except Exception as e:  # whatever a damaged configuration makes of ESPnet and us
+        except Exception as e:  # a damaged configuration may cause any error
             problems.append(f"{what} cannot be told ({type(e).__name__}: {e})")
         return otherwise
 
@@ -123,17 +130,22 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def find_runs(folders: list[Path]) -> tuple[dict[str, Path], list[str]]:
-    """The experiments in these folders by name: of a folder without config.yaml, all in
-    it that are recognizers and were trained or cut. And which were skipped, and why.
+    """Return the experiments in some folders by name, and which were left out and why.
+
+    A folder without config.yaml stands for all recognizers in it that were trained or
+    cut.
+
+    Args:
+        folders: experiments, or folders of experiments
 
     Raises:
-        ValueError: a folder without any
+        ValueError: a folder without any experiment
     """
-    found: list[Path] = []
+    experiments: list[Path] = []
     skipped: list[str] = []
     for folder in folders:
         if (folder / "config.yaml").exists():
-            found.append(folder)
+            experiments.append(folder)
             continue
         inside, problems = [], []
         for trained in sorted({file.parent for file in folder.glob("*/*.pth")}):
@@ -142,7 +154,7 @@ def find_runs(folders: list[Path]) -> tuple[dict[str, Path], list[str]]:
             except ValueError as e:
                 problems.append(f"{trained.name} is left out: {e}")
                 continue
-            if hasattr(args, "encoder"):  # no language model's
+            if hasattr(args, "encoder"):  # it is not a language model
                 inside.append(trained)
         if not inside:
             raise ValueError(
@@ -150,14 +162,14 @@ def find_runs(folders: list[Path]) -> tuple[dict[str, Path], list[str]]:
                 "recognizer with a checkpoint; expected an experiment, or a folder of "
                 f"experiments{''.join(f'. {problem}' for problem in problems)}"
             )
-        found += inside
+        experiments += inside
         skipped += problems
-    each = {folder.resolve(): folder for folder in found}
+    each = {folder.resolve(): folder for folder in experiments}
     return dict(zip(distinct_names([*each]), each.values(), strict=True)), skipped
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of different paths by which they can be told apart."""
+    """Return the shortest ends of different paths by which they can be told apart."""
 
     def end(path: Path, length: int) -> str:
         return "/".join(path.parts[-length:])

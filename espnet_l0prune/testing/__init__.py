@@ -1,2 +1,4 @@
-"""Small models, data and runs: for tests and benchmarks, of this project and of what is
-built on it. The rest of the package does not import it."""
+"""Small models, data and runs serve tests and benchmarks, of this project and of others.
+
+The rest of the package does not import them.
+"""

@@ -1,4 +1,4 @@
-"""Folders of experiments, as ESPnet's training leaves them."""
+"""These folders of experiments are as ESPnet's training leaves them."""
 
 import torch
 import yaml
@@ -8,7 +8,7 @@ from espnet_l0prune.testing.models import arguments
 
 
 def save_experiment(folder, seed: int = 0, **changes):
-    """Write a dense experiment as ESPnet leaves it: config.yaml and a checkpoint."""
+    """Write a dense experiment, a config.yaml and a checkpoint, and return its model."""
     folder.mkdir(parents=True, exist_ok=True)
     changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw", **changes}
     args = arguments(**changes)

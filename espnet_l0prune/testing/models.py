@@ -1,4 +1,4 @@
-"""Small models, built as ESPnet builds them."""
+"""These small models are built as ESPnet builds them."""
 
 import argparse
 import copy
@@ -23,7 +23,7 @@ ENCODER = {
 
 
 def arguments(**changes) -> argparse.Namespace:
-    """A configuration of `ASRTask`, with some of its options changed."""
+    """Return a configuration of `ASRTask`, with some of its options changed."""
     parser = ASRTask.get_parser()
     args = parser.parse_args(["--output_dir", "none", "--token_type", "char"])
     args.token_list, args.input_size = list(TOKENS), 20
@@ -40,17 +40,18 @@ def arguments(**changes) -> argparse.Namespace:
 
 
 def model(seed: int = 0, **changes):
+    """Return a model of `arguments` with weights drawn from a seed."""
     torch.manual_seed(seed)
     return ASRTask.build_model(arguments(**changes))
 
 
 def budget(net, scope: str = "encoder"):
-    """What the model costs, for some of the frames and tokens of `batch`."""
+    """Return the model's budget, for some of the frames and tokens of `batch`."""
     return make_budget(net, Goal(scope=scope, seconds=0.8, tokens=6))
 
 
 def whole(network, structure: dict) -> dict:
-    """A structure that names every site, with all units of those that it did not name."""
+    """Return a structure that names every site, where sites not named keep all units."""
     sites = network.structure().items()
     return {name: {**left, **structure.get(name, {})} for name, left in sites}
 

@@ -1,4 +1,4 @@
-"""Runs of ESPnet's own training command on a little data, in this process."""
+"""ESPnet's own training command runs on a little data, in this process."""
 
 import numpy as np
 import torch
@@ -43,7 +43,12 @@ CONFIG = {
 
 
 def make_data(folder, shortest: int = 50, longest: int = 80) -> None:
-    """Random features and texts, as ESPnet's command takes them; lengths in frames."""
+    """Write random features and texts, as ESPnet's command takes them.
+
+    Args:
+        folder: the folder to write into
+        shortest, longest: lengths in frames
+    """
     rng, feats, texts, shapes = np.random.default_rng(0), [], [], []
     for i in range(UTTERANCES):
         frames = int(rng.integers(shortest, longest + 1))
@@ -56,7 +61,7 @@ def make_data(folder, shortest: int = 50, longest: int = 80) -> None:
 
 
 def run(data, out, *more: str, **changes) -> None:
-    """`python -m espnet2.bin.asr_train`, with options of CONFIG changed."""
+    """Run `python -m espnet2.bin.asr_train`, with options of CONFIG changed."""
     conf = {**CONFIG, **changes}
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(conf))
@@ -65,7 +70,7 @@ def run(data, out, *more: str, **changes) -> None:
 
 
 def data_options(data) -> list[str]:
-    """Of ESPnet's command, for what `make_data` made."""
+    """Return the options of ESPnet's command for what `make_data` wrote."""
     options = []
     for part in ("train", "valid"):
         options += [
@@ -77,5 +82,5 @@ def data_options(data) -> list[str]:
 
 
 def final(out) -> dict:
-    """The last checkpoint."""
+    """Return the last checkpoint."""
     return torch.load(out / "checkpoint.pth", weights_only=False)

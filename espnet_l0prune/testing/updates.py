@@ -1,10 +1,10 @@
-"""Random batches, and a few updates of a model on them."""
+"""A model can be updated a few times on random batches."""
 
 import torch
 
 
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Features of unequal length and random texts, in ESPnet's form."""
+    """Return features of unequal length and random texts, in ESPnet's form."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "speech": torch.randn(3, 80, 20, generator=generator),
@@ -15,7 +15,7 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def train(net, optimizer, steps: range, clip: float = 5.0) -> list[dict[str, float]]:
-    """Updates as ESPnet's trainer makes them, each from a random state of its own."""
+    """Make updates as ESPnet's trainer does, each from its own random state."""
     history = []
     for i in steps:
         torch.manual_seed(1000 + i)

@@ -21,6 +21,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_from_recordings_to_error_rates(fsdd, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     file = tmp_path / "found.json"

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted({p.stem for p in FOLDER.glob("*.py")} - {"common"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ def test_help_and_errors_at_the_prompt():
     assert "the following arguments are required" in done.stderr
 
 
+@pytest.mark.slow
 def test_json_is_clean_whatever_is_printed(dense):
     """In a process of its own: ESPnet prints at import."""
     command = [sys.executable, "-m", "espnet_l0prune", "inspect", str(dense), "--json"]
@@ -146,20 +148,23 @@ def test_what_bench_and_card_refuse(dense, tmp_path, capsys):
 
 
 def on_a_terminal(*words: object) -> str:
-    """What a command writes to a terminal of 80 columns, in a process of its own."""
-    command = [sys.executable, "-m", "espnet_l0prune", *map(str, words)]
-    terminal = {"COLUMNS": "80", "TERM": "xterm", "NLTK_DATA": "/none"}
-    mine, theirs = os.openpty()
-    with subprocess.Popen(
-        command, stdout=theirs, stderr=theirs, env={**os.environ, **terminal}
-    ) as process:
-        os.close(theirs)
-        seen = b""
-        with contextlib.suppress(OSError):  # the other end is closed
-            while piece := os.read(mine, 4096):
-                seen += piece
-    os.close(mine)
-    assert process.returncode == 0, seen
+    """What a command writes to a terminal of 80 columns, in a copy of this process, which
+    has imported ESPnet."""
+    child, terminal = pty.fork()
+    if not child:
+        os.environ |= {"COLUMNS": "80", "TERM": "xterm"}
+        sys.stdout, sys.stderr = (os.fdopen(n, "w") for n in (1, 2))
+        code = -1
+        try:
+            code = main([str(word) for word in words])
+        finally:
+            os._exit(code)
+    seen = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while piece := os.read(terminal, 4096):
+            seen += piece
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
     return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode())  # no colours
 
 
@@ -176,6 +181,7 @@ def test_a_terminal_of_80_columns_shows_all_of_a_table(dense, tmp_path):
     assert rows[0].count("%") == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_time_that_is_left(dense):
     seen = on_a_terminal("bench", dense, "--seconds", "8", "--rounds", "60")
     assert "importing ESPnet" in seen

@@ -251,6 +251,7 @@ def test_what_would_overshoot_is_passed_over_where_smaller_units_do():
     assert plan["branches.0"]["modules"] == plan["branches.1"]["modules"] == [0]
 
 
+@pytest.mark.slow
 def test_what_overshoots_by_less_than_the_tolerance_may_close():
     """The first branch is least probable, though one channel is all that must go."""
     _, sites, budget = network(2, 3000, kinds=BOTH)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from espnet_l0prune.core.constraints import (
@@ -104,7 +104,6 @@ def test_the_centre_of_a_controlled_l2_penalty_goes_where_the_target_is_met(targ
     assert multipliers["centre"] == pytest.approx(centre, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(
     errors=st.lists(st.floats(-1, 1), min_size=1, max_size=20),
     kp=st.floats(0, 10),

@@ -74,6 +74,7 @@ def adopt(source, out, capsys, *more: str) -> list[str]:
     return capsys.readouterr().out.split("Next:\n")[1].splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_from_a_dense_experiment_to_a_text(encoder, data, tmp_path, capsys):
     dense, out = tmp_path / "dense", tmp_path / "l0"
@@ -95,6 +96,7 @@ def cut_sparsity(out) -> float:
     return yaml.safe_load((out / "cut/cut.json").read_text())["sparsity"]["params"]
 
 
+@pytest.mark.slow
 def test_an_owsm_like_experiment(tmp_path, capsys):
     make_speech(tmp_path)
     conf = {
@@ -166,6 +168,7 @@ def make_speech(folder) -> None:
         (folder / name).write_text("\n".join(entries) + "\n")
 
 
+@pytest.mark.slow
 def test_a_zip_of_the_model_zoo(tmp_path, capsys, monkeypatch):
     """Its data lie below the folder that one works in, as those of ESPnet's recipes."""
     monkeypatch.chdir(tmp_path)
@@ -199,6 +202,7 @@ def test_a_zip_of_the_model_zoo(tmp_path, capsys, monkeypatch):
     assert data_of not in yaml.safe_load(Path("new/prune.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_the_example_in_python(data, tmp_path):
     """egs/librispeech/prune.py, in a process of its own."""
     dense = tmp_path / "dense"
@@ -227,7 +231,7 @@ def test_what_is_written(data, tmp_path, capsys):
         assert not any("data_path" in key or "shape_file" in key for key in conf)
     assert prune["init_param"] == [model]
     assert prune["optim_conf"] == {"weight_decay": 0.0, "lr": 2e-3}
-    assert prune["sparsity_scheduler_conf"]["target"] == {"params": 0.3, "macs": 0.4}
+    assert prune["sparsity_goal_conf"]["target"] == {"params": 0.3, "macs": 0.4}
     assert prune["encoder_conf"]["linear_units"] == SMALL["linear_units"]
     assert "sparsity_scheduler" not in finetune
     assert finetune["optim"] == "adam"

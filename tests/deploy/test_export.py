@@ -103,6 +103,7 @@ def test_a_tokenizer_of_the_hub_is_no_file(experiment, tmp_path):
     assert read(tmp_path / "m.zip")[1]["bpemodel"] == "bert-base-uncased"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plugin", "stock", "onnx"])
 def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, capsys):
     out = tmp_path / "model.zip"
@@ -155,6 +156,7 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         assert [[int(t) for t in line] for line in lines] == direct
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "ctc_weight"), [("plugin", 0.3), ("onnx", 0.3), ("onnx", 0.0)]
 )
@@ -184,6 +186,7 @@ def exported(form, task, args, speech2text, folder, **options) -> set[str]:
     return read(out)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plugin", "stock", "onnx"])
 def test_an_slu_model(form, tmp_path, capsys):
     task = importlib.import_module("espnet2.tasks.slu").SLUTask
@@ -206,6 +209,7 @@ def wave(samples: int) -> np.ndarray:
 A_MINUTE = 60 * 16_000
 
 
+@pytest.mark.slow
 def test_audio_of_any_length(tmp_path, capsys):
     """The same text for it in all forms, or that it is too short.
 
@@ -252,6 +256,7 @@ def test_audio_of_any_length(tmp_path, capsys):
     assert len(scores) == 4
 
 
+@pytest.mark.slow
 def test_weights_beside_a_large_graph(tmp_path, monkeypatch, capsys):
     """In float and in int8: torch decides by their size that one file is too small."""
     save_experiment(

@@ -80,6 +80,7 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
     assert not (tmp_path / "m.zip").exists()
 
 
+@pytest.mark.slow
 def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
     net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
     form = find_form("onnx").pack(net, arguments(), tmp_path, int8=False)
@@ -101,6 +102,7 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
         onnx.write_onnx(net, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_int8_that_is_far_from_the_float(tmp_path):
     """A large weight that is never used leaves no step of int8 to the others."""
     net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()

@@ -14,8 +14,8 @@ from espnet_l0prune.deploy.exports.graphs import DecoderGraph, shortest
 from espnet_l0prune.deploy.exports.onnx import (
     FLOAT_TOLERANCE,
     INT8_TOLERANCE,
-    _check,
-    _quantize,
+    check,
+    quantize,
     write_onnx,
 )
 from espnet_l0prune.plugin.building import note_input_
@@ -38,6 +38,7 @@ def running(model, folder):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conformer", "e_branchformer"])
 def test_every_structure_and_length(name, tmp_path):
     """Of a random structure, with every kind of unit cut."""
@@ -64,7 +65,7 @@ def test_every_structure_and_length(name, tmp_path):
         assert b".py" not in file.read_bytes(), "a path, or a line of source"
 
     for part in ("encoder", "decoder"):
-        _quantize(tmp_path / f"{part}.onnx")
+        quantize(tmp_path / f"{part}.onnx")
     other = running(model, tmp_path)
     assert furthest(model, other, distance) > FLOAT_TOLERANCE
     assert furthest(model, other, divergence) <= INT8_TOLERANCE
@@ -109,6 +110,7 @@ def shaken(kind: str, attention: str) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "attention"), KINDS)
 def test_every_position_and_attention(kind, attention, tmp_path):
     """In float, and the int8 that is made of it, for the shortest input and long ones."""
@@ -126,11 +128,12 @@ def test_every_position_and_attention(kind, attention, tmp_path):
         return max(found)
 
     assert apart(distance) <= FLOAT_TOLERANCE
-    _quantize(file)
+    quantize(file)
     assert apart(distance) > FLOAT_TOLERANCE
     assert apart(divergence) <= INT8_TOLERANCE
 
 
+@pytest.mark.slow
 def test_speech_and_intermediate_ctc(tmp_path):
     args = arguments(
         **RAW,
@@ -154,14 +157,16 @@ def test_speech_and_intermediate_ctc(tmp_path):
     torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_refused(tmp_path):
     model, _ = cut_model("transformer", 1)
     write_onnx(model.eval(), tmp_path)
     disturb_(model.decoder, seed=1)
     with pytest.raises(ValueError, match=r"decoder.onnx .* differs by .* expected at"):
-        _check(DecoderGraph(model), tmp_path / "decoder.onnx")
+        check(DecoderGraph(model), tmp_path / "decoder.onnx")
 
 
+@pytest.mark.slow
 def test_training_and_a_missing_runtime_say_so(tmp_path, monkeypatch):
     model, _ = cut_model("transformer", 1)
     write_onnx(model.eval(), tmp_path)

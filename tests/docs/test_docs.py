@@ -74,6 +74,7 @@ def follow(lines: list[str], capsys) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_the_readme_by_hand(tmp_path, monkeypatch, capsys):
     """Its YAML, in the dense one's place where it says `...`, and its commands."""
     monkeypatch.chdir(tmp_path)
@@ -106,6 +107,7 @@ def test_the_readme_by_hand(tmp_path, monkeypatch, capsys):
     assert Speech2Text.from_pretrained(**files)
 
 
+@pytest.mark.slow
 def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
     monkeypatch.chdir(reader)
     lines = commands(DOCS / "tutorial.md")
@@ -124,6 +126,7 @@ def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
     assert Path("exp/l0prune.schema.json").read_text().startswith("{")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(reader):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
@@ -138,6 +141,7 @@ def test_the_notebook_runs_from_top_to_bottom(reader):
     assert (reader / "exp/notebook/finetuned/valid.acc.ave.pth").exists()
 
 
+@pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path):
     """And their tables, which the build writes, are committed as it writes them."""
     pytest.importorskip("sphinx")

@@ -9,6 +9,7 @@ from tests.golden.golden import CASES, FILE, machine, make_in_a_folder
 WRITTEN = json.loads(FILE.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_seeds_give_the_same_bits(case):
     if WRITTEN["machine"] != machine():

@@ -1,36 +1,47 @@
-"""One process of test_two_processes_train_as_one: folder, rank (-1: alone)."""
+"""One process of test_two_processes_train_as_one."""
 
-import sys
+import copy
 from pathlib import Path
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from espnet_l0prune.core.controller import SparsityController
-from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.gates import HardConcrete, LogAlpha
+from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.testing.runs import CONFIG, run
 
 PLAIN = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0, "use_cnn_module": False}
 DECODER = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}
 
 
-def main(folder: Path, rank: int) -> None:
+def train(folder: Path, rank: int | None) -> None:
+    """A training without anything random; its gates and multipliers after each update.
+
+    It is to be called in a process of its own, some of whose classes it changes.
+
+    Args:
+        folder: that has the data, and gets the history, in RANK.pth
+        rank: of the process among two; None for one that trains alone
+    """
     history = []
-    update = SparsityController._after_update
 
-    def note(controller: SparsityController) -> None:
-        update(controller)
-        state = {"phase": controller.phase, "multipliers": controller.multipliers}
-        alphas = [gate.log_alpha for gate in controller._gates()]
-        history.append(snapshot({**state, "log_alpha": alphas}))
+    def note(optimizer: L0AdamW, *_) -> None:
+        alphas = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            "update": optimizer.progress.update,
+            "multipliers": optimizer.progress.multipliers,
+            "log_alpha": [alpha for alpha in alphas if isinstance(alpha, LogAlpha)],
+        }
+        history.append(copy.deepcopy(state))
 
-    SparsityController._after_update = note
+    register_optimizer_step_post_hook(note)  # behind those of the optimizer itself
     HardConcrete.forward = HardConcrete.values  # no sampling
     torch.set_num_threads(1)
     more = []
-    if rank >= 0:
+    if rank is not None:
         more = ["--dist_backend", "gloo", "--dist_init_method", f"file://{folder}/meet"]
         more += ["--dist_world_size", "2", "--dist_rank", str(rank)]
-    out = folder / ("alone" if rank < 0 else "together")
+    out = folder / ("alone" if rank is None else "together")
     conf = {
         "encoder_conf": {**CONFIG["encoder_conf"], **PLAIN},
         "decoder_conf": {**CONFIG["decoder_conf"], **DECODER},
@@ -38,14 +49,3 @@ def main(folder: Path, rank: int) -> None:
     }
     run(folder, out, *more, **conf)
     torch.save(history, folder / f"{rank}.pth")
-
-
-def snapshot(state: dict) -> dict:
-    """Detached from what training goes on to change."""
-    multipliers = {cost: dict(m) for cost, m in state["multipliers"].items()}
-    alphas = [alpha.detach().clone() for alpha in state["log_alpha"]]
-    return {**state, "multipliers": multipliers, "log_alpha": alphas}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -413,7 +413,7 @@ def test_projection_of_a_side(side, units, tmp_path):
     trace = type("Trace", (), {"blocks": hidden, "encoder_lengths": torch.tensor([7, 7])})
     target = type("Trace", (), {"blocks": theirs})
     keep = slice(5, None) if "width" in units else slice(None)
-    for i, (a, b) in enumerate(net._hidden_states(trace, target)):
+    for i, (a, b) in enumerate(net.hidden_states(trace, target)):
         if side == "teacher":
             torch.testing.assert_close(a, hidden[i][..., keep])
             torch.testing.assert_close(b, (theirs[i] @ weight.T)[..., keep])

@@ -87,6 +87,7 @@ def decode(config, weights, head, beam):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_from_the_teacher_to_the_text(head, tmp_path):
     dense_args = configuration(head, encoder_conf={"units": []}, optim="adamw")

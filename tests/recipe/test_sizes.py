@@ -87,6 +87,7 @@ def encode(encoder: torch.nn.Module) -> torch.Tensor:
         return encoder.double()(feats.double(), torch.tensor([100]))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_budget(model):
     gated, args = build(f"prune_asr_{model}")

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.text import one_line, plain
 from espnet_l0prune.report import page
-from espnet_l0prune.report.page import Card, Picture, Section, Table, render
+from espnet_l0prune.report.page import Card, Section, Table, render
+from espnet_l0prune.report.pictures import Picture
 from espnet_l0prune.report.run import Run
 from espnet_l0prune.testing.experiments import save_experiment
 from tests.disks import content

@@ -23,6 +23,7 @@ from espnet_l0prune.report.run import distinct_names, find_runs, read_run
 from espnet_l0prune.testing.runs import CONFIG, make_data, run
 from tests.report.experiments import RESULTS
 
+pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = (
     "--headless",

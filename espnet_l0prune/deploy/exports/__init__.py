@@ -1,11 +1,13 @@
-"""The forms in which a model is packed: a file for each, named in `FORMS`."""
+"""A model can be packed in several forms; each has a file, and is named in `FORMS`."""
 
 import importlib
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A form, which is imported once it is asked for: the command line lists them all.
+    """An `Entry` names a form, which is only imported when it is asked for.
+
+    The command line can list all forms without importing them.
 
     Attributes:
         text: what the form is, for `--help`
@@ -32,6 +34,6 @@ FORMS = {
 
 
 def find_form(name: str):
-    """The form of that name, one of `FORMS`: an `ExportForm`."""
+    """Return the form of a given name in `FORMS`, an `ExportForm`."""
     module, _, form = FORMS[name].where.partition(":")
     return getattr(importlib.import_module(module), form)()

@@ -1,4 +1,4 @@
-"""How far apart the outputs of two recognizers are, in float32."""
+"""These measures tell how far apart the outputs of two recognizers are, in float32."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ from espnet_l0prune.deploy.exports.graphs import FRAMES, HYPOTHESES, shortest
 from espnet_l0prune.deploy.verify import encode, probe
 from espnet_l0prune.networks.espnet_modules import BatchScorerInterface
 
-OTHER_FRAMES = (31, 2 * FRAMES + 1, 10 * FRAMES)  # of those that are compared, and the
-# fewest that an encoder takes
-STEPS = 5  # of a beam search
+# lengths to compare, in addition to FRAMES and to the fewest that an encoder takes
+OTHER_FRAMES = (31, 2 * FRAMES + 1, 10 * FRAMES)
+STEPS = 5  # number of steps of a beam search
 
 
 def distance(a: Tensor, b: Tensor, absolute: bool) -> float:
-    """The largest difference; of the larger values' scale, or absolute.
+    """Return the largest difference, either absolute or relative to the largest value.
 
-    NaN where shapes differ, or anything is NaN.
+    It is NaN where shapes differ or a value is NaN; a largest value below 1 counts as 1.
     """
     if a.shape != b.shape:
         return math.nan
@@ -27,11 +27,11 @@ def distance(a: Tensor, b: Tensor, absolute: bool) -> float:
 
 
 def divergence(a: Tensor, b: Tensor, distributions: bool) -> float:
-    """How far `b` is from `a` on the mean: of distributions, given as log-probabilities,
-    the Kullback-Leibler divergence in nats; else the square of what differs, of that of
-    `a`.
+    """Return how far `b` is from `a` on the mean.
 
-    NaN where shapes differ, or anything is NaN.
+    For distributions, given as log-probabilities, it is the Kullback-Leibler divergence
+    in nats; otherwise it is the squared difference, relative to the square of `a`. It is
+    NaN where shapes differ or a value is NaN.
     """
     if a.shape != b.shape:
         return math.nan
@@ -44,12 +44,15 @@ def divergence(a: Tensor, b: Tensor, distributions: bool) -> float:
 def furthest(
     one: nn.Module, two: nn.Module, measure: Callable[[Tensor, Tensor, bool], float]
 ) -> float:
-    """The largest of what `distance` or `divergence` finds between two models, in
-    float32: of the encoder's output, and of the log-probabilities of CTC and of an
-    attention decoder; NaN above all.
+    """Return how far apart two models are at most, over all their outputs, in float32.
 
-    For random features of some lengths; the decoder makes some steps, as a beam search
-    asks for them.
+    The outputs are the encoder's, and the log-probabilities of CTC and of an attention
+    decoder, for random features of some lengths; the decoder makes some steps, as in a
+    beam search. NaN counts as largest.
+
+    Args:
+        one, two: ESPnet's models
+        measure: `distance` or `divergence`
     """
     apart: list[float] = []
     for frames in (shortest(one.encoder), FRAMES, *OTHER_FRAMES):
@@ -62,7 +65,7 @@ def furthest(
 def _found(
     model: nn.Module, feats: Tensor, lengths: Tensor
 ) -> Iterator[tuple[Tensor, bool]]:
-    """What a model computes, and whether that is log-probabilities."""
+    """Yield a model's outputs, each with whether it holds log-probabilities."""
     memory, _ = encode(model, feats, lengths)
     yield memory, False
     if model.ctc is not None:

@@ -1,4 +1,4 @@
-"""What a form of a packed model is."""
+"""This is the interface of the forms in which a model can be packed."""
 
 import argparse
 from abc import ABC, abstractmethod
@@ -13,15 +13,15 @@ from espnet_l0prune.deploy.verify import difference_of, outputs, require_equal
 
 @dataclass
 class Packed:
-    """A model as it is packed.
+    """A `Packed` is a model in the form in which it is packed.
 
     Attributes:
-        state: of model.pth
-        options: of config.yaml
-        verify: says how far a model that was loaded is from the experiment's, and raises
-            ValueError where that is too far
-        packages: that loading it takes, beside ESPnet's
-        files: more files in the folder, and what each is
+        state: the weights that model.pth holds
+        options: the options that config.yaml holds
+        verify: returns in words how far a loaded model is from the experiment's, and
+            raises ValueError where that is too far
+        packages: the packages that loading it needs in addition to ESPnet's
+        files: names of further files in the folder, with what each is
     """
 
     state: dict[str, Tensor]
@@ -32,11 +32,11 @@ class Packed:
 
 
 class ExportForm(ABC):
-    """A form in which a model is packed.
+    """An `ExportForm` is a form in which a model is packed.
 
     Attributes:
-        quantizes: whether `int8` is for it
-        has_rate: whether its time was measured to grow with the weights
+        quantizes: whether the form can be quantized to `int8`
+        has_rate: whether the time it takes grows with the weights, as was measured
     """
 
     quantizes = False
@@ -46,18 +46,18 @@ class ExportForm(ABC):
     def pack(
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
-        """Give a model this form.
+        """Bring a model into this form.
 
         Args:
-            model: without gates, in evaluation mode
+            model: the model, without gates and in evaluation mode
             args: its configuration
-            folder: where more files are written
-            int8: quantize it
+            folder: the folder for further files
+            int8: whether to quantize the model
         """
 
 
 def same_as(model: nn.Module, tolerance: float) -> Callable[[nn.Module], str]:
-    """A `Packed.verify`: outputs in float64 are within `tolerance`."""
+    """Return a `Packed.verify` that demands outputs in float64 within a tolerance."""
     expected = outputs(model)
     before = sum(p.numel() for p in model.parameters())
 

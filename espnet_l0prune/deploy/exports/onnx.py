@@ -1,4 +1,4 @@
-"""A recognizer as graphs for onnxruntime."""
+"""The ONNX form holds a recognizer as graphs for onnxruntime."""
 
 import argparse
 import contextlib
@@ -40,16 +40,16 @@ from espnet_l0prune.networks.espnet_modules import (
 from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.weight_names import portable
 
-FLOAT_TOLERANCE = 1e-4  # in float32: in log-probability; else of the scale of an output
-# What `divergence` may be in int8. Of a trained Conformer (6 x 96) it is 0.0003, for real
-# speech and for random features; of random weights in 8 to 16 features, up to 0.034. At
-# 0.05 nats, the probability of anything is off by at most 0.16 on the mean (Pinsker).
+FLOAT_TOLERANCE = 1e-4  # in float32: of log-probabilities, otherwise relative
+# The largest `divergence` allowed in int8. A trained Conformer (6 x 96) has 0.0003, for
+# real speech and for random features; random weights in 8 to 16 features, up to 0.034.
+# At 0.05 nats, a probability is off by at most 0.16 on the mean (Pinsker's inequality).
 INT8_TOLERANCE = 0.05
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class OnnxForm(ExportForm):
-    """With graphs for onnxruntime, which `encoder: onnx` and `decoder: onnx` run."""
+    """The `OnnxForm` holds graphs that `encoder: onnx` and `decoder: onnx` run."""
 
     quantizes = True
     has_rate = False
@@ -57,10 +57,10 @@ class OnnxForm(ExportForm):
     def pack(
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
-        """See `ExportForm.pack`; errors as of `write_onnx`."""
+        """Pack the model; see `ExportForm.pack`, and `write_onnx` for the errors."""
         files = {}
         for graph in write_onnx(model, folder, int8):
-            files[graph.file] = " ".join(str(graph.__doc__).split())
+            files[graph.file] = graph.text
             if (data := data_of(folder / graph.file)).exists():
                 files[data.name] = f"the weights of `{graph.file}`, to be left beside it"
         conf, state = dict(vars(args)), portable(model)
@@ -77,7 +77,7 @@ class OnnxForm(ExportForm):
             remedy = "a plugin or a stock model"
             if int8:
                 what, remedy = "mean divergence, in nats,", "it without --int8"
-            if not apart <= limit:  # NaN neither
+            if not apart <= limit:  # NaN is refused too
                 raise ValueError(
                     f"the packed model is not the experiment's: the largest {what} is "
                     f"{apart:.1e}; expected at most {limit:.0e}. Nothing was written. "
@@ -90,19 +90,18 @@ class OnnxForm(ExportForm):
 
 
 def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph]:
-    """Export what onnxruntime can run of a model: frontend.onnx, encoder.onnx, ctc.onnx
-    and decoder.onnx.
+    """Export what onnxruntime can run of a model.
 
-    The front end where it is ESPnet's default one, the decoder where it is a
-    Transformer's; ESPnet runs the rest. Each graph in float is compared with torch on
-    inputs of other lengths.
+    The files are encoder.onnx, frontend.onnx if the front end is ESPnet's default one,
+    ctc.onnx if there is a CTC, and decoder.onnx if the decoder is a Transformer's; ESPnet
+    runs the rest. Each graph in float is compared with torch on inputs of other lengths.
 
     Args:
-        model: ESPnet's, without gates, in evaluation mode
-        folder: to write into; graphs that are too large for one file have their weights
-            in another of the same name and `.data`
-        int8: quantize the matrix products of encoder and decoder dynamically, after they
-            were compared
+        model: ESPnet's model, without gates and in evaluation mode
+        folder: the folder to write into; the weights of graphs that are too large for one
+            file lie in another of the same name with `.data` added
+        int8: whether to quantize the matrix products of encoder and decoder dynamically,
+            after they were compared
 
     Returns:
         the parts that were written
@@ -133,15 +132,17 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
         with torch.random.fork_rng():
             torch.manual_seed(0)
             _write(kind(written), file)
-            _check(kind(model), file)
+            check(kind(model), file)
         if int8 and kind in (EncoderGraph, DecoderGraph):
-            _quantize(file)
+            quantize(file)
     return [kind(model) for kind in kinds]
 
 
 def compute_positions_(module: nn.Module) -> None:
-    """Have a positional encoding computed in the graph, for inputs of any length, where
-    ESPnet takes it from a table."""
+    """Let a positional encoding be computed in the graph, for inputs of any length.
+
+    ESPnet takes it from a table of fixed length.
+    """
     reverse, length = getattr(module, "reverse", False), module.pe.size(1)
     relative = isinstance(module, RelPositionalEncoding)
     exponents = torch.arange(0, module.d_model, 2, dtype=torch.float32)
@@ -151,7 +152,7 @@ def compute_positions_(module: nn.Module) -> None:
         frames = x.size(1)
         if relative:
             positions = frames - 1 - torch.arange(2 * frames - 1)
-        elif reverse:  # the first ones of the table, however long the input is
+        elif reverse:  # ESPnet takes the table's first entries for any length of input
             positions = torch.sym_max(frames, length) - 1 - torch.arange(frames)
         else:
             positions = torch.arange(frames)
@@ -182,13 +183,13 @@ def _write(graph: Graph, file: Path) -> None:
         ) from e
     whole_graph = program.model.graph
     for part in (program.model, whole_graph, *whole_graph.all_nodes()):
-        part.metadata_props.clear()  # half of a small file, with paths of this machine
+        part.metadata_props.clear()  # half of a small file, with local paths
     program.save(file, external_data=False)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's messages, which no user can do anything about."""
+    """Suppress the exporter's messages, about which no user can do anything."""
     logger = logging.getLogger("torch.onnx")
     level, printed = logger.level, io.StringIO()
     logger.setLevel(logging.ERROR)
@@ -200,16 +201,21 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _check(graph: Graph, file: Path) -> None:
+def check(graph: Graph, file: Path) -> None:
+    """Compare a graph as it was written with torch, on inputs of other lengths.
+
+    Raises:
+        ValueError: they differ by more than `FLOAT_TOLERANCE`
+    """
     runtime = OnnxGraph(str(file))
     for frames in (shortest(graph.model.encoder), *OTHER_FRAMES):
         inputs = graph.example(frames)
         expected = graph(*inputs)
-        found = runtime(**dict(zip(graph.varying, inputs, strict=True)))
+        actual = runtime(**dict(zip(graph.varying, inputs, strict=True)))
         for name, a, b in zip(
             graph.outputs,
             expected if isinstance(expected, tuple) else [expected],
-            found,
+            actual,
             strict=True,
         ):
             apart = distance(a, b, absolute=name == "logp")
@@ -222,13 +228,12 @@ def _check(graph: Graph, file: Path) -> None:
 
 
 def data_of(graph: Path) -> Path:
-    """Where the weights of a large graph lie: torch decides that by their size."""
+    """Return the file for the weights of a graph that is too large for one file."""
     return graph.with_name(graph.name + ".data")
 
 
-def _quantize(file: Path) -> None:
-    """Replace a graph by its int8 one, whose weights lie where those of the float one do:
-    in the file, or beside it."""
+def quantize(file: Path) -> None:
+    """Replace a graph by its int8 version, with its weights in the same place."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -1,4 +1,4 @@
-"""A model as it is, for ESPnet with this package."""
+"""The plugin form keeps a model as it is, for ESPnet with this package."""
 
 import argparse
 from pathlib import Path
@@ -12,10 +12,10 @@ from espnet_l0prune.plugin.weight_names import portable
 
 
 class PluginForm(ExportForm):
-    """As small as it was cut."""
+    """The `PluginForm` keeps a model as small as it was cut."""
 
     def pack(
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
-        """See `ExportForm.pack`."""
+        """Pack the model; see `ExportForm.pack`."""
         return Packed(portable(model), args, same_as(model, TOLERANCE), PLUGIN_PACKAGES)

@@ -1,9 +1,9 @@
-"""A cut model in the shape that plain ESPnet builds: it needs no plugin.
+"""The stock form is a cut model in a shape that plain ESPnet builds, without the plugin.
 
-It is as small as a stock configuration can say: blocks that are gone are gone, and FFNs
-and cgMLPs are as wide as the widest that is left. What is narrower than that is filled up
-with zeros, and so are heads and channels, whose number ESPnet ties to the model's size.
-A layer of zeros adds nothing, so the outputs are the same; it saves no time.
+It is as small as a stock configuration can say: blocks that were cut are gone, and FFNs
+and cgMLPs are as wide as the widest one left. Narrower ones are filled up with zeros, and
+so are heads and channels, whose number ESPnet ties to the model's size. Zeros add nothing
+to a layer's output, so the outputs are the same, but they save no time.
 """
 
 import argparse
@@ -39,12 +39,12 @@ PARTS = ("encoder", "decoder")
 
 
 class StockForm(ExportForm):
-    """As plain ESPnet loads it."""
+    """The `StockForm` has the shape that plain ESPnet loads."""
 
     def pack(
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
-        """See `ExportForm.pack`.
+        """Pack the model; see `ExportForm.pack`.
 
         Raises:
             ValueError: see `to_stock`; a stock-shaped model that computes something else
@@ -58,13 +58,12 @@ class StockForm(ExportForm):
 def to_stock(
     model: nn.Module, args: argparse.Namespace
 ) -> tuple[nn.Module, argparse.Namespace, float]:
-    """Build the stock-shaped model of a cut one, with its options.
+    """Build the stock-shaped model of a cut one, and return it with its options.
 
-    Whether it computes the same, within the tolerance that comes with it, is for the
-    caller to verify.
+    The caller must verify that it computes the same, within the returned tolerance.
 
     Args:
-        model: without gates
+        model: the cut model, without gates
         args: its configuration
 
     Returns:
@@ -105,13 +104,13 @@ def to_stock(
 
 
 def _dims(network: nn.Module) -> set[int]:
-    """The sizes of its heads: where one is filled up, weights are scaled."""
+    """Return the sizes of a network's heads; filled-up heads have scaled weights."""
     sites = find_sites(network)
     return {site.module.d_k for site in sites if isinstance(site, AttentionSite)}
 
 
 def _without_ours(config: Mapping, model: nn.Module) -> dict:
-    """A configuration in ESPnet's own names."""
+    """Return a configuration in ESPnet's own names."""
     conf = copy.deepcopy(dict(config))
     for part in PARTS:
         if isinstance(getattr(model, part), L0Network):
@@ -129,7 +128,7 @@ def _without_ours(config: Mapping, model: nn.Module) -> dict:
 
 
 def _options(ours: Any) -> set[str]:
-    """The options that a class adds to ESPnet's."""
+    """Return the options that a class adds to those of ESPnet."""
     parameters = inspect.signature(ours.__init__).parameters.values()
     return {p.name for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY}
 
@@ -156,19 +155,19 @@ def _check(network: L0Network, part: str) -> None:
 
 
 def _blocks(network: nn.Module) -> tuple[str, nn.Sequential, list[int]]:
-    """Their name in the network, the blocks, and the places of those that are left."""
+    """Return the blocks' name in a network, the blocks, and the places of those left."""
     ((name, blocks),) = blocks_of(network)
     return name, blocks, [i for i, b in enumerate(blocks) if not isinstance(b, Skip)]
 
 
 def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
-    """Channels of each module of a kind that is still there."""
+    """Return the number of channels of each module of a kind that is left."""
     sites = [site for site in network.sites() if type(site) is kind]
     return [site.sizes[site.kinds[-1]] for site in sites]
 
 
 def _sizes(network: L0Network) -> dict[str, int]:
-    """What a stock configuration can say about a cut network."""
+    """Return what a stock configuration can say about a cut network."""
     sizes = {"num_blocks": len(_blocks(network)[2])}
     known = inspect.signature(type(network)).parameters
     if "linear_units" in known:
@@ -181,13 +180,13 @@ def _sizes(network: L0Network) -> dict[str, int]:
 
 
 def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
-    """The state of the stock-shaped network: what is left, and zeros beside it."""
+    """Return the state of the stock-shaped network: what is left, and zeros beside it."""
     cut = _renumbered(network)
-    sites, there = find_sites(stock), {site.name: site for site in find_sites(network)}
+    sites, by_name = find_sites(stock), {site.name: site for site in find_sites(network)}
     names = _names(network)
     plan = {}
     for site in sites:
-        ours = there[names.get(site.name, site.name)]
+        ours = by_name[names.get(site.name, site.name)]
         if not isinstance(site, (StreamSite, BlockWidthSite)):
             plan[site.name] = {k: [*range(ours.sizes[k])] for k in site.sizes}
     _, left = features_left(sites, Plan(plan))
@@ -202,7 +201,7 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
                 continue
             state[key] = _placed(cut.get(key), old, left.get((module, name), {}), module)
     for site in sites:
-        ours = there[names.get(site.name, site.name)]
+        ours = by_name[names.get(site.name, site.name)]
         if isinstance(site, BranchSite) and isinstance(ours, ConstantSite):
             bias = next(k for k, m in stock.named_modules() if m is site.consumer)
             if ours.module.value is not None:
@@ -211,7 +210,7 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
             scale = math.sqrt(site.module.d_k / ours.module.d_k)
             for name in ("linear_q.weight", "linear_q.bias", "pos_bias_u", "pos_bias_v"):
                 key = f"{site.name}.{name}"
-                if key in state and scale != 1:  # scores are divided by another root
+                if key in state and scale != 1:  # the scores are divided by another root
                     state[key] *= scale
     return state
 
@@ -219,7 +218,7 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
 def _placed(
     small: Tensor | None, old: Tensor, masks: Mapping[int, Tensor], module: nn.Module
 ) -> Tensor:
-    """A tensor of the stock shape that holds a smaller one, or none."""
+    """Return a tensor of the stock shape that holds a smaller one, or none."""
     if small is not None and small.shape == old.shape:
         return small.detach().clone()
     norms = nn.LayerNorm, nn.BatchNorm1d
@@ -234,19 +233,19 @@ def _placed(
 
 
 def _names(network: nn.Module) -> dict[str, str]:
-    """Paths of the sites in the stock-shaped network, and what they were before."""
+    """Return the paths of sites in the stock-shaped network, with their earlier ones."""
     attribute, _, kept = _blocks(network)
-    sites, found = find_sites(network), {}
+    sites, names = find_sites(network), {}
     for place, index in enumerate(kept):
         new, old = f"{attribute}.{place}", f"{attribute}.{index}"
         for site in sites:
             if site.name == old or site.name.startswith(f"{old}."):
-                found[new + site.name.removeprefix(old)] = site.name
-    return found
+                names[new + site.name.removeprefix(old)] = site.name
+    return names
 
 
 def _renumbered(network: nn.Module) -> dict[str, Tensor]:
-    """The state of a cut network, with its blocks numbered as they are left."""
+    """Return the state of a cut network, with the blocks that are left renumbered."""
     attribute, _, kept = _blocks(network)
     state = {}
     for name, value in network.state_dict().items():

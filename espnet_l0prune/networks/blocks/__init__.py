@@ -1,4 +1,4 @@
-"""The kinds of blocks: one file for each of ESPnet's classes, named in `BLOCKS`."""
+"""Each of ESPnet's classes of blocks has a class in a file of its own, named here."""
 
 from torch import nn
 
@@ -20,5 +20,5 @@ BLOCKS = {kind.module_type: kind for kind in KINDS}
 
 
 def block_of(module: nn.Module) -> Block:
-    """The view on a block; one without branches where its class is not known."""
+    """Return the view of a block; a layer of unknown class has one without branches."""
     return BLOCKS.get(type(module), Block)(module)

@@ -1,4 +1,4 @@
-"""The Branchformer's block."""
+"""This is the Branchformer's block."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from espnet_l0prune.networks.espnet_modules import BranchformerEncoderLayer
 
 
 class BranchformerBlock(Block):
-    """Two branches side by side, which are merged."""
+    """A `BranchformerBlock` has two branches side by side, whose outputs are merged."""
 
     module_type = BranchformerEncoderLayer
     layout = {
@@ -22,7 +22,7 @@ class BranchformerBlock(Block):
 
     @property
     def merge(self) -> nn.Module | None:
-        merge = self.module.merge_proj  # an identity where there is one branch alone
+        merge = self.module.merge_proj  # an identity if there is only one branch
         return merge if isinstance(merge, nn.Linear) else None
 
     def is_merged(self, name: str) -> bool:
@@ -33,7 +33,7 @@ class BranchformerBlock(Block):
         return self.module.norm_final
 
     def macs(self, shapes: Shapes) -> Iterator[float]:
-        # a learned average's sums
+        # a learned average multiplies and sums the branches
         for name in ("pooling_proj1", "pooling_proj2"):
             for call in shapes.get(getattr(self.module, name, None), ()):
                 yield math.prod(call.inputs[0])

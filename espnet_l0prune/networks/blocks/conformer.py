@@ -1,4 +1,4 @@
-"""The Conformer's block."""
+"""This is the Conformer's block."""
 
 from torch import nn
 
@@ -8,7 +8,10 @@ from espnet_l0prune.networks.espnet_modules import ConformerLayer
 
 
 class ConformerBlock(Block):
-    """Branches one after the other, and a norm of all where there is a convolution."""
+    """A `ConformerBlock` has branches in sequence, and a norm after a convolution.
+
+    The final norm exists only in blocks with a convolution.
+    """
 
     module_type = ConformerLayer
     layout = {

@@ -1,4 +1,4 @@
-"""The Transformer decoder's block."""
+"""This is the Transformer decoder's block."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from espnet_l0prune.networks.espnet_modules import DecoderLayer
 
 
 class DecoderBlock(Block):
-    """Branches one after the other, of which the second reads the encoder's output; with
-    a `cache` it computes the last token alone."""
+    """A `DecoderBlock` has branches in sequence, the second of which reads the encoder.
+
+    If it is called with a `cache`, it only computes the last token.
+    """
 
     module_type = DecoderLayer
     layout = {
@@ -26,7 +28,7 @@ class DecoderBlock(Block):
     @classmethod
     def mix(cls, z: Tensor, args: tuple, kwargs: dict, output: tuple) -> tuple:
         mixed, *rest = super().mix(z, args, kwargs, output)
-        if kwargs.get("cache") is not None:  # what was decoded before is mixed already
+        if kwargs.get("cache") is not None:  # the cache was mixed before
             mixed = torch.cat([kwargs["cache"], mixed[:, -1:]], dim=1)
         return (mixed, *rest)
 
@@ -35,8 +37,8 @@ class DecoderBlock(Block):
 
 
 class DecoderSkip(Skip):
-    """A decoder's block that was cut away."""
+    """A `DecoderSkip` takes the place of a decoder's block that was cut away."""
 
     def forward_partially_AR(self, *args, **kwargs) -> tuple:
-        """The decoding of ESPnet's partially autoregressive models."""
+        """Return the input, as ESPnet's partially autoregressive decoding expects it."""
         return self(*args, **kwargs)

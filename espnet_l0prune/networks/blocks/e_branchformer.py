@@ -1,4 +1,4 @@
-"""The E-Branchformer's block."""
+"""This is the E-Branchformer's block."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from espnet_l0prune.networks.espnet_modules import EBranchformerEncoderLayer
 
 
 class EBranchformerBlock(Block):
-    """Two branches side by side, which are merged, between feed-forward modules."""
+    """An `EBranchformerBlock` has two merged branches between feed-forward modules."""
 
     module_type = EBranchformerEncoderLayer
     layout = {

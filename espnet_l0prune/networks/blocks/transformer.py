@@ -1,4 +1,4 @@
-"""The Transformer encoder's block."""
+"""This is the Transformer encoder's block."""
 
 from espnet_l0prune.networks.block import Block, Place
 from espnet_l0prune.networks.branches import FEED_FORWARD, SELF_ATTENTION
@@ -6,7 +6,7 @@ from espnet_l0prune.networks.espnet_modules import TransformerLayer
 
 
 class TransformerBlock(Block):
-    """Two branches one after the other."""
+    """A `TransformerBlock` has two branches in sequence."""
 
     module_type = TransformerLayer
     layout = {

@@ -1,5 +1,7 @@
-"""What can stand where in a block: a new kind of branch is a class in a file of its own,
-named here."""
+"""Each kind of branch has a class in a file of its own, and is named here.
+
+The tuples say which kinds may stand at the same place of a block.
+"""
 
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.branches.attention import AttentionSite, SourceAttentionSite

@@ -1,4 +1,4 @@
-"""MultiHeadedAttention and its relative-position kinds."""
+"""The attention branch is ESPnet's MultiHeadedAttention or a relative-position kind."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ from espnet_l0prune.networks.linear_attention import LinearAttention
 
 
 class AttentionSite(BranchSite):
-    """Heads, and dimensions inside them.
+    """An `AttentionSite` has heads, and dimensions inside them.
 
-    A dimension is that of queries, keys and values of all heads together: ESPnet's
-    forward takes one `d_k` for all of them, and divides the scores by its root.
+    A dimension is cut from the queries, keys and values of all heads together, since
+    ESPnet's forward has one `d_k` for all of them, and divides the scores by its root.
     """
 
     label = "attention"
@@ -51,7 +51,7 @@ class AttentionSite(BranchSite):
         h, d_k = attention.h, attention.d_k
         for layer in (*self.readers, self._positions):
             if layer is not None:
-                # scores are products of queries with keys and positions: gate these
+                # scores multiply queries by keys and positions: gate the latter two
                 folds = layer in (attention.linear_k, self._positions)
                 yield from output_claims(layer, heads, inner=d_k)
                 yield from output_claims(layer, dims, outer=h, folds=folds)
@@ -74,16 +74,16 @@ class AttentionSite(BranchSite):
             if isinstance(self.module, LinearAttention):
                 yield batch * self.module.macs(queries, keys), self.kinds[1:2]
                 continue
-            products = 2 * keys  # queries with keys, weights with values
+            products = 2 * keys  # queries by keys, weights by values
             if self._positions is not None:
-                products += call.inputs[3][1]  # queries with positions
+                products += call.inputs[3][1]  # queries by positions
             yield batch * queries * products * size, self.kinds[1:]
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
         attention, (_, heads, dims) = self.module, self.kinds
         old, new = attention.d_k, int(masks[dims].sum())
         attention.h, attention.d_k = int(masks[heads].sum()), new
-        if new != old:  # the scores were divided by the root of the old size
+        if new != old:  # the model divided its scores by the old root
             scale = math.sqrt(new / old)
             for name in ("pos_bias_u", "pos_bias_v"):
                 if hasattr(attention, name):
@@ -101,7 +101,7 @@ class AttentionSite(BranchSite):
 
 
 class SourceAttentionSite(AttentionSite):
-    """The decoder's attention to the encoder's output."""
+    """A `SourceAttentionSite` is the decoder's attention to the encoder's output."""
 
     label = "source_attention"
     kinds = ("src_att_modules", "src_heads", "src_head_dims")

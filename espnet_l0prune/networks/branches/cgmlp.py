@@ -1,4 +1,4 @@
-"""ConvolutionalGatingMLP of the Branchformers."""
+"""The cgMLP branch is the ConvolutionalGatingMLP of the Branchformers."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,10 @@ from espnet_l0prune.networks.espnet_modules import ConvolutionalGatingMLP
 
 
 class ConvolutionalGatingSite(BranchSite):
-    """Channels after the gating: each has a gated and a gating half before it.
+    """A `ConvolutionalGatingSite` has the channels of a cgMLP after its gating.
 
-    The norm spans the gating halves, so it takes its statistics over the survivors.
+    Before the gating, each channel has a gated and a gating half. The norm spans the
+    gating halves, so it takes its statistics over the open ones.
     """
 
     label = "cgmlp"

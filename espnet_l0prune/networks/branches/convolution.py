@@ -1,4 +1,4 @@
-"""The Conformer's ConvolutionModule."""
+"""The convolution branch is the Conformer's ConvolutionModule."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,11 @@ from espnet_l0prune.networks.espnet_modules import ConvolutionModule
 
 
 class ConvolutionSite(BranchSite):
-    """Channels: the pair that goes into the GLU, depthwise channel, norm entry."""
+    """A `ConvolutionSite` has the channels of the depthwise convolution.
+
+    With a channel go the two inputs of the GLU from which it comes, and its entry in the
+    norm.
+    """
 
     label = "convolution"
     module_types = (ConvolutionModule,)

@@ -1,4 +1,4 @@
-"""Feed-forward modules: of linear layers, of convolutions, of one of each."""
+"""The feed-forward branch has two layers, each linear or a convolution."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from espnet_l0prune.networks.espnet_modules import (
 
 
 class FeedForwardSite(BranchSite):
-    """Channels between the two layers."""
+    """A `FeedForwardSite` has the channels between the two layers."""
 
     label = "feed_forward"
     module_types = (PositionwiseFeedForward, MultiLayeredConv1d, Conv1dLinear)
