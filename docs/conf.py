@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 from tests.attacks import table  # noqa: E402 (beside the package, not in it)
 
 GENERATED = HERE / "_generated"
-LAYERS = "core", "networks", "plugin", "deploy", "compare", "report", "testing"
+LAYERS = "core", "networks", "plugin", "deploy", "report", "testing"
 
 project, release = "espnet_l0prune", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "espnet_l0prune"
-LAYERS = ["core", "networks", "plugin", "deploy", "compare", "report", "cli", "testing"]
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "espnet_l0prune"
+LAYERS = ["core", "networks", "plugin", "deploy", "report", "cli", "testing"]
 
 
 def imported(path: Path) -> set[str]:

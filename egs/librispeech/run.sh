@@ -27,7 +27,8 @@ dense_model=valid.acc.ave.pth      # the teacher, in the dense experiment
 finetuned_model=valid.acc.ave.pth  # the model to pack
 seed=0                # of the mini corpus and of all trainings
 ngpu=0                # GPUs to train on
-train_args=           # more options for every espnet2.bin.asr_train
+train_args=           # more options for every training
+train_program="python3 -m espnet2.bin.asr_train"  # another can register networks first
 dry_run=false         # true: print what would run
 # -------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ train() {
     fi
     mkdir -p "$out"
     echo "$key" >"$out/.key"
-    if ! python3 -m espnet2.bin.asr_train --config "$config" --output_dir "$out" \
+    if ! "${program[@]}" --config "$config" --output_dir "$out" \
         --use_preprocessor true --token_type "$token_type" \
         --token_list "$tokendir/tokens.txt" "${bpe[@]}" --ngpu "$ngpu" \
         --train_data_path_and_name_and_type "$datadir/train/wav.scp,speech,sound" \
@@ -214,6 +215,7 @@ fi
 distributed=()
 if [ "$ngpu" -gt 1 ]; then distributed=(--multiprocessing_distributed true); fi
 read -ra more <<<"$train_args"
+read -ra program <<<"$train_program"
 stats=$expdir/asr_stats dense=${dense_exp:-$expdir/asr_dense}
 pruned=$expdir/asr_pruned cut=$expdir/asr_cut finetuned=$expdir/asr_finetuned
 zip=$expdir/asr_pruned.zip

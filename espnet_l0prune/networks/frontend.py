@@ -1,6 +1,7 @@
 """The convolutional subsampling in front of the blocks."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from torch import nn
 
@@ -8,7 +9,8 @@ from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.gates import ScoreOf, log_alpha_of
 from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS
-from espnet_l0prune.networks.low_rank import LowRank
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # whose channels can be cut
 
 
 def last_linear(embed: nn.Module) -> nn.Linear:
@@ -35,17 +37,19 @@ class FrontendSite(Site):
 
     @classmethod
     def find(cls, network: nn.Module) -> Iterator["FrontendSite"]:
-        """The sites of an encoder's subsampling; none where it is of no known type."""
+        """The sites of an encoder's subsampling; none where that, or a layer in it, is of
+        no known type."""
         embed = getattr(network, "embed", None)
         if isinstance(embed, SUBSAMPLINGS):
-            convs = [
-                (f"embed.conv.{i}", layer)
+            convs = {
+                f"embed.conv.{i}": layer
                 for i, layer in enumerate(embed.conv)
-                if isinstance(layer, (nn.Conv1d, nn.Conv2d, LowRank))
-            ]
-            consumers = [*(conv for _, conv in convs[1:]), last_linear(embed)]
-            for (name, conv), consumer in zip(convs, consumers, strict=True):
-                yield cls(name, embed, conv, consumer)
+                if not isinstance(layer, nn.ReLU)
+            }
+            layers = [*convs.values(), last_linear(embed)]
+            if all(isinstance(layer, LAYERS) for layer in layers):
+                for name, (conv, consumer) in zip(convs, pairwise(layers), strict=True):
+                    yield cls(name, embed, conv, consumer)
 
     @property
     def module(self) -> nn.Module:

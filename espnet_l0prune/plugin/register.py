@@ -13,14 +13,12 @@ from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import TASKS
-from espnet_l0prune.plugin.low_rank import LowRankConformerEncoder
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.options import CHOICES, inline_structure, settle_options
 from espnet_l0prune.plugin.prepare import check_optimizer, prepare_training
 from espnet_l0prune.plugin.trainer import L0Trainer
 
-OTHER_ENCODERS = {"onnx": OnnxEncoder, "low_rank_conformer": LowRankConformerEncoder}
 # The classes of `model: l0_distill`; a task without one can only use what was cut.
 MODELS = {
     "asr": ("espnet_l0prune.plugin.model", "L0DistillModel"),
@@ -40,7 +38,7 @@ def register(name: str = "asr") -> None:
     module = importlib.import_module(f"espnet2.tasks.{name}")
     task = getattr(module, TASKS[name])
     entries: list[tuple[str, dict, dict]] = [
-        ("encoder", module.encoder_choices.classes, ENCODERS | OTHER_ENCODERS),
+        ("encoder", module.encoder_choices.classes, ENCODERS | {"onnx": OnnxEncoder}),
         ("decoder", module.decoder_choices.classes, DECODERS | {"onnx": OnnxDecoder}),
         ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
     ]

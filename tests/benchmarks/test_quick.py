@@ -10,9 +10,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-# a cell of `compare` takes minutes: see test_compare
-OTHERS = {"common", "compare", "cells", "rows"}
-NAMES = sorted({p.stem for p in FOLDER.glob("*.py")} - OTHERS)
+NAMES = sorted({p.stem for p in FOLDER.glob("*.py")} - {"common"})
 
 
 @pytest.mark.slow

@@ -207,6 +207,15 @@ def test_statistics_are_of_the_features_that_are_trained_on(work):
         assert stats["sum"].shape == (40,)
 
 
+def test_another_program_can_train(work, tmp_path):
+    """Here, one that says how it was called, and trains nothing."""
+    stage = ["--stage", "3", "--stop_stage", "3", "--expdir", tmp_path]
+    result = run(work, *stage, "--train_program", "echo called with", check=False)
+    assert "stage 3 ended without writing" in result.stderr
+    said = (tmp_path / "asr_stats/train.log").read_text()
+    assert said.startswith(f"called with --config {work / 'train.yaml'} --output_dir")
+
+
 def test_a_failed_training_names_its_log(work, broken, tmp_path):
     (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
     options = ["--dense_exp", work / "exp/asr_dense", "--expdir", tmp_path]

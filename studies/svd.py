@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from low_rank import LowRank, can_factor, register
 from torch import Tensor, nn
 
 from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
-from espnet_l0prune.networks.low_rank import LowRank, can_factor
 from espnet_l0prune.plugin.building import build_model, sample_rate_of
 from espnet_l0prune.plugin.experiment import load_experiment
 
@@ -92,6 +92,7 @@ def factorize(
         ValueError: files that are missing or damaged; another encoder than a Conformer; a
             target beyond rank 1 everywhere
     """
+    register()
     model, args = load_experiment(dense, checkpoint)
     if args.encoder != "conformer":
         raise ValueError(

@@ -21,7 +21,8 @@ from espnet_l0prune.plugin.experiment import load_experiment, load_state
 from espnet_l0prune.plugin.options import make_goal
 from espnet_l0prune.plugin.prepare import require_gates_in_scope
 
-PRUNING = ("encoder", "encoder_conf", "decoder", "decoder_conf", "sparsity_scheduler")
+NETWORKS = ("encoder", "encoder_conf", "decoder", "decoder_conf")
+PRUNING = (*NETWORKS, "sparsity_goal", "sparsity_scheduler")
 
 
 def gate_names(model: nn.Module) -> set[str]:
@@ -44,8 +45,8 @@ def gated(
     """
     if conf.get("sparsity_scheduler") is None:
         raise ValueError(
-            "the pruning configuration has no sparsity_scheduler; expected one, whose "
-            "_conf says the target"
+            "the pruning configuration has no sparsity_scheduler; expected one, and a "
+            "sparsity_goal_conf with the target"
         )
     trained, args = load_experiment(dense, checkpoint)
     vars(args).update(

@@ -1,21 +1,21 @@
 """Factors against the closed form of the best approximation."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import svd
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
+from low_rank import TRAIN_PROGRAM, LowRank, LowRankConformerEncoder, can_factor
 from torch import nn
 
-from espnet_l0prune.cli import main
-from espnet_l0prune.compare import svd
-from espnet_l0prune.deploy.inspect import inspect_experiment
-from espnet_l0prune.plugin.low_rank import (
-    LowRank,
-    LowRankConformerEncoder,
-    can_factor,
-)
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments
+from espnet_l0prune.testing.runs import CONFIG, data_options, final, make_data
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),
@@ -47,8 +47,6 @@ def test_factors_are_the_best_approximation(name):
         )
         assert pair(x).shape == layer(x).shape
     torch.testing.assert_close(pair(x), layer(x))
-    torch.testing.assert_close(pair.weight, layer.weight)
-    assert (pair.bias is None) == (layer.bias is None)
 
 
 def test_what_is_one_matrix():
@@ -84,20 +82,6 @@ def test_a_dense_experiment_in_factors(target, tmp_path):
             kept += values[1 : ranks[path]].tolist()  # the first stays in any case
             gone += values[ranks[path] :].tolist()
     assert min(kept) >= max(gone)
-    # it can be seen, shown and shipped as any other
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small/config.yaml").write_text(yaml.safe_dump(vars(args)))
-    torch.save(small.state_dict(), tmp_path / "small/model.pth")
-    found = inspect_experiment(tmp_path / "small", "model.pth")
-    assert found.amounts["params"]["encoder"] == svd.COUNTS["params"](small, 16_000)
-    if "macs" in target:
-        assert found.amounts["macs"]["encoder"] == pytest.approx(
-            svd.COUNTS["macs"](small, 16_000)
-        )
-    for command in ("report", "export plugin"):
-        out = tmp_path / {"report": "page", "export plugin": "m.zip"}[command]
-        words = [*command.split(), str(tmp_path / "small"), "--out", str(out)]
-        assert main(words) == 0
     # what is no factor is as it was
     path = "encoder.after_norm.weight"
     assert torch.equal(small.state_dict()[path], dense.state_dict()[path])
@@ -121,5 +105,33 @@ def test_another_encoder_is_refused(tmp_path):
 def test_ranks_that_make_no_sense(ranks):
     with pytest.raises(ValueError, match="expected the path of a linear layer"):
         LowRankConformerEncoder(20, 16, ranks=ranks)
-    with pytest.raises(ValueError, match="did you mean 'ranks'"):
-        LowRankConformerEncoder(20, 16, rank=ranks)
+
+
+def test_factors_are_trained_by_a_program_that_knows_them(tmp_path):
+    """In a process of its own, with the dense model as teacher."""
+    make_data(tmp_path)
+    save_experiment(tmp_path / "dense")
+    begin, out = tmp_path / "begin.pth", tmp_path / "out"
+    ranks = svd.factorize(tmp_path / "dense", "model.pth", {"params": 0.3}, begin)
+    conf = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
+    conf |= {
+        "encoder": "low_rank_conformer",
+        "optim": "adamw",
+        "optim_conf": {"lr": 1e-3},
+    }
+    conf["encoder_conf"] = {**conf["encoder_conf"], "ranks": ranks}
+    conf["model_conf"] = {
+        **conf["model_conf"],
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(conf))
+    command = [*TRAIN_PROGRAM.split(), "--config", str(tmp_path / "train.yaml")]
+    command += ["--output_dir", str(out), "--max_epoch", "1", *data_options(tmp_path)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    subprocess.run([*command, "--init_param", str(begin)], check=True, env=environment)
+    trained, before = final(out)["model"], torch.load(begin)
+    for path in ranks:
+        name = f"encoder.{path}.first.weight"
+        assert 0 < (trained[name] - before[name]).abs().max() < 0.1

@@ -1,44 +1,39 @@
-"""The cells of benchmarks/compare.py can be trained, and its rows say what they hold."""
+"""The cells of studies/compare.py can be trained, and its rows say what they hold."""
 
-import importlib
 import json
 from pathlib import Path
 
+import compare
 import pytest
+import rows
 import yaml
+from cells import Cell, Corpus
 from espnet2.tasks.asr import ASRTask
+from methods import METHODS, Gates, LayersOnDemand, config_of, small_size
+from settings import merged, recipe_conf, written
 
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.terms import count_parameters
+from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.counting import make_budget
 from espnet_l0prune.plugin.options import make_goal
 from espnet_l0prune.testing.models import TOKENS
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "studies"
 MODULES = {"encoder.encoders.0.feed_forward": {"ffn_channels": [12, 6]}}
 
 
 @pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("compare")
-
-
-@pytest.fixture
-def cells(compare):
-    return importlib.import_module("cells")
-
-
-@pytest.fixture
-def cell(cells, tmp_path):
+def cell(tmp_path):
     def make(method: str, budget: float):
-        corpus = cells.Corpus([], "test", tmp_path)
+        corpus = Corpus([], "test", tmp_path)
         dense = tmp_path / "dense"
         if not dense.exists():
-            args = parsed(cells.written(dense / "t.yaml", cells.recipe_conf("train")))
+            args = parsed(written(dense / "t.yaml", recipe_conf("train")))
             (dense / "asr_dense").mkdir()
-            cells.written(dense / "asr_dense/config.yaml", vars(args))
-        return cells.Cell(corpus, dense, method, budget, 0)
+            written(dense / "asr_dense/config.yaml", vars(args))
+        config = config_of(method, corpus, dense)
+        return Cell(corpus, dense, method, budget, 0, config)
 
     return make
 
@@ -51,11 +46,11 @@ def parsed(file: Path):
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.8])
-def test_every_variant_of_the_gates_can_reach_its_budget(budget, cells, cell):
-    gates = {n: m for n, m in cells.METHODS.items() if isinstance(m, cells.Gates)}
+def test_every_variant_of_the_gates_can_reach_its_budget(budget, cell):
+    gates = {n: m for n, m in METHODS.items() if isinstance(m, Gates)}
     for name, method in gates.items():
         one = cell(name, budget)
-        args = parsed(cells.written(one.folder / "prune.yaml", method.conf(one)))
+        args = parsed(written(one.folder / "prune.yaml", method.conf(one)))
         counted = make_budget(ASRTask.build_model(args), make_goal(args))
         goal = make_goal(args).targets
         assert goal == dict.fromkeys(method.costs, budget)
@@ -63,9 +58,9 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, cells, cell):
         check_compatible(counted, goal)
 
 
-def test_layers_on_demand_train_with_espnets_own_options(cells, tmp_path):
-    conf = cells.LayersOnDemand(skip=0.3).conf()
-    args = parsed(cells.written(tmp_path / "t.yaml", conf))
+def test_layers_on_demand_train_with_espnets_own_options(tmp_path):
+    conf = LayersOnDemand(skip=0.3).conf()
+    args = parsed(written(tmp_path / "t.yaml", conf))
     encoder = ASRTask.build_model(args).encoder
     rates = [block.stochastic_depth_rate for block in encoder.encoders]
     assert rates == pytest.approx([0.05 * i for i in range(1, 7)])
@@ -73,16 +68,16 @@ def test_layers_on_demand_train_with_espnets_own_options(cells, tmp_path):
 
 
 @pytest.mark.parametrize("cost", ["params", "macs"])
-def test_a_small_model_is_the_widest_that_fits(cost, cells, cell):
+def test_a_small_model_is_the_widest_that_fits(cost, cell):
     one = cell(f"scratch_{cost}", 0.5)
-    size = cells.small_size(one, cost)
-    args = parsed(cells.written(one.folder / "t.yaml", cells.recipe_conf("train")))
+    size = small_size(one, cost)
+    args = parsed(written(one.folder / "t.yaml", recipe_conf("train")))
 
     def price(width: int, units: int) -> float:
         args.encoder_conf |= {"output_size": width, "linear_units": units}
         model = ASRTask.build_model(args)
         if cost == "macs":
-            return cells.encoder_macs(model, 10, 16_000)
+            return encoder_macs(model, 10, 16_000)
         return count_parameters(model.encoder)
 
     limit, (width, units) = 0.5 * price(72, 288), size.values()
@@ -95,19 +90,18 @@ COSTS = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1}
 DENSE = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4}
 
 
-def errors(rows, clean: list[int], noisy: list[int]) -> dict[str, list[int]]:
+def errors(clean: list[int], noisy: list[int]) -> dict[str, list[int]]:
     """By condition; every third of four utterances is heard in noise: two."""
     return {rows.CLEAN: clean, **dict.fromkeys(rows.ALL_BUT_CLEAN, noisy)}
 
 
 @pytest.fixture
-def three_rows(compare):
-    rows = importlib.import_module("rows")
-    dense = errors(rows, [0, 0, 0, 1], [1, 1])
+def three_rows():
+    dense = errors([0, 0, 0, 1], [1, 1])
     found = {
-        ("l0", 0): errors(rows, [1, 0, 1, 2], [2, 2]),
-        ("l0", 1): errors(rows, [0, 0, 1, 1], [2, 4]),
-        ("random", 0): errors(rows, [2, 2, 2, 2], [4, 4]),
+        ("l0", 0): errors([1, 0, 1, 2], [2, 2]),
+        ("l0", 1): errors([0, 0, 1, 1], [2, 4]),
+        ("random", 0): errors([2, 2, 2, 2], [4, 4]),
     }
     return [
         {
@@ -130,7 +124,7 @@ def three_rows(compare):
     ]
 
 
-def test_a_table_from_rows_alone(compare, three_rows, tmp_path, capsys):
+def test_a_table_from_rows_alone(three_rows, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in three_rows))
     plot = tmp_path / "rows.png"
@@ -151,7 +145,7 @@ def test_a_table_from_rows_alone(compare, three_rows, tmp_path, capsys):
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_table_of_the_conditions(compare, three_rows, tmp_path, capsys):
+def test_a_table_of_the_conditions(three_rows, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in three_rows))
     compare.main(["--rows", str(file), "--conditions"])
@@ -161,7 +155,7 @@ def test_a_table_of_the_conditions(compare, three_rows, tmp_path, capsys):
     assert other == "| 0.5 | random | 1 | 50.00 |" + " 100.00 |" * 7
 
 
-def test_intervals_are_of_the_mean_over_seeds(compare, three_rows):
+def test_intervals_are_of_the_mean_over_seeds(three_rows):
     line, other = compare.summary(three_rows)
     # each utterance's extra errors are 0.5, 0, 1 and 0.5; of one in four words, 0 to 25%
     low, high = (float(end) for end in line["against dense (points)"][1:-1].split(", "))
@@ -175,8 +169,7 @@ def test_intervals_are_of_the_mean_over_seeds(compare, three_rows):
     assert compare.summary(three_rows, against="taylor") == []
 
 
-def test_committed_rows_are_whole(compare):
-    rows = importlib.import_module("rows")
+def test_committed_rows_are_whole():
     for row in compare.read_rows(FOLDER / "compare.jsonl"):
         assert row["method"] in compare.METHODS
         assert (
@@ -192,7 +185,13 @@ def test_committed_rows_are_whole(compare):
         assert {"peak MiB", "dense peak MiB", "modules"} <= row.keys()
 
 
-def test_bad_use_is_said(compare, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--conditions"]])
+def test_the_readme_shows_what_the_committed_rows_say(options, capsys):
+    compare.main(options)
+    assert capsys.readouterr().out in (FOLDER / "README.md").read_text()
+
+
+def test_bad_use_is_said(tmp_path):
     with pytest.raises(SystemExit, match="has no rows; expected --corpus"):
         compare.main(["--rows", str(tmp_path / "none.jsonl")])
     none = ["--rows", str(FOLDER / "compare.jsonl"), "--seeds", "99"]
@@ -202,9 +201,9 @@ def test_bad_use_is_said(compare, tmp_path):
         compare.main(["--corpus", str(tmp_path)])
 
 
-def test_configurations_are_merged(cells):
+def test_configurations_are_merged():
     base = {"a": {"b": 1, "c": [1]}, "d": 2}
-    assert cells.merged(base, {"a": {"b": 3}}, {"d": {"e": 4}}) == {
+    assert merged(base, {"a": {"b": 3}}, {"d": {"e": 4}}) == {
         "a": {"b": 3, "c": [1]},
         "d": {"e": 4},
     }

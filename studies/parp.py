@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from one_shot import gate_names, gated
 
-from espnet_l0prune.compare.one_shot import gate_names, gated
 from espnet_l0prune.core.cutting import features_left
 from espnet_l0prune.core.files import replace, save
 from espnet_l0prune.core.hooks import spread

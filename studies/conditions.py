@@ -4,7 +4,8 @@ Is what a pruned model loses in proportion to what the dense model loses? All mo
 decode the same disturbed utterances with ESPnet's Speech2Text.
 """
 
-import tempfile
+import argparse
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +13,9 @@ import jiwer
 import numpy as np
 import torch
 import yaml
-from common import (
-    DECODE,
-    RATE,
-    arguments,
-    parser,
-    read_test_set,
-    save_experiment,
-    start,
-    write,
-)
+from common import DECODE, RATE, read_test_set, write
 from espnet2.bin.asr_inference import Speech2Text
-from espnet2.tasks.asr import ASRTask
+from low_rank import register
 from rich.progress import track
 from scipy.signal import fftconvolve, resample_poly
 
@@ -79,6 +71,7 @@ def step_of(condition: str) -> int:
 
 def load(experiment: Path, decode: Path = DECODE) -> Speech2Text:
     """An experiment's averaged model, with the options of a search."""
+    register()  # it may be a factored one
     search = yaml.safe_load(decode.read_text("utf-8"))
     checkpoint = experiment / average_of(experiment)
     return Speech2Text(experiment / "config.yaml", checkpoint, **search)
@@ -106,37 +99,34 @@ def count_errors(
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__)
+    options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
-        "--models", nargs="+", metavar="NAME=EXP", help="experiments to decode with"
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="NAME=EXP",
+        help="experiments to decode with",
     )
-    options.add_argument("--data", type=Path, help="folder with wav.scp and text")
+    options.add_argument(
+        "--data", type=Path, required=True, help="folder with wav.scp and text"
+    )
     options.add_argument("--utterances", type=int, help="decode every n-th, so many")
+    options.add_argument("--seed", type=int, default=0, help="of the noise")
+    options.add_argument("--json", type=Path, help="write the table here too")
     args = options.parse_args(argv)
-    start(args)
-    if not args.quick and None in (args.models, args.data):
-        raise SystemExit("expected --models and --data, or --quick")
-    with tempfile.TemporaryDirectory() as folder:
-        if args.quick:
-            conf = {"encoder_conf": {"num_blocks": 1}, "decoder_conf": {"num_blocks": 1}}
-            small = arguments("librispeech100", **conf)
-            save_experiment(Path(folder) / "exp", small, ASRTask.build_model(small))
-            named = {"random": Path(folder) / "exp"}
-            waves, texts = [0.1 * np.random.default_rng(0).normal(size=RATE)], ["noise"]
-        else:
-            pairs = (model.split("=", 1) for model in args.models)
-            named = {name: Path(experiment) for name, experiment in pairs}
-            waves, texts = read_test_set(args.data)
-            step = max(len(waves) // (args.utterances or len(waves)), 1)
-            waves, texts = waves[::step], texts[::step]
-        torch.set_num_threads(1)
-        models = {name: load(experiment) for name, experiment in named.items()}
-        words = sum(len(text.split()) for text in texts)
-        rows = []
-        for condition in CONDITIONS:
-            errors = count_errors(models, waves, texts, condition, args.seed)
-            rates = {f"{m} WER (%)": 100 * sum(e) / words for m, e in errors.items()}
-            rows.append({"condition": condition, **rates})
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    pairs = (model.split("=", 1) for model in args.models)
+    models = {name: load(Path(experiment)) for name, experiment in pairs}
+    waves, texts = read_test_set(args.data)
+    step = max(len(waves) // (args.utterances or len(waves)), 1)
+    waves, texts = waves[::step], texts[::step]
+    words = sum(len(text.split()) for text in texts)
+    rows = []
+    for condition in CONDITIONS:
+        errors = count_errors(models, waves, texts, condition, args.seed)
+        rates = {f"{m} WER (%)": 100 * sum(e) / words for m, e in errors.items()}
+        rows.append({"condition": condition, **rates})
     write(args, rows)
 
 

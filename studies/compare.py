@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cells import EPOCHS, ERRORS_FILE, METHODS, Cell, Corpus, peak, within
+from cells import ERRORS_FILE, Cell, Corpus, peak, within
 from common import DECODE, RATE, ROOT, machine, read_test_set, write
 from conditions import load
+from methods import METHODS, config_of
 from rows import CLEAN_ALONE, Score, disturbed, draw, draw_structures, read_rows, summary
+from settings import EPOCHS
 
 from espnet_l0prune.deploy.bench import sizes_and_times
 from espnet_l0prune.deploy.inspect import inspect_experiment
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--valid_sets", default="dev-digits")
     options.add_argument("--test_set", default="test-digits")
     options.add_argument("--work", type=Path, help="folder for all that is trained")
-    options.add_argument("--rows", type=Path, default=ROOT / "benchmarks/compare.jsonl")
+    options.add_argument("--rows", type=Path, default=ROOT / "studies/compare.jsonl")
     options.add_argument(
         "--methods",
         nargs="+",
@@ -126,7 +128,8 @@ def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
     """Run what is no row yet; each cell that ends is a row at once."""
     dense = corpus.dense()
     for seed, budget, method in itertools.product(args.seeds, args.budgets, args.methods):
-        cell = Cell(corpus, dense, method, budget, seed)
+        config = config_of(method, corpus, dense)
+        cell = Cell(corpus, dense, method, budget, seed, config)
         if any(cell.key.items() <= row.items() for row in read_rows(args.rows)):
             print(f"compare: {cell.folder.name}: done before")
             continue

@@ -1,1 +1,0 @@
-"""Other ways to choose units, for comparison with gates that are trained."""
