@@ -4,14 +4,18 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import espnet2.tasks.asr  # noqa: F401 (registers)
 
 from espnet_l0prune import __version__
 from espnet_l0prune.cli.parser import get_parser
+from espnet_l0prune.core.constraints import CONSTRAINTS
 from espnet_l0prune.core.ranges import RANGES
-from espnet_l0prune.plugin.schema import schema
+from espnet_l0prune.core.schedules import SCHEDULERS
+from espnet_l0prune.plugin.schema import options, schema
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -35,27 +39,53 @@ napoleon_use_ivar = True
 suppress_warnings = ["ref.python"]  # many classes have a `module`
 
 
+def fill(page: str, mark: str, lines: Iterable[str]) -> None:
+    """Put lines between a page's `<!-- mark -->` and the next `<!-- end -->`, so that the
+    page is whole on GitHub too."""
+    path = HERE / page
+    before, rest = path.read_text("utf-8").split(f"<!-- {mark} -->\n")
+    after = rest[rest.index("<!-- end -->") :]
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(f"{before}<!-- {mark} -->\n{text}{after}", "utf-8")
+
+
+def option_row(part: str, name: str, option: Mapping[str, Any], *first: str) -> str:
+    """An option's line: name, default, range, what it does."""
+    default = option.get("default", "")
+    shown = default if isinstance(default, str) else json.dumps(default)
+    text = option.get("description", "").replace("|", "\\|")
+    limits = str(RANGES[part].get(name, ""))
+    cells = *first, f"`{name}`", f"`{shown}`", limits, text
+    return f"| {' | '.join(cells)} |"
+
+
 def write_options() -> None:
-    """A table for each part of a configuration that has options of ours."""
-    lines = ["# Options", "", "Of a training configuration, beside ESPnet's own.", ""]
-    for part, found in schema()["properties"].items():
-        if "properties" not in found:
-            continue
-        lines += [
-            f"## `{part}`",
-            "",
-            "| option | default | range | |",
-            "|---|---|---|---|",
+    """The tables of the page of options, by signatures, docstrings and ranges."""
+    columns = "| option | default | range | meaning |"
+    for part in (
+        "encoder_conf",
+        "model_conf",
+        "optim_conf",
+        "sparsity_goal_conf",
+        "sparsity_scheduler_conf",
+    ):
+        found = schema()["properties"][part]["properties"]
+        rows = [
+            option_row(part, name, option)
+            for name, option in found.items()
+            if "deprecated" not in option
         ]
-        for name, option in found["properties"].items():
-            if option is False:  # refused
-                continue
-            default = f"`{option['default']}`" if "default" in option else ""
-            text = option.get("description", "").replace("|", "\\|")
-            limits = RANGES[part].get(name, "")
-            lines.append(f"| `{name}` | {default} | {limits} | {text} |")
-        lines.append("")
-    (GENERATED / "options.md").write_text("\n".join(lines), "utf-8")
+        fill("options.md", part, [columns, "|---|---|---|---|", *rows])
+    part = "sparsity_constraint_conf"
+    rows = [
+        option_row(part, name, option, f"`{constraint}`")
+        for constraint, cls in CONSTRAINTS.items()
+        for name, option in options(cls).items()
+    ]
+    fill("options.md", part, [f"| constraint {columns}", "|---|---|---|---|---|", *rows])
+    about = {name: cls.__doc__.split("\n\n")[0] for name, cls in SCHEDULERS.items()}
+    shapes = [f"| `{name}` | {' '.join(text.split())} |" for name, text in about.items()]
+    fill("options.md", "sparsity_scheduler", ["| name | ramp |", "|---|---|", *shapes])
 
 
 def write_commands() -> None:
@@ -70,7 +100,7 @@ def write_commands() -> None:
 
 def write_hostile() -> None:
     """The table of what is promised of files of strangers, and of what was tried."""
-    (GENERATED / "hostile.txt").write_text("\n".join(table()) + "\n", "utf-8")
+    fill("hostile.md", "attacks", table())
 
 
 def write_matrix() -> None:
@@ -88,7 +118,7 @@ def write_matrix() -> None:
         cells = tests, passed, failed, row["skipped"], row["date"], row["code"]
         cells = [*(row[name] for name in versions), *cells]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    (GENERATED / "matrix.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    fill("matrix.md", "matrix", lines)
 
 
 def write_modules() -> None:

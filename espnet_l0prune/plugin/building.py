@@ -14,7 +14,6 @@ import humanfriendly
 from torch import nn
 
 from espnet_l0prune.core.ranges import check
-from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
@@ -125,9 +124,7 @@ def build_model(args: argparse.Namespace) -> Any:
     """
     try:
         with plain_tensors_only(), loss_at_hand():
-            task = task_of(args)
-            refuse_moved(task, args)
-            model = task.build_model(args)
+            model = task_of(args).build_model(args)
     except (ValueError, ImportError):  # they say what is wrong
         raise
     except OSError as e:

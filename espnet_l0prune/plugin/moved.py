@@ -17,8 +17,8 @@ def refuse_moved(task: type[Any], args: argparse.Namespace) -> None:
     Raises:
         ValueError: that encoder, of which nothing is known here
     """
-    (encoders,) = (c.classes for c in task.class_choices_list if c.name == "encoder")
-    if getattr(args, "encoder", None) == NAME and NAME not in encoders:
+    known = any(NAME in choices.classes for choices in task.class_choices_list)
+    if getattr(args, "encoder", None) == NAME and not known:
         raise ValueError(
             f"the model has encoder: {NAME}, of layers factored by SVD. It was a study, "
             "and has left this package; expected another encoder. The programs in "

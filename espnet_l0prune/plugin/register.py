@@ -13,6 +13,7 @@ from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import TASKS
+from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.options import CHOICES, inline_structure, settle_options
@@ -82,6 +83,7 @@ def _wrap(task: type[AbsTask], name: str, around: Callable[[Any], Any]) -> None:
 
 def _building(inner: Any) -> Any:
     def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
+        refuse_moved(cls, args)
         inline_structure(args)
         model = inner(cls, args)
         settle_options(args)

@@ -231,7 +231,7 @@ def test_what_is_written(data, tmp_path, capsys):
         assert not any("data_path" in key or "shape_file" in key for key in conf)
     assert prune["init_param"] == [model]
     assert prune["optim_conf"] == {"weight_decay": 0.0, "lr": 2e-3}
-    assert prune["sparsity_scheduler_conf"]["target"] == {"params": 0.3, "macs": 0.4}
+    assert prune["sparsity_goal_conf"]["target"] == {"params": 0.3, "macs": 0.4}
     assert prune["encoder_conf"]["linear_units"] == SMALL["linear_units"]
     assert "sparsity_scheduler" not in finetune
     assert finetune["optim"] == "adam"

@@ -49,7 +49,7 @@ def test_any_option(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sparsity_scheduler": 5}, "--sparsity_scheduler must be one of"),
+        ({"sparsity_scheduler": "linear", "sparsity_goal": 5}, "--sparsity_goal must be"),
         (
             {"sparsity_scheduler": "linear", "sparsity_scheduler_conf": 1},
             "has no mapping",

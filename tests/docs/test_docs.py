@@ -11,6 +11,7 @@ from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.testing.runs import CONFIG, data_options, make_data, run
 
 README = Path(__file__).parents[2] / "README.md"
@@ -140,12 +141,24 @@ def test_the_notebook_runs_from_top_to_bottom(reader):
 
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path):
+    """And their tables, which the build writes, are committed as it writes them."""
     sphinx = pytest.importorskip("sphinx.cmd.build")
-    options = ["-W", "--keep-going", "-q", "-b", "html"]
-    assert sphinx.main([*options, str(DOCS), str(tmp_path)]) == 0
-    options = (tmp_path / "_generated/options.html").read_text()
+    committed = {page: page.read_text("utf-8") for page in DOCS.glob("*.md")}
+    command = ["-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
+    assert sphinx.main(command) == 0
+    assert committed == {page: page.read_text("utf-8") for page in committed}
+    options = (tmp_path / "options.html").read_text()
     assert "a number in [0.982, 1)" in options  # of open_probability
     assert "expected_sparsity" in (tmp_path / "_generated/deploy.html").read_text()
+
+
+def test_the_table_of_units_has_every_kind_and_word():
+    text = (DOCS / "units.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|(.*)\|$", text, re.MULTILINE)
+    assert sorted(kind for kind, *_ in rows) == sorted(UNITS)
+    for word, column in (("default", 1), ("paper", 2)):
+        marked = {row[0] for row in rows if "x" in row[column]}
+        assert marked == set(WORDS[word])
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))

@@ -204,7 +204,7 @@ def test_every_damage_is_listed_under_its_name(exp, tmp_path, capsys):
         "damaged: config.yaml has no accum_grad from 1 on",
         f"damaged: {exp}/damaged/checkpoint.previous.pth cannot be read",
         f"damaged: {exp}/damaged/latest.pth cannot be loaded",
-        "damaged: sparsity_scheduler_conf: target is 3; expected a number in (0, 1)",
+        "damaged: sparsity_goal_conf: target is 3; expected a number in (0, 1)",
         f"asr_cut: {exp}/asr_cut/cut.json cannot be read",
         f"{exp}/RESULTS.json: dense has no wer, cer, encoder_parameters, parameters",
     ):
