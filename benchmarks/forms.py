@@ -35,7 +35,8 @@ from espnet_l0prune.deploy.export import export
 from espnet_l0prune.plugin.experiment import average_of
 
 TIMED = 20  # utterances, for the encoder alone
-SMALL = {"encoder_conf": {"num_blocks": 1}, "decoder_conf": {"num_blocks": 1}}
+BLOCK = {"num_blocks": 1, "linear_units": 64}
+SMALL = {"encoder_conf": {**BLOCK, "output_size": 64}, "decoder_conf": BLOCK}
 
 
 def load(experiments: dict[str, Path], folder: Path, options: dict) -> dict:

@@ -164,7 +164,7 @@ def test_a_transducer(form, ctc_weight, tmp_path, capsys):
     """Whose prediction and joint network stay with torch."""
     args = arguments(decoder="transducer", model_conf={"ctc_weight": ctc_weight})
     args.decoder_conf, args.joint_net_conf = {"hidden_size": 8}, {"joint_space_size": 8}
-    args.encoder_conf["units"] = []
+    args.encoder_conf |= {"units": [], "num_blocks": 1}
     args.optim, args.optim_conf = "adamw", {}
     names = exported(form, ASRTask, args, Speech2Text, tmp_path)
     assert ("decoder.onnx" in names) is False
@@ -196,7 +196,7 @@ def test_an_slu_model(form, tmp_path, capsys):
         if hasattr(args, name):
             setattr(args, name, value)
     args.transcript_token_list = None
-    args.encoder_conf |= {"units": []}
+    args.encoder_conf |= {"units": [], "num_blocks": 1}
     args.optim, args.optim_conf = "adamw", {}
     exported(form, task, args, inference.Speech2Understand, tmp_path, beam_size=3)
 

@@ -23,7 +23,8 @@ TINY = {
     "encoder_conf": {"output_size": 16, "linear_units": 32, "num_blocks": 2},
     "decoder_conf": {"linear_units": 16, "num_blocks": 1},
 }
-STEPS = {"target": 0.3, "warmup_steps": 1, "ramp_steps": 3, "hold_steps": 3}
+GOAL = {"target": 0.3}
+STEPS = {"warmup_steps": 1, "ramp_steps": 3, "hold_steps": 3}
 
 
 def shrink(stage: str, out: Path, **more) -> Path:
@@ -43,7 +44,8 @@ def work(tmp_path_factory) -> Path:
     corpus = [RECIPE / "local/mini_corpus.py", work / "corpus", "--scale", "0.05"]
     subprocess.run([sys.executable, *map(str, corpus)], check=True)
     shrink("train", work)
-    shrink("prune", work, sparsity_scheduler_conf=STEPS, max_epoch=2)
+    goal = {"sparsity_goal_conf": GOAL, "sparsity_scheduler_conf": STEPS}
+    shrink("prune", work, **goal, max_epoch=2)
     shrink("finetune", work)
     return work
 
@@ -88,7 +90,7 @@ def test_from_corpus_to_score(work):
     first = run(work)
     assert "WER test-mini" in first.stdout
     report = json.loads((work / "exp/asr_cut/cut.json").read_text())
-    assert abs(report["sparsity"]["params"] - STEPS["target"]) <= 0.005
+    assert abs(report["sparsity"]["params"] - GOAL["target"]) <= 0.005
     assert report["difference"]["float64"] <= 1e-10
     assert (work / "exp/asr_pruned.zip").exists()
     measures = json.loads((work / "exp/decode/measures.json").read_text())["models"]

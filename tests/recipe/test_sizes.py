@@ -99,7 +99,7 @@ def test_every_budget(model):
             gate.log_alpha.data.normal_()
     budget = make_budget(gated, make_goal(args))
     for name, target in BUDGETS.items():
-        args.sparsity_scheduler_conf["target"] = target
+        args.sparsity_goal_conf["target"] = target
         goal = make_goal(args).targets
         plan = select(budget, goal)
         if name != "50% both" and (model, name) != ("conformer_100", "20% params"):
