@@ -23,7 +23,9 @@ class AbsSparsityScheduler(ABC):
 
     Args:
         start: sparsity at which the ramp begins
-        warmup_steps, ramp_steps, hold_steps: length of the phase, in updates
+        warmup_steps: length of the warm-up, in updates, with the network still dense
+        ramp_steps: length of the ramp, in updates, in which the targets rise
+        hold_steps: length of the hold, in updates, in which the gates settle
         in_epochs: whether the lengths are in epochs instead; they need not be whole then
 
     Attributes:
