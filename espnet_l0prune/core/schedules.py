@@ -1,11 +1,11 @@
 """A schedule says how the target sparsities rise, as a function of the updates made.
 
-It has four phases:
+It has four phases::
 
-warmup   the gates are bypassed, the network is exactly the dense one
-ramp     the targets rise
-hold     the targets stand, and the gates settle
-frozen   the gates are fixed to 0 or 1, and the weights go on training
+    warmup   the gates are bypassed, and the network is exactly the dense one
+    ramp     the targets rise
+    hold     the targets stand, and the gates settle
+    frozen   the gates are fixed to 0 or 1, and the weights go on training
 """
 
 import math
