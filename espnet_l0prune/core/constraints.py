@@ -66,7 +66,8 @@ class LagrangianConstraint(AbsConstraint):
 
     Args:
         multiplier_lr: step size eta of the multipliers
-        lambda1, lambda2: the multipliers at the start; a large lambda2 keeps the expected
+        lambda1: the linear multiplier at the start
+        lambda2: the quadratic multiplier at the start; a large one keeps the expected
             sparsity on the ramp from its first update on, and damps lambda1
 
     Raises:
@@ -139,7 +140,8 @@ class NuPIConstraint(AbsConstraint):
 
     Args:
         multiplier_lr: step size eta of the multipliers
-        kp, ki: gains of the proportional and of the integral term
+        kp: gain of the proportional term
+        ki: gain of the integral term
         nu: smoothing of the shortfall in the proportional term, in [0, 1)
 
     Raises:

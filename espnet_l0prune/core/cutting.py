@@ -43,7 +43,7 @@ def features_left(
 
     Returns:
         which units stay, (units,) bool, by site and kind; and which features stay,
-            (features,) bool, by module and tensor, then by dimension
+        (features,) bool, by module and tensor, then by dimension
     """
     kept: dict[str, dict[str, Tensor]] = {}
     left: dict[tuple[nn.Module, str], dict[int, Tensor]] = {}

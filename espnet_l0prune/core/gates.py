@@ -80,8 +80,8 @@ class HardConcrete(nn.Module):
         """Return gates in [0, 1] for noise from the logistic distribution.
 
         Args:
-            log_alpha: of any shape
-            noise: of the same shape
+            log_alpha: a tensor of any shape
+            noise: a tensor of the same shape
         """
         return _stretch(torch.sigmoid((noise + log_alpha) / BETA))
 

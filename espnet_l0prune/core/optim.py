@@ -62,7 +62,9 @@ class L0AdamW(torch.optim.AdamW):
         params: parameters or parameter groups of the model
         lr: learning rate of the weights, which a scheduler scales
         gate_lr: learning rate of the gates' log_alphas
-        betas, eps, weight_decay: as in AdamW
+        betas: decay rates of AdamW's two moments
+        eps: what AdamW adds to its denominator
+        weight_decay: AdamW's decay of the weights; gates have none
         order: what an update moves while the gates train: weights and gates (`joint`),
             both in turn (`alternating`), or only the gates (`gates`)
 

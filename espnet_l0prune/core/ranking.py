@@ -56,7 +56,7 @@ def closing_order(
         if stays is not None:
             begins, ends = begins[:-1], ends[:-1]
         for place, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            # what exceeds a multiple goes first of all
+            # units that exceed a multiple go first of all
             first = step > 1 and end == size % step
             value = -torch.inf if first else float(score[begin:end].mean())
             together = (kind, size, place) if gate.uniform else (row, place)

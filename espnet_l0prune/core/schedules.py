@@ -1,11 +1,11 @@
 """A schedule says how the target sparsities rise, as a function of the updates made.
 
-It has four phases:
+It has four phases::
 
-warmup   the gates are bypassed, the network is exactly the dense one
-ramp     the targets rise
-hold     the targets stand, and the gates settle
-frozen   the gates are fixed to 0 or 1, and the weights go on training
+    warmup   the gates are bypassed, and the network is exactly the dense one
+    ramp     the targets rise
+    hold     the targets stand, and the gates settle
+    frozen   the gates are fixed to 0 or 1, and the weights go on training
 """
 
 import math
@@ -23,7 +23,9 @@ class AbsSparsityScheduler(ABC):
 
     Args:
         start: sparsity at which the ramp begins
-        warmup_steps, ramp_steps, hold_steps: length of the phase, in updates
+        warmup_steps: length of the warm-up, in updates, with the network still dense
+        ramp_steps: length of the ramp, in updates, in which the targets rise
+        hold_steps: length of the hold, in updates, in which the gates settle
         in_epochs: whether the lengths are in epochs instead; they need not be whole then
 
     Attributes:

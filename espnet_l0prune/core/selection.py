@@ -107,7 +107,7 @@ def _without_needless(
         ranks: their ranks, (gates, largest size)
         groups: the ranks that may open, in this order
         beyond: returns by how much a plan overshoots its targets
-        tolerance: how large an overshoot is overshoot as it is
+        tolerance: how large an overshoot may be that is left as it is
     """
     begin, count, excess = 0, 1, beyond(closed)
     while begin < len(groups) and excess > tolerance:

@@ -97,7 +97,7 @@ class Site(ABC):
 
         Returns:
             the part's name and a module that holds what belongs to it; None where the
-                units reach beyond a part
+            units reach beyond a part
         """
         return None
 

@@ -1,4 +1,4 @@
-"""This module lists what a network costs, one term for each tensor.
+"""The cost of a network is a sum of terms, one for each of its tensors.
 
 Every tensor of a network is a term: an amount of each cost with all units open, times
 one factor for each group of units that it shrinks with. With p_u the probability that

@@ -70,7 +70,7 @@ def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, 
 
     Returns:
         (samples,), or (frames, size) for a model that reads features; and how many of
-            these make a second
+        these make a second
     """
     if model.frontend is None:
         frames = torch.randn(int(seconds * FRAMES_A_SECOND), input_size_of(model))

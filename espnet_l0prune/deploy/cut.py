@@ -258,7 +258,7 @@ def _check_free(out: Path, force: bool) -> None:
 
 def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force) -> None:
     """Fill a folder beside `out`, which then takes its place."""
-    out = out.resolve()  # a link stays
+    out = out.resolve()  # a link to a folder is kept
     with new_folder(out, lambda: _check_free(out, force)) as part:
         save(portable(model), part / MODEL)
         texts = {CONFIG: config}

@@ -102,7 +102,7 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
         ValueError: audio that is too short for the subsampling; a model that also reads
             something other than audio
     """
-    if getattr(model, "postdecoder", None) is not None:  # this is an slu model
+    if getattr(model, "postdecoder", None) is not None:  # only slu models have one
         raise ValueError(
             "postdecoder: this part of the model reads a transcript beside the audio, so "
             "that nothing can be counted or tried without one; expected a model without"

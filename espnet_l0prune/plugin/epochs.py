@@ -14,7 +14,7 @@ def updates_of_an_epoch(config: Mapping) -> int | None:
 
     Returns:
         number of updates in an epoch; None where the files are not here, or where the
-            iterator's length is not known beforehand
+        iterator's length is not known beforehand
     """
     files = config.get("train_shape_file") or []
     sequence = config.get("iterator_type", "sequence") == "sequence"

@@ -17,7 +17,7 @@ from espnet_l0prune.plugin.building import build_model, refuse_adapters
 WHOLE = 32  # how many times larger than its checkpoint an uncut network may be
 SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any network may have
 LARGEST_OPTION = 2**14  # positions and widths are some thousands
-RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz, which size no tensor
+RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz; they size no tensor
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 
 

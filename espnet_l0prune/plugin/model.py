@@ -43,16 +43,17 @@ class L0Distilled(MixedWith):
     """This is `model: l0_distill`, mixed with a task's model, to which it adds options.
 
     Args:
-        teacher_config, teacher_model_file: config.yaml and checkpoint of the unpruned
-            experiment, which training needs; without them there is no distillation
+        teacher_config: config.yaml of the unpruned experiment, which only training
+            reads; without it there is no distillation
+        teacher_model_file: checkpoint of the unpruned experiment
         task_weight: weight of ESPnet's own loss
         layer_weight: weight of the layerwise distillation loss
         layer_input: what the compared blocks read: the `student`'s hidden states (Jiang
             et al. 2023), or the `teacher`'s, so that each block learns by itself
             (block-wise distillation), for which every block runs once more
-        layer_map: which layers are compared: those of the `same` depth, `uniform`ly
-            spread ones, the `last` ones, or `dynamic`, where each of the teacher's is
-            compared with the student's that is closest to it
+        layer_map: which layers are compared: those of the `same` depth; `uniform` ones,
+            spread evenly; the `last` ones; or, with `dynamic`, each of the teacher's with
+            the student's that is closest to it
         layer_loss: loss between layers: `mse`, or `l1_cosine`
         layer_projection: what is compared: the layers as they are (`identity`), or after
             a matrix W, which is learnt with the weights and the same for all layers, was

@@ -82,7 +82,7 @@ def schema() -> dict:
 
 
 def ours_or_stock(names: Iterable[str]) -> dict:
-    """Return the schema of a name of ours, or of one without our prefix, l0_."""
+    """Return the schema of a name of ours, or of one without our prefix, `l0_`."""
     return {"anyOf": [{"enum": [*names]}, {"not": {"pattern": "^l0_"}}]}
 
 

@@ -1,9 +1,9 @@
-"""ESPnet 202609 renamed weights: we read the names of any release, and keep names that
-every release reads.
+"""Weights are read by the names of any ESPnet, and kept by names that all of them read.
 
-The last layer of a subsampling was `out.0`, and its positional encoding `out.1`; since
-then they are `out` and `pos_enc`. ESPnet 202611 reads both, but not by `init_param`,
-where it silently drops the old names and leaves the layer as it was initialized.
+Until 202609 the last layer of a subsampling was `out.0`, and its positional encoding
+`out.1`; since then they are `out` and `pos_enc`. ESPnet 202611 reads both, but not by
+`init_param`, where it silently drops the old names and leaves the layer as it was
+initialized.
 """
 
 from collections.abc import Iterator, Mapping
