@@ -8,11 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RestartedMean:
-    """A `RestartedMean` is a forward pre-hook that restarts a batch norm's statistics.
+    """A `RestartedMean` is a forward pre-hook that averages a batch norm's statistics.
 
-    Each is the plain mean over the batches since the restart, until `momentum` gives a
-    batch more weight than that: the network before the restart has no share in it. The
-    count is the batch norm's own buffer, so a resumed run continues it.
+    Each statistic is the plain mean over the batches since the restart, until `momentum`
+    gives a batch more weight than the plain mean does. Batches before the restart have no
+    weight. The count is the batch norm's own buffer, so a resumed run continues it.
     """
 
     def __init__(self, norm: _BatchNorm):

@@ -48,8 +48,7 @@ class SparsityController:
 
     Raises:
         ValueError: targets that the units cannot reach, that contradict each other or
-            that new gates have passed already; several targets for a constraint that
-            takes one
+            that new gates meet already; several targets for a constraint that takes one
     """
 
     def __init__(

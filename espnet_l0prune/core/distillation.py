@@ -4,9 +4,9 @@ Losses between predictions are summed over positions and averaged over utterance
 ESPnet's CTC and attention losses are, so that their weights can be compared.
 
 A map of layers says which layers are compared. It takes the hidden states (batch, time,
-size) of student and teacher by their places, and the numbers of valid frames, (batch,);
-it returns pairs of places, (student's, teacher's). A student's layer that stochastic
-depth has left out has None for its state.
+size) of the student and of the teacher by place (the layer's number), and the numbers of
+valid frames, (batch,). It returns pairs of places, (student's, teacher's). The state of a
+student's layer is None if stochastic depth has skipped it.
 """
 
 from collections.abc import Mapping, Sequence

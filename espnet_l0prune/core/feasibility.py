@@ -1,4 +1,4 @@
-"""These checks tell whether a network's units can meet its targets, all at once."""
+"""These checks tell whether a network's units can meet each target, and all of them."""
 
 from collections.abc import Mapping
 

@@ -1,13 +1,13 @@
 """Freezing fixes the gates of a network to 0 or 1, as a plan says.
 
-Computing the frozen values changes nothing, so that it can be done any number of times
-while a network trains, for one plan or several. Putting them into a network is another
-step::
+Computing the frozen values does not change the network. So it can be done any number of
+times while the network trains, for one plan or for several. Another step puts the values
+into the network, or into a state dict::
 
-    plan = choose(parts, {"params": 0.5})
+    plan = select_each(parts, {"params": 0.5})
     state = frozen(sites, plan)
-    freeze_(state)                   the network itself
-    state_dict(network, state)       or a copy of it, in memory or in a file
+    freeze_(state)                   freezes the network itself, or
+    state_dict(network, state)       returns the state dict of a frozen copy
 """
 
 from collections.abc import Mapping, Sequence

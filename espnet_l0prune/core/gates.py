@@ -25,7 +25,7 @@ DECIDED = 100.0  # |log_alpha| of a gate fixed to 0 or 1, in any float type
 
 
 class LogAlpha(nn.Parameter):
-    """A `LogAlpha` is a gate's parameter; optimizers tell it by its type from weights."""
+    """A `LogAlpha` is a gate's parameter; its type tells it from weights."""
 
     def __reduce_ex__(self, protocol):
         return LogAlpha, (self.data, self.requires_grad)

@@ -118,8 +118,9 @@ class MaskInput(GateHook):
 class SurvivorNorm(GateHook):
     """This hook gives a LayerNorm over n units, (..., n), the open units' statistics.
 
-    Closed units have 0 for output. This is what the LayerNorm returns once they are cut.
-    A unit with several gates is open where all of them are.
+    The outputs of open units are then what the LayerNorm returns once the closed ones are
+    cut. The outputs of closed units are 0. A unit with several gates is open if all of
+    them are.
     """
 
     gates: list[HardConcrete]

@@ -1,8 +1,8 @@
 """These hooks stay on layers that read or write only a part of the residual stream.
 
-The residual stream has `size` features. After a cut of the width a layer has only some of
-them: one that reads the stream gathers these from it, one that writes to it scatters them
-back.
+The residual stream has `size` features. After a cut of the width, a layer has only some
+of them. A layer that reads the stream gathers these features from it; a layer that writes
+to the stream scatters them back.
 """
 
 from abc import ABC, abstractmethod
@@ -45,7 +45,7 @@ class GatherInput(Narrow):
 
 
 class GatherOutput(Narrow):
-    """This forward hook on a front end gathers the features that the stream has left."""
+    """This forward hook on a front end gathers the features that the stream still has."""
 
     def attach_(self, layer: nn.Module) -> None:
         layer.register_forward_hook(self)

@@ -23,8 +23,8 @@ class Plan(Mapping[str, Mapping[str, list[int]]]):
     """A `Plan` lists the units that stay, by site and kind; it never changes.
 
     Args:
-        kept: the units that stay, in order, by the site's name and the kind; all units
-            stay of what is not named
+        kept: the units that stay, in order, by the site's name and the kind; where a
+            site or a kind is not named, all its units stay
 
     Raises:
         ValueError: something other than such a mapping

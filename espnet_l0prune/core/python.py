@@ -1,8 +1,8 @@
-"""Code is run in another Python, which imports nothing from the current folder.
+"""Code is run in another Python process, which imports nothing from the current folder.
 
-A folder may hold anybody's `torch.py`, which `python -c` would run. `python -P` would
-not, but exists only from Python 3.11 on; `-I` would not either, but also ignores
-PYTHONPATH.
+A folder may hold anybody's `torch.py`, and `python -c "import torch"` would run it. With
+`-P` it would not, but only Python 3.11 and later have this option. With `-I` it would not
+either, but `-I` also ignores PYTHONPATH.
 """
 
 import subprocess
