@@ -182,7 +182,7 @@ def test_the_wheel_is_what_all_texts_ask_for(wheel):
         for found in re.findall(r"pip install[^`\n]*", path.read_text("utf-8"))
     ]
     ours = [line for line in asked if "espnet_l0prune" in line]
-    assert len(ours) >= 3
+    assert len(ours) >= 2
     assert all(WHEEL in line for line in ours)
 
 
