@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -135,7 +136,8 @@ def write_modules() -> None:
         (GENERATED / f"{layer}.md").write_text("\n".join(lines), "utf-8")
 
 
-GENERATED.mkdir(exist_ok=True)
+shutil.rmtree(GENERATED, ignore_errors=True)  # pages of another version
+GENERATED.mkdir()
 write_options()
 write_commands()
 write_hostile()
