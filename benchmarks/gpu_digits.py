@@ -21,7 +21,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from gpu_scale import DEVICE, Rows, Scale
 
 from espnet_l0prune.deploy.adopt import adopt
-from espnet_l0prune.deploy.choice import Choice
+from espnet_l0prune.deploy.choice import Choice, with_settings
 from espnet_l0prune.deploy.cut import cut_experiment
 
 RECIPE = ROOT / "egs/librispeech"
@@ -91,13 +91,6 @@ def told(log: Path) -> dict[str, float]:
     return found
 
 
-def merged(conf: dict, changes: dict) -> dict:
-    return conf | {
-        name: {**conf[name], **value} if isinstance(value, dict) else value
-        for name, value in changes.items()
-    }
-
-
 def prune_digits(rows: Rows, scale: Scale) -> None:
     """From FSDD's recordings to the word error rates of the dense and the cut model."""
     data = rows.options.data
@@ -136,7 +129,7 @@ def follow(rows: Rows, scale: Scale, data: Path, work: Path) -> None:
 
     epochs, pruning_epochs = scale.epochs
     conf = yaml.safe_load((RECIPE / "conf/train_small.yaml").read_text("utf-8"))
-    conf = merged(conf, {**scale.training, "max_epoch": epochs, "use_amp": True})
+    conf = with_settings(conf, {**scale.training, "max_epoch": epochs, "use_amp": True})
     train = work / "train.yaml"
     train.write_text(yaml.safe_dump(conf), "utf-8")
     options = {

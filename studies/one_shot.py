@@ -103,11 +103,11 @@ def prune_at_once(
     torch.manual_seed(seed)
     model, args = gated(dense, checkpoint, conf)
     args.seed = seed
-    goal = make_goal(args).targets
-    budget = make_budget(model, make_goal(args))
+    goal = make_goal(args)
+    budget, targets = make_budget(model, goal), goal.targets
     with evaluation(model):
-        scores = IMPORTANCES[name](budget, model, read_batches(args, batches), goal)
-    decide_(sites_of(model), select(budget, goal, scores=scores))
+        scores = IMPORTANCES[name](budget, model, read_batches(args, batches), targets)
+    decide_(sites_of(model), select(budget, targets, scores=scores))
     with beside(out) as folder:
         made = folder / "made"
         made.mkdir()

@@ -1,6 +1,7 @@
 """Configurations of the comparison: the recipe's, at a smaller size, other epochs."""
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import yaml
 from common import ROOT
+
+from espnet_l0prune.deploy.choice import with_settings
 
 RECIPE = ROOT / "egs/librispeech"
 EPOCHS = {"train": 20, "prune": 6, "finetune": 6}
@@ -24,12 +27,7 @@ SCHEDULE = {"warmup_steps": 30, "ramp_steps": 350, "hold_steps": 200}
 
 def merged(conf: Mapping, *changes: Mapping) -> dict:
     """A configuration with changes; mappings in it are merged."""
-    new = copy.deepcopy(dict(conf))
-    for change in changes:
-        for name, value in change.items():
-            both = isinstance(value, dict) and isinstance(new.get(name), dict)
-            new[name] = merged(new[name], value) if both else value
-    return new
+    return functools.reduce(with_settings, changes, copy.deepcopy(dict(conf)))
 
 
 def recipe_conf(name: str) -> dict:

@@ -22,7 +22,7 @@ class Picture:
     caption: str
 
 
-def is_pruned(inspection: Inspection) -> bool:
+def has_structure(inspection: Inspection) -> bool:
     """Return whether units were cut, or have gates."""
     units = [pair for row in inspection.rows for pair in row.units.values()]
     return inspection.scope is not None or any(now < before for before, now in units)
@@ -32,7 +32,7 @@ def structures(runs: Sequence[Run]) -> Iterator[Picture]:
     """Yield a heat map of each pruned network; runs with the same units share one."""
     same: dict[str, tuple[Inspection, list[str]]] = {}
     for run in runs:
-        if run.inspection is not None and is_pruned(run.inspection):
+        if run.inspection is not None and has_structure(run.inspection):
             key = repr([(row.module, row.units) for row in run.inspection.rows])
             same.setdefault(key, (run.inspection, []))[1].append(run.name)
     for inspection, names in same.values():
