@@ -152,6 +152,13 @@ class Budget:
         )
 
     @torch.no_grad()
+    def new(self) -> dict[str, float]:
+        """Return the expected sparsity in each cost while no gate has moved yet."""
+        start = [[gate.open_probability] for gate in self.gates.values()]
+        opened = self._there * self._sizes.new_tensor(start).view(-1, 1)
+        return {k: float(v) for k, v in self.sparsity(opened).items()}
+
+    @torch.no_grad()
     def opened(self) -> Tensor:
         """Return which gates are open in evaluation, in the form that `amounts` takes."""
         return self._padded(lambda gate, a: gate.noise_free(a) > 0)

@@ -1,18 +1,25 @@
 """A constraint says what the loss gains while the sparsity is off its target.
 
 The shortfall v = s - S of the expected sparsity S from its target s is positive while the
-network is too large. Every constraint adds a penalty of v to the loss, which the gates
-descend. After every update it moves its multipliers, which are plain numbers by name, so
-that they are saved and resumed with the optimizer.
+network is too large. One constraint moves the gates onto the target after every update.
+All others add a penalty of v to the loss, which the gates descend, and move their
+multipliers after every update. These are plain numbers by name, so that they are saved
+and resumed with the optimizer.
 
-The defaults suit a loss of some 20 an utterance, which is what ESPnet has where it does
-not normalize the loss by length; they scale with the loss (benchmarks/landing.py).
+The defaults of those with a penalty suit a loss of some 20 an utterance, which is what
+ESPnet has where it does not normalize the loss by length; they scale with the loss.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.pace import Pace
+from espnet_l0prune.core.projected import Row, project_, settle_, step_
 from espnet_l0prune.core.ranges import check
 
 Multipliers = dict[str, float]
@@ -25,10 +32,13 @@ class AbsConstraint(ABC):
     Attributes:
         equality: whether a sparsity beyond the target is corrected too
         one_cost: whether it can only hold the same gates to a single target
+        by_penalty: whether the optimizer moves the gates, by the gradient of the loss
+            with the penalty; otherwise `step_` does
     """
 
     equality = True
     one_cost = False
+    by_penalty = True
 
     @abstractmethod
     def start(self) -> Multipliers:
@@ -56,6 +66,64 @@ class AbsConstraint(ABC):
                 it
             multipliers: their current values, which are changed
         """
+
+    def step_(  # noqa: B027 (with a penalty the optimizer moves the gates)
+        self,
+        budget: Budget,
+        targets: Mapping[str, float],
+        multipliers: Mapping[str, Multipliers],
+        optimizer: L0AdamW,
+        pace: Pace,
+    ) -> None:
+        """Move the gates, and the multipliers with them.
+
+        Args:
+            budget: counts what the gates leave
+            targets: the expected sparsity to have afterwards, by cost
+            multipliers: their current values by cost, which are changed
+            optimizer: has the moments of the gates' gradients
+            pace: how far the gates may move, and what time they have
+        """
+
+
+class ProjectedConstraint(AbsConstraint):
+    """This constraint has S = s after every update, and nothing to set.
+
+    The loss has no penalty. Each step of the gates goes along the gradient of the
+    Lagrangian, with the multipliers that put it onto the target (see `projected`). So the
+    schedule decides how many units close, and the loss decides which. While the target
+    stands, the gates are also moved apart, so that they are all but decided when they are
+    fixed. Where new gates expect a larger sparsity than the target, theirs is the target.
+    """
+
+    by_penalty = False
+
+    def start(self) -> Multipliers:
+        return {"lambda": 0.0}
+
+    def penalty(
+        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
+    ) -> Tensor:
+        return 0 * shortfall
+
+    def step_(
+        self,
+        budget: Budget,
+        targets: Mapping[str, float],
+        multipliers: Mapping[str, Multipliers],
+        optimizer: L0AdamW,
+        pace: Pace,
+    ) -> None:
+        row, new = Row(budget), budget.new()
+        targets = {cost: max(target, new[cost]) for cost, target in targets.items()}
+        before = torch.tensor([multipliers[c]["lambda"] for c in targets]).double()
+        moments = optimizer.moments([gate.log_alpha for gate in row.gates])
+        found = step_(row, targets, before.to(moments[0]), moments, pace.size)
+        for cost, value in zip(targets, found.tolist(), strict=True):
+            multipliers[cost]["lambda"] = value
+        if pace.left is not None:
+            settle_(row, targets, pace.left)
+            project_(row, targets, torch.ones_like(moments[0]))
 
 
 class LagrangianConstraint(AbsConstraint):
@@ -239,6 +307,7 @@ class ControlledL2Constraint(AbsConstraint):
 
 
 CONSTRAINTS = {
+    "projected": ProjectedConstraint,
     "lagrangian": LagrangianConstraint,
     "inequality": InequalityConstraint,
     "nupi": NuPIConstraint,

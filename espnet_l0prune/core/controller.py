@@ -15,7 +15,8 @@ from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.pace import fit_to_run_, shortage
+from espnet_l0prune.core.pace import fit_to_run_, pace_of, shortage
+from espnet_l0prune.core.projected import undecided
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select_each
 from espnet_l0prune.core.tracking import Tracking
@@ -95,8 +96,8 @@ class SparsityController:
         backward has computed the gradients, as often as the trainer accumulates them.
         """
         progress, moves = self.optimizer.progress, self._moves
-        self.optimizer.move_(**moves)
-        if moves["gates"]:
+        self.optimizer.move_(**moves, gate_lr=None if self.constraint.by_penalty else 0.0)
+        if moves["gates"] and self.constraint.by_penalty:
             targets = self.scheduler.targets(progress.update, self.goal.targets)
             for name, cost, expected, _ in self._expected():
                 shortfall = targets[cost] - float(expected)
@@ -104,6 +105,12 @@ class SparsityController:
                 _check_finite(name, progress.multipliers[name])
                 self._tracking[name].add(shortfall)
         progress.update += 1
+        if moves["gates"] and not self.constraint.by_penalty:
+            targets = self.scheduler.targets(progress.update, self.goal.targets)
+            pace = pace_of(self.scheduler, progress.update, self._gates(), self.optimizer)
+            for part, budget in self.parts.items():
+                multipliers = {c: progress.multipliers[_named(c, part)] for c in targets}
+                self.constraint.step_(budget, targets, multipliers, self.optimizer, pace)
         self._enter_phase()
 
     def penalty(self) -> Tensor:
@@ -181,8 +188,7 @@ class SparsityController:
         for part, budget in self.parts.items():
             expected = budget.expected()
             for cost in self.goal.targets:
-                name = f"{cost}_{part}" if part else cost
-                yield name, cost, expected[cost], budget
+                yield _named(cost, part), cost, expected[cost], budget
 
     def begin_epoch(self, updates: int | None, epochs: int, epoch: int = 0) -> None:
         """Fit the schedule to the run, and say early where it does not fit.
@@ -207,15 +213,16 @@ class SparsityController:
         fit_to_run_(self.scheduler, self.optimizer.progress, updates, epochs, epoch)
         if self.scheduler.in_epochs:
             self._enter_phase()
-        short = shortage(self.scheduler, self._gates(), self.optimizer)
-        if short and not self.update:
-            logging.warning(short)
+        if self.constraint.by_penalty and not self.update:
+            short = shortage(self.scheduler, self._gates(), self.optimizer)
+            if short:
+                logging.warning(short)
 
     def tell_remedies(self) -> None:
         """Warn of what left its target since the last call, and name the remedy."""
         for name, tracking in self._tracking.items():
             remedy = tracking.remedy(self.phase)
-            if remedy and self.multipliers[name]:
+            if remedy and self.multipliers[name]:  # a price has none
                 logging.warning(f"The expected sparsity in {name} {remedy}")
             self._tracking[name] = Tracking(self.constraint.equality)
 
@@ -242,7 +249,8 @@ class SparsityController:
     def report(self) -> dict[str, float]:
         """Return target, expected and actual sparsity in each cost, and the multipliers.
 
-        The names are such as `sparsity_expected_macs` and `lambda1_params`; where parts
+        `gates_undecided` is the share of gates that may as well be open as closed. The
+        names of the others are such as `sparsity_expected_macs` and `lambda1_params`; where parts
         must meet the targets, such as `sparsity_expected_macs_PART` and
         `lambda1_params_PART`.
         """
@@ -257,7 +265,12 @@ class SparsityController:
             for name, value in multipliers.items():
                 by_name.setdefault(name, {})[cost] = value
         return {
-            f"{k}_{cost}": v for k, costs in by_name.items() for cost, v in costs.items()
+            "gates_undecided": undecided(self.budget),
+            **{
+                f"{name}_{cost}": value
+                for name, costs in by_name.items()
+                for cost, value in costs.items()
+            },
         }
 
     def _enter_phase(self) -> None:
@@ -283,6 +296,11 @@ class SparsityController:
             decide_(self.budget.sites, select_each(self.parts, self.goal.targets))
         for norm in batch_norms(site.module for site in self.budget.sites):
             restart_(norm, forget=moving)
+
+
+def _named(cost: str, part: str) -> str:
+    """Return the name of one target's multipliers and figures."""
+    return f"{cost}_{part}" if part else cost
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -131,13 +131,21 @@ class L0AdamW(torch.optim.AdamW):
             self.controller.update_()
         return loss
 
-    def move_(self, weights: bool = True, gates: bool = True) -> None:
-        """Let AdamW move weights, gates, or both; the others lose their gradients."""
+    def move_(
+        self, weights: bool = True, gates: bool = True, gate_lr: float | None = None
+    ) -> None:
+        """Let AdamW move weights, gates, or both; the others lose their gradients.
+
+        Args:
+            weights, gates: whether these move
+            gate_lr: learning rate of the gates instead of the optimizer's own; with 0
+                only their moments are updated
+        """
         scheduled = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             of_gates = is_of_gates(group)
             if of_gates:
-                group["lr"] = self.gate_lr
+                group["lr"] = self.gate_lr if gate_lr is None else gate_lr
             if not (gates if of_gates else weights):
                 for parameter in group["params"]:
                     parameter.grad = None
@@ -148,13 +156,39 @@ class L0AdamW(torch.optim.AdamW):
         for group, lr in zip(self.param_groups, scheduled, strict=True):
             group["lr"] = lr
 
+    @torch.no_grad()
+    def moments(self, gates: Sequence[LogAlpha]) -> tuple[Tensor, Tensor]:
+        """Return Adam's mean of the gates' gradients, and their mean square.
+
+        Both are unbiased, and 0 where a gate has had no gradient yet.
+
+        Args:
+            gates: some of the log_alphas, (n,) each
+
+        Returns:
+            both in float64, (all n together,)
+        """
+        betas = next(g["betas"] for g in self.param_groups if is_of_gates(g))
+        moments: dict[str, list[Tensor]] = {"exp_avg": [], "exp_avg_sq": []}
+        for gate in gates:
+            state = self.state.get(gate) or dict.fromkeys(moments, torch.zeros_like(gate))
+            for (name, rows), beta in zip(moments.items(), betas, strict=True):
+                unbiased = 1 - beta ** float(state.get("step", 1))
+                rows.append(state[name].double() / unbiased)
+        mean, square = (torch.cat(rows) for rows in moments.values())
+        return mean, square
+
     def updates_to_move(self, distance: float) -> int:
         """Return how many updates, at least, move a log_alpha by a distance.
 
         Under Adam one update moves it by hardly more than `gate_lr`.
         """
-        turns = 2 if self.order == "alternating" else 1
-        return turns * math.ceil(distance / self.gate_lr)
+        return self.turns * math.ceil(distance / self.gate_lr)
+
+    @property
+    def turns(self) -> int:
+        """Return how many updates there are for each that moves the gates."""
+        return 2 if self.order == "alternating" else 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return an optimizer's state, with the progress in the first group of gates."""

@@ -1,6 +1,7 @@
-"""These checks tell whether a schedule fits a run and gives the gates time to close."""
+"""Here it is said how fast gates move, and whether a run gives them time to close."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW, Progress
@@ -64,6 +65,53 @@ def fit_to_run_(
             f"{enough}, or shorten warmup_steps, ramp_steps and hold_steps to "
             f"{most:g} {'epochs' if scheduler.in_epochs else 'updates'} in all."
         )
+
+
+QUICK = 4  # how often a gate could close and open again on the ramp
+LARGEST = 1.0  # step of a log_alpha
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A `Pace` says how far gates may move in an update, and what time they have.
+
+    Attributes:
+        size: how far a log_alpha moves at most
+        left: number of updates, this one included, in which gates are to be decided; None
+            while the targets still rise
+    """
+
+    size: float
+    left: int | None
+
+
+def pace_of(
+    scheduler: AbsSparsityScheduler,
+    update: int,
+    gates: Iterable[HardConcrete],
+    optimizer: L0AdamW,
+) -> Pace:
+    """Return the pace after some updates, by the length of the ramp.
+
+    Gates are decided one update before they are fixed, so that this can be seen.
+
+    Args:
+        scheduler: the run's schedule, fitted to the run
+        update: number of updates made
+        gates: all gates that train
+        optimizer: says how many updates move them
+    """
+    turns = optimizer.turns
+    ramp, hold = (
+        scheduler.hold_begins - scheduler.ramp_begins,
+        scheduler.frozen_begins - scheduler.hold_begins,
+    )
+    way = QUICK * turns * max(gate.way_to_close for gate in gates)
+    left = -(-max(scheduler.frozen_begins - update, 1) // turns)
+    return Pace(
+        size=min(way / (ramp or hold), LARGEST),
+        left=left if update > scheduler.hold_begins else None,
+    )
 
 
 def updates_to_close(gates: Iterable[HardConcrete], optimizer: L0AdamW) -> int:
