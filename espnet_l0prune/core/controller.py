@@ -250,8 +250,8 @@ class SparsityController:
         """Return target, expected and actual sparsity in each cost, and the multipliers.
 
         `gates_undecided` is the share of gates that may as well be open as closed. The
-        names of the others are such as `sparsity_expected_macs` and `lambda1_params`; where parts
-        must meet the targets, such as `sparsity_expected_macs_PART` and
+        names of the others are such as `sparsity_expected_macs` and `lambda1_params`;
+        where parts must meet the targets, such as `sparsity_expected_macs_PART` and
         `lambda1_params_PART`.
         """
         expected = {cost: float(s) for cost, s in self.budget.expected().items()}

@@ -39,7 +39,7 @@ from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_na
 from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
-from espnet_l0prune.plugin.options import make_goal, make_scheduler
+from espnet_l0prune.plugin.options import make_constraint, make_goal, make_scheduler
 from espnet_l0prune.plugin.prepare import check_optimizer, check_trainable
 from espnet_l0prune.plugin.register import MODELS
 
@@ -160,8 +160,11 @@ def _adopt(
     outputs(gated)  # the cut will need them, so this must work before the training
     held = _holding(gated, args.freeze_param)
     optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
-    gates = [*budget.gates.values()]
-    pace = _pace(updates_of_an_epoch(config), scheduler, gates, optimizer)
+    gates, updates = [*budget.gates.values()], updates_of_an_epoch(config)
+    if updates:
+        scheduler.fit_(updates)
+    slow = make_constraint(args).by_penalty
+    pace = _pace(updates, scheduler, gates, optimizer) if slow else []
 
     if link is not None:
         link.symlink_to(model_file.resolve())
@@ -243,15 +246,11 @@ def _pace(
 
     Args:
         updates: number of updates in an epoch; None where it is not known
-        scheduler: a schedule in epochs
+        scheduler: a schedule in epochs, fitted to their length if it is known
         gates: all gates
         optimizer: moves the gates
-
-    Raises:
-        ValueError: epochs too short for the schedule
     """
     if updates:
-        scheduler.fit_(updates)
         short = shortage(scheduler, gates, optimizer)
         return [f"{short} With more --epochs these are longer."] if short else []
     needed, epochs = updates_to_close(gates, optimizer), sum(scheduler.lengths[1:])

@@ -20,7 +20,6 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 ADAM = ("lr", "betas", "eps", "weight_decay")
-LOSS = 20.0  # typical for an utterance where the loss is not normalized by length
 
 
 @dataclass
@@ -106,16 +105,9 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
             "ramp_steps": epochs / 2,
             "hold_steps": epochs / 4,
         },
-        "sparsity_constraint": "lagrangian",
-        "sparsity_constraint_conf": _multipliers(dense),
+        "sparsity_constraint": "projected",
+        "sparsity_constraint_conf": {},
     }
-
-
-def _multipliers(dense: dict) -> dict[str, float]:
-    """Return the default multipliers, scaled to the size of the loss."""
-    normalized = _conf(dense, "model").get("length_normalized_loss", False)
-    scale = 1 / LOSS if normalized else 1.0
-    return {"multiplier_lr": 0.5 * scale, "lambda2": 1000.0 * scale}
 
 
 def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -> dict:

@@ -35,7 +35,7 @@ sparsity_constraint_choices = ClassChoices(
 )
 CHOICES = (sparsity_goal_choices, sparsity_scheduler_choices, sparsity_constraint_choices)
 # The values that replace null in a training that is pruned.
-DEFAULTS = {"sparsity_goal": "share", "sparsity_constraint": "lagrangian"}
+DEFAULTS = {"sparsity_goal": "share", "sparsity_constraint": "projected"}
 PRUNING_OPTIONS = [f"{choice.name}{end}" for choice in CHOICES for end in ("", "_conf")]
 GOAL_OPTIONS = [field.name for field in dataclasses.fields(Goal)]
 
