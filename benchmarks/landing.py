@@ -1,97 +1,115 @@
-"""Do pruning runs land on their target? Constraints x schedules x targets.
+"""Do pruning runs land on their target, as `adopt` writes them and with nothing set?
 
-A small Conformer with gates on heads, channels and front end is trained from random
-weights on short utterances, with no teacher, through all phases. Reported are, during
-phase `hold`, the largest distance of the expected sparsity from its target, and at the
-end that of the actual sparsity, both in points.
+Each run has its data, loss, length and target. A small dense recognizer is trained on the
+data, or taken as it lies there; `adopt` makes it prunable; then it is pruned. Reported
+are, in points, the largest distance of the expected sparsity from its target, from the
+first update of the ramp on, and that of the actual sparsity at the end; the share of
+gates that were undecided when they were fixed; and the loss on held-out speech before and
+after that, with batch norms computed anew.
 """
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import soundfile
 import torch
-from common import parser, start, write
+import yaml
+from common import keep, parser, save_experiment, show, start, table
 from espnet2.tasks.asr import ASRTask
 
-CONSTRAINTS = ("lagrangian", "inequality", "nupi")  # with their default options
-# each with four of the schedules and every target
-GRID = [
-    ("lagrangian", "linear", 0.3),
-    ("lagrangian", "cubic", 0.5),
-    ("lagrangian", "cosine", 0.7),
-    ("lagrangian", "constant", 0.8),
-    ("inequality", "exponential", 0.3),
-    ("inequality", "linear", 0.5),
-    ("inequality", "staircase", 0.7),
-    ("inequality", "cosine", 0.8),
-    ("nupi", "constant", 0.3),
-    ("nupi", "staircase", 0.5),
-    ("nupi", "cubic", 0.7),
-    ("nupi", "exponential", 0.8),
+from espnet_l0prune.core.batch_norm import batch_norms
+from espnet_l0prune.core.projected import undecided
+from espnet_l0prune.deploy.adopt import adopt
+from espnet_l0prune.deploy.choice import Choice
+from espnet_l0prune.deploy.configuration import parse
+from espnet_l0prune.plugin.building import build_model
+from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
+
+PARAMS, MACS, BOTH = ("params",), ("macs",), ("params", "macs")
+RUNS = [  # data, loss, updates, target and the costs that have it
+    ("fsdd", "hybrid", 150, 0.3, PARAMS),
+    ("fsdd", "hybrid", 300, 0.5, BOTH),
+    ("fsdd", "hybrid", 3000, 0.8, MACS),
+    ("fsdd", "ctc", 300, 0.9, PARAMS),
+    ("fsdd", "transducer", 150, 0.5, PARAMS),
+    ("fsdd", "normalized", 740, 0.7, BOTH),
+    ("speechocean", "hybrid", 150, 0.5, PARAMS),
+    ("speechocean", "hybrid", 300, 0.8, PARAMS),
+    ("speechocean", "hybrid", 740, 0.5, BOTH),
+    ("speechocean", "ctc", 740, 0.7, MACS),
+    ("speechocean", "transducer", 300, 0.5, MACS),
+    ("speechocean", "normalized", 1500, 0.9, PARAMS),
+    ("mini_an4", "hybrid", 150, 0.9, PARAMS),
+    ("mini_an4", "hybrid", 740, 0.3, MACS),
+    ("mini_an4", "ctc", 150, 0.5, BOTH),
+    ("mini_an4", "ctc", 3000, 0.7, PARAMS),
+    ("mini_an4", "transducer", 740, 0.8, BOTH),
+    ("mini_an4", "normalized", 300, 0.5, PARAMS),
+    ("synthetic", "hybrid", 300, 0.7, PARAMS),
+    ("synthetic", "hybrid", 1500, 0.5, MACS),
+    ("synthetic", "ctc", 150, 0.3, MACS),
+    ("synthetic", "ctc", 740, 0.8, BOTH),
+    ("synthetic", "transducer", 1500, 0.7, PARAMS),
+    ("synthetic", "normalized", 150, 0.8, PARAMS),
 ]
-PHASES = {"warmup_steps": 20, "ramp_steps": 560, "hold_steps": 160}
-STAIRS = 20
-FROZEN = 10
-BATCH = 8
+EPOCHS = 6
+DENSE = 200  # updates of a dense training
+HELD_OUT = 40  # utterances, and at most a quarter
+SECONDS, BATCH = 6.0, 6  # of the longest utterance; utterances of a batch
 ENCODER = {
-    "output_size": 32,
+    "output_size": 48,
     "attention_heads": 4,
-    "linear_units": 128,
-    "num_blocks": 2,
+    "linear_units": 192,
+    "num_blocks": 3,
     "macaron_style": True,
     "rel_pos_type": "latest",
-    "cnn_module_kernel": 7,
+    "cnn_module_kernel": 15,
 }
+DECODER = {"attention_heads": 4, "linear_units": 96, "num_blocks": 1}
+LOSSES = {  # the options that make each
+    "hybrid": {"model_conf": {"ctc_weight": 0.3}},
+    "ctc": {"model_conf": {"ctc_weight": 1.0}},
+    "normalized": {"model_conf": {"ctc_weight": 0.3, "length_normalized_loss": True}},
+    "transducer": {
+        "model_conf": {"ctc_weight": 0.3, "report_cer": False, "report_wer": False},
+        "decoder": "transducer",
+        "decoder_conf": {"hidden_size": 48},
+        "joint_net_conf": {"joint_space_size": 48},
+    },
+}
+Speech = list[tuple[torch.Tensor, str]]
 
 
-def read_speech(folder: Path, seconds: float = 3.0) -> list[tuple[torch.Tensor, str]]:
+def read_speech(folder: Path) -> Speech:
     """The shorter utterances of a folder with wav.scp and text, as ESPnet's."""
-    import soundfile
-
-    texts = dict(
-        line.split(maxsplit=1) for line in (folder / "text").read_text().splitlines()
-    )
-    found = []
-    for line in (folder / "wav.scp").read_text().splitlines():
-        name, path = line.split(maxsplit=1)
-        if soundfile.info(path).duration <= seconds and len(found) < 400:
+    paths, texts, found = table(folder / "wav.scp"), table(folder / "text"), []
+    for name, path in paths.items():
+        if soundfile.info(path).duration <= SECONDS:
             wave, _ = soundfile.read(path, dtype="float32")
             found.append((torch.from_numpy(wave), texts[name]))
-    if not found:
-        raise SystemExit(f"{folder} has no utterance of at most {seconds} s")
+    if len(found) < 4:
+        raise SystemExit(
+            f"{folder} has {len(found)} utterances of at most {SECONDS} s; expected 4"
+        )
     return found
 
 
-def noise() -> list[tuple[torch.Tensor, str]]:
+def noise() -> Speech:
     """In place of speech, where a run only has to work."""
-    letters = torch.randint(0, 26, (16, 5)).tolist()
-    return [(torch.randn(16_000), "".join(chr(97 + i) for i in row)) for row in letters]
+    letters = torch.randint(0, 26, (HELD_OUT + 8, 5)).tolist()
+    return [(torch.randn(8000), "".join(chr(97 + i) for i in row)) for row in letters]
 
 
-def build(constraint: str, schedule: str, schedule_conf: dict, tokens: list):
-    """Model and optimizer at the start, as ESPnet makes them."""
-    args = ASRTask.get_parser().parse_args(["--output_dir", "none"])
-    args.token_list, args.token_type = tokens, "char"
-    args.frontend_conf = {"fs": "16k", "n_fft": 512, "hop_length": 160}
-    args.encoder, args.encoder_conf = "l0_conformer", dict(ENCODER)
-    args.decoder = "transformer"
-    args.decoder_conf = {"attention_heads": 2, "linear_units": 64, "num_blocks": 1}
-    args.model, args.model_conf = "l0_distill", {"ctc_weight": 0.3}
-    args.optim, args.optim_conf = "l0_adamw", {"lr": 1e-3, "gate_lr": 0.03}
-    args.sparsity_constraint, args.sparsity_constraint_conf = constraint, {}
-    args.sparsity_scheduler, args.sparsity_scheduler_conf = schedule, schedule_conf
-    model = ASRTask.build_model(args)
-    (optimizer,) = ASRTask.build_optimizers(args, model)
-    return model.train(), optimizer
-
-
-def batches(speech: list, tokens: list, count: int):
-    """Random batches without end, padded as ESPnet's collate function pads."""
+def batches(speech: Speech, tokens: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """The utterances in random order, once, padded as ESPnet's collate function pads."""
     ids = {token: i for i, token in enumerate(tokens)}
-    for _ in range(count):
-        chosen = [speech[i] for i in torch.randint(len(speech), (BATCH,)).tolist()]
-        waves = [wave for wave, _ in chosen]
-        texts = [torch.tensor([ids.get(c, 1) for c in text]) for _, text in chosen]
-        pad = torch.nn.utils.rnn.pad_sequence
+    ids[" "] = ids.get("<space>", 1)
+    pad = torch.nn.utils.rnn.pad_sequence
+    for part in torch.randperm(len(speech)).split(BATCH):
+        waves, lines = zip(*(speech[i] for i in part.tolist()), strict=True)
+        texts = [torch.tensor([ids.get(c, 1) for c in line]) for line in lines]
         yield {
             "speech": pad(waves, batch_first=True),
             "speech_lengths": torch.tensor([len(w) for w in waves]),
@@ -100,34 +118,121 @@ def batches(speech: list, tokens: list, count: int):
         }
 
 
-def train(speech: list, phases: dict, constraint: str, schedule: str, target: float):
-    """One run: its row, and the path of target and expected sparsity."""
-    letters = sorted({c for _, text in speech for c in text})
-    tokens = ["<blank>", "<unk>", *letters, "<sos/eos>"]
-    conf = {"target": target, **phases}
-    if schedule == "staircase":
-        conf["stairs"] = STAIRS
-    model, optimizer = build(constraint, schedule, conf, tokens)
-    controller, path = model.controller, []
-    for batch in batches(speech, tokens, sum(phases.values()) + FROZEN):
-        loss, stats, _ = model(**batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        names = "sparsity_target_params", "sparsity_expected_params"
-        path.append((controller.phase, *(float(stats[name]) for name in names)))
-    held = [abs(expected - goal) for phase, goal, expected in path if phase == "hold"]
-    actual = controller.budget.actual()["params"]
-    row = {
-        "constraint": constraint,
-        "schedule": schedule,
-        "target": target,
-        "actual": actual,
-        "off at the end (points)": 100 * abs(actual - target),
-        "off in hold (points)": 100 * max(held),
-    }
-    return row, path
+def updates_of(model, optimizer, scheduler, speech: Speech, tokens: list[str]):
+    """Update a model without end, as ESPnet's trainer does; yields after each update."""
+    while True:
+        for batch in batches(speech, tokens):
+            model.train()(**batch)[0].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if scheduler is not None:
+                scheduler.step()
+            yield
+
+
+@torch.no_grad()
+def loss_of(model, speech: Speech, tokens: list[str]) -> float:
+    """The mean loss of held-out utterances."""
+    losses = [model.eval()(**batch)[0] for batch in batches(speech, tokens)]
+    return float(sum(losses)) / len(losses)
+
+
+@torch.no_grad()
+def renew_batch_norms_(model, speech: Speech, tokens: list[str], most: int = 10) -> None:
+    """Compute the statistics of the batch norms on some batches, without an update."""
+    norms = [*batch_norms([model.encoder])]
+    for norm in norms:
+        norm.reset_running_stats()
+    model.train()
+    for batch, _ in zip(batches(speech, tokens), range(most), strict=False):
+        model(**batch)
+
+
+def train_dense(folder: Path, speech: Speech, loss: str, updates: int) -> None:
+    """Write a small dense experiment that was trained a little."""
+    args = ASRTask.get_parser().parse_args(
+        ["--output_dir", str(folder), "--token_type", "char"]
+    )
+    letters = sorted({c for _, text in speech for c in text} - {" "})
+    args.token_list = ["<blank>", "<unk>", "<space>", *letters, "<sos/eos>"]
+    args.frontend_conf = {"fs": "16k", "n_fft": 512, "hop_length": 160}
+    args.encoder, args.encoder_conf = "conformer", dict(ENCODER)
+    args.decoder, args.decoder_conf = "transformer", dict(DECODER)
+    args.normalize, args.max_epoch = "utterance_mvn", 3 * EPOCHS
+    args.optim, args.optim_conf = "adamw", {"lr": 2e-3}
+    args.scheduler, args.scheduler_conf = "warmuplr", {"warmup_steps": 100}
+    for name, value in LOSSES[loss].items():
+        setattr(args, name, value)
+    model = build_model(args)
+    (optimizer,) = ASRTask.build_optimizers(args, model)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1, 100)
+    making = updates_of(model, optimizer, scheduler, speech, args.token_list)
+    for _, _ in zip(range(updates), making, strict=False):
+        pass
+    args.output_dir = None
+    save_experiment(folder, args, model)
+
+
+def prune(
+    dense: Path, speech: Speech, updates: int, target: dict, constraint: str | None
+) -> tuple[dict, list]:
+    """One run: its figures, and the path of target and expected sparsity."""
+    held = min(HELD_OUT, len(speech) // 4)
+    held_out, speech = speech[:held], speech[held:]
+    settings = {"sparsity_constraint": constraint} if constraint else {}
+    choice = Choice(target, epochs=(EPOCHS, EPOCHS), data=False, settings=settings)
+    with TemporaryDirectory() as folder:
+        adopted = adopt(dense, Path(folder) / "l0", None, choice)
+        args = parse(yaml.safe_load(adopted.prune.read_text("utf-8")))
+    args.output_dir, tokens = None, args.token_list
+    model = build_model(args)
+    trained = load_trained(read_config(dense / "config.yaml"), dense / average_of(dense))
+    model.load_state_dict(trained.state_dict(), strict=False)
+    (optimizer,) = ASRTask.build_optimizers(args, model)
+    controller, path, row = model.controller, [], {}
+    scheduler = None
+    if args.scheduler == "warmuplr":
+        warmup = args.scheduler_conf["warmup_steps"]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: warmup**0.5 * min((step + 1) ** -0.5, (step + 1) * warmup**-1.5),
+        )
+    freeze_, new = controller._freeze, controller.budget.new()
+
+    def watched_freeze_() -> None:
+        row["undecided (%)"] = 100 * undecided(controller.budget)
+        renew_batch_norms_(model, speech, tokens)
+        row["loss before"] = loss_of(model, held_out, tokens)
+        freeze_()
+        renew_batch_norms_(model, speech, tokens)
+        row["loss after"] = loss_of(model, held_out, tokens)
+
+    controller._freeze = watched_freeze_
+    making = updates_of(model, optimizer, scheduler, speech, tokens)
+    for update in range(updates):
+        if update % (updates // EPOCHS) == 0:
+            epoch = update // (updates // EPOCHS)
+            controller.begin_epoch(updates // EPOCHS, EPOCHS, epoch)
+        next(making)
+        if controller.phase in ("ramp", "hold"):
+            report = controller.report()
+            goals = [report[f"sparsity_target_{cost}"] for cost in target]
+            found = [report[f"sparsity_expected_{cost}"] for cost in target]
+            path.append((goals, found, [new[cost] for cost in target]))
+    actual = controller.budget.actual()
+    off = (
+        abs(expected - max(goal, least))
+        for step in path
+        for goal, expected, least in zip(*step, strict=True)
+    )
+    return {
+        "off on the way (points)": 100 * max(off),
+        "actual": ", ".join(f"{actual[cost]:.4f}" for cost in target),
+        "off at the end (points)": 100 * min(actual[c] - target[c] for c in target),
+        **row,
+        "rise (%)": 100 * (row["loss after"] / row["loss before"] - 1),
+    }, path
 
 
 def draw(paths: dict[str, list], file: Path) -> None:
@@ -137,42 +242,66 @@ def draw(paths: dict[str, list], file: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(3, 4, figsize=(14, 8), sharex=True, sharey=True)
+    figure, axes = plt.subplots(4, 6, figsize=(18, 10), sharey=True)
     for axis, (name, path) in zip(axes.flat, paths.items(), strict=False):
-        axis.plot([goal for _, goal, _ in path], "k--", label="target")
-        axis.plot([expected for _, _, expected in path], label="expected")
-        axis.set_title(name, fontsize=9)
-    axes[0, 0].legend()
-    figure.supxlabel("updates")
-    figure.supylabel("sparsity of the encoder's parameters")
+        axis.plot([goals for goals, *_ in path], "k--")
+        axis.plot([found for _, found, _ in path])
+        axis.set_title(name, fontsize=8)
+    figure.supxlabel("updates of ramp and hold")
+    figure.supylabel("target (dashed) and expected sparsity of the encoder")
     figure.tight_layout()
     figure.savefig(file)
 
 
+def named(text: str) -> tuple[str, Path]:
+    """A folder with its name, of NAME=FOLDER."""
+    name, equals, folder = text.partition("=")
+    if not equals or name not in {data for data, *_ in RUNS}:
+        raise argparse.ArgumentTypeError(f"{text} is none of NAME=FOLDER")
+    return name, Path(folder)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
-    options.add_argument("--data", type=Path, help="folder with wav.scp and text")
+    options.add_argument(
+        "--data", type=named, action="append", default=[], metavar="NAME=FOLDER",
+        help="a folder with wav.scp and text; only runs on given data are made",
+    )  # fmt: skip
+    options.add_argument(
+        "--dense", type=named, action="append", default=[], metavar="NAME=EXP",
+        help="a dense experiment for the hybrid runs on some data",
+    )  # fmt: skip
+    options.add_argument("--constraint", help="another sparsity_constraint")
     options.add_argument("--plot", type=Path, metavar="FILE", help="draw the paths")
-    options.add_argument("--only", choices=CONSTRAINTS, help="just this constraint")
     args = options.parse_args(argv)
     start(args)
-    if args.data is None and not args.quick:
-        raise SystemExit(
-            "--data is missing; expected a folder with wav.scp and text, such as egs/"
-            "librispeech/data/mini/train after `egs/librispeech/run.sh --stop_stage 1`"
-        )
-    speech = noise() if args.data is None else read_speech(args.data)
-    phases, grid = PHASES, GRID
+    folders, given = dict(args.data), dict(args.dense)
+    if not folders and not args.quick:
+        raise SystemExit("--data is missing; expected fsdd=FOLDER, say")
+    speech = {name: read_speech(folder) for name, folder in folders.items()}
+    grid, dense_updates = [run for run in RUNS if run[0] in speech], DENSE
     if args.quick:
-        phases, grid = {"warmup_steps": 1, "ramp_steps": 4, "hold_steps": 2}, GRID[:1]
+        grid, dense_updates = [("noise", "ctc", 24, 0.5, PARAMS)], 2
+        speech = {"noise": noise()}
     rows, paths = [], {}
-    for constraint, schedule, target in grid:
-        if args.only in (None, constraint):
+    with TemporaryDirectory() as made:
+        for data, loss, updates, share, costs in grid:
             torch.manual_seed(args.seed)
-            row, path = train(speech, phases, constraint, schedule, target)
-            rows.append(row)
-            paths[f"{constraint}, {schedule}, {target:.0%}"] = path
-    write(args, rows)
+            dense = Path(made) / f"{data}_{loss}"
+            if loss == "hybrid" and data in given:
+                dense = given[data]
+            elif not dense.exists():
+                train_dense(dense, speech[data], loss, dense_updates)
+            target = dict.fromkeys(costs, share)
+            torch.manual_seed(args.seed)
+            row, path = prune(dense, speech[data], updates, target, args.constraint)
+            name = {"data": data, "loss": loss, "updates": updates}
+            what = f"{share:.0%} {' and '.join(costs)}"
+            rows.append({**name, "target": what, **row})
+            paths[f"{data}, {loss}, {updates}, {what}"] = path
+            show(rows[-1:])
+            keep(args, rows)
+    show(rows)
     if args.plot:
         draw(paths, args.plot)
 

@@ -46,6 +46,8 @@ def train(folder: Path, rank: int | None) -> None:
         "encoder_conf": {**CONFIG["encoder_conf"], **PLAIN},
         "decoder_conf": {**CONFIG["decoder_conf"], **DECODER},
         "train_dtype": "float64",
+        "sparsity_constraint": "projected",
+        "sparsity_constraint_conf": {},
     }
     run(folder, out, *more, **conf)
     torch.save(history, folder / f"{rank}.pth")

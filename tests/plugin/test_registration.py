@@ -48,7 +48,8 @@ def test_names_and_second_registration():
     help_text = "".join(ASRTask.get_parser().format_help().split())
     for option in (
         "--sparsity_scheduler{constant,linear,cubic,cosine,exponential,staircase,None}",
-        "--sparsity_constraint{lagrangian,inequality,nupi,penalty,controlled_l2,None}",
+        "--sparsity_constraint{projected,lagrangian,inequality,nupi,penalty,"
+        "controlled_l2,None}",
     ):
         assert option in help_text
 

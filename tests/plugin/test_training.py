@@ -102,17 +102,21 @@ def test_penalty_and_multipliers_in_closed_form():
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9, 14, 15])
-def test_resume_equals_never_having_stopped(stop, tmp_path):
+@pytest.mark.parametrize("constraint", ["lagrangian", "projected"])
+def test_resume_equals_never_having_stopped(constraint, stop, tmp_path):
     """In every phase, from what ESPnet saves: model and optimizer."""
-    net, optimizer = start()
+    changes = {"sparsity_constraint": constraint}
+    if constraint == "projected":
+        changes["sparsity_constraint_conf"] = {}
+    net, optimizer = start(**changes)
     train(net, optimizer, range(16))
 
-    half, half_optimizer = start()
+    half, half_optimizer = start(**changes)
     train(half, half_optimizer, range(stop))
     states = {"model": half.state_dict(), "optimizers": [half_optimizer.state_dict()]}
     torch.save(states, tmp_path / "checkpoint.pth")
     states = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    other, other_optimizer = start(seed=5)
+    other, other_optimizer = start(seed=5, **changes)
     other.load_state_dict(states["model"])
     other_optimizer.load_state_dict(states["optimizers"][0])
     assert other.controller.phase == half.controller.phase
