@@ -94,8 +94,10 @@ def test_where_nothing_is_installed(tmp_path):
     )
     command = [sys.executable, "-S", "-c", code]
     environment = {"PYTHONPATH": str(tmp_path)}
-    # there, for the checkout's own folder may hold an egg-info that says what torch should be
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    # there, for the checkout may hold an egg-info that says what torch should be
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.startswith("Check(name='torch', found='not installed', ")
     assert "run `make env`, or `pip install torch`" in done.stdout
     assert done.stdout.endswith(" ['']\n")
