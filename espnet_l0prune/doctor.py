@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from espnet_l0prune.core.python import last_line, run_python
 
 REGISTRATION = """
-import sys, torch, torchaudio, espnet2.tasks.asr as asr
+import sys, torchaudio, espnet2.tasks.asr as asr
 known = "l0_conformer" in asr.encoder_choices.classes
 if not known and "espnet_l0prune" in sys.modules:
     from espnet_l0prune.autoload import register
@@ -65,7 +65,7 @@ def mend_torchaudio() -> list[Path]:
 
     If that does not help, they are moved back.
     """
-    if _run("import torch").returncode or not _is_torchaudio_broken():
+    if not _is_torchaudio_broken() or _run("import torch").returncode:
         return []
     moved = {}
     for library in native_libraries():
