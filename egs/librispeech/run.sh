@@ -222,11 +222,15 @@ train() {
     fi
 }
 
-# `adopt DENSE OPTION ...` writes how to prune and fine-tune; earlier files are not lost
+# `adopt DENSE OPTION ...` writes how to prune and to fine-tune, once
 adopt() {
-    [ ! -e "$adopted" ] || die "$adopted was made with other options, or from another" \
-        "dense model. Choose another --expdir, or remove $adopted"
-    espnet-l0prune adopt "$@"
+    if [ ! -e "$adopted" ]; then
+        espnet-l0prune adopt "$@"
+        echo "$key" >"$adopted/.key"
+    elif [ "$(cat "$adopted/.key" 2>/dev/null)" != "$key" ]; then
+        die "$adopted was made with other options, or from another dense model." \
+            "Choose another --expdir, or remove $adopted"
+    fi
 }
 
 show_progress() {

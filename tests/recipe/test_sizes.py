@@ -42,12 +42,13 @@ BUDGETS = {
 PRUNING = {
     "max_epoch", "keep_nbest_models", "best_model_criterion", "encoder", "encoder_conf",
     "model", "model_conf", "optim", "optim_conf", "scheduler_conf",
-    "sparsity_constraint", "sparsity_goal_conf", "sparsity_scheduler",
-    "sparsity_scheduler_conf",
+    "sparsity_constraint", "sparsity_constraint_conf", "sparsity_goal_conf",
+    "sparsity_scheduler", "sparsity_scheduler_conf",
 }  # fmt: skip
 FINETUNING = PRUNING - {
     "keep_nbest_models", "best_model_criterion", "optim", "sparsity_constraint",
-    "sparsity_goal_conf", "sparsity_scheduler", "sparsity_scheduler_conf",
+    "sparsity_constraint_conf", "sparsity_goal_conf", "sparsity_scheduler",
+    "sparsity_scheduler_conf",
 }  # fmt: skip
 
 

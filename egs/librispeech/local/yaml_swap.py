@@ -18,6 +18,7 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main as espnet_l0prune
+from espnet_l0prune.plugin.building import build_model
 
 RECIPE = Path(__file__).resolve().parents[1]
 TOKENS = ["<blank>", "<unk>", *map(str, range(4997)), "<sos/eos>"]
@@ -38,7 +39,7 @@ def write_dense(train: Path, folder: Path) -> None:
     args.token_list = TOKENS
     torch.manual_seed(0)
     folder.mkdir()
-    torch.save(ASRTask.build_model(args).state_dict(), folder / "model.pth")
+    torch.save(build_model(args).state_dict(), folder / "model.pth")
     (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)), "utf-8")
 
 
