@@ -225,7 +225,7 @@ train() {
 # `adopt DENSE OPTION ...` writes how to prune and to fine-tune, once
 adopt() {
     if [ ! -e "$adopted" ]; then
-        espnet-l0prune adopt "$@"
+        espnet-l0prune adopt "$@" | sed '/^Next:/,$d' # which the stages do
         echo "$key" >"$adopted/.key"
     elif [ "$(cat "$adopted/.key" 2>/dev/null)" != "$key" ]; then
         die "$adopted was made with other options, or from another dense model." \

@@ -214,8 +214,9 @@ def test_changed_options_of_adopt_do_not_touch_what_was_made(work):
     result = run(work, *stage, "--prune_args", "--params 0.4", check=False)
     assert result.returncode == 1
     assert f"{made.parent} was made with other options" in result.stderr
+    again = run(work, *stage).stdout
+    assert f"already done ({work / 'exp/asr_pruned/.done'})" in again
     assert made.read_text() == before
-    assert run(work, *stage).stdout.count("already done") == 2
 
 
 def test_what_adopt_refuses_stops_the_recipe(work, tmp_path):

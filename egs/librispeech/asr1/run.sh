@@ -111,7 +111,7 @@ adopt() {
     if [ "$(cat "$adopted/options" 2>/dev/null)" = "$*" ]; then return; fi
     [ ! -e "$adopted" ] || die "$adopted was made with other options. Give a --l0_tag," \
         "so that all is made beside it, or remove $adopted"
-    espnet-l0prune adopt "$@"
+    espnet-l0prune adopt "$@" | sed '/^Next:/,$d' # which the stages do
     echo "$*" >"$adopted/options"
 }
 
