@@ -63,7 +63,7 @@ def test_mini_an4_from_data_to_the_packed_model(tmp_path):
         ("0.4", f"{adopted.name} was made with other options"),
         ("0.999", "these units reach at most"),
     ):
-        words = ["--params", params, "--adopt_args", "--units all"]
+        words = ["--params", params, "--adopt_args", "--units heads"]
         result = run(*again, *words, cwd=ours)
         assert result.returncode != 0
         assert message in result.stderr
