@@ -243,13 +243,16 @@ def _pace(
 
     Args:
         updates: number of updates in an epoch; None where it is not known
-        scheduler: a schedule in epochs
+        scheduler: the schedule, in epochs unless a setting has it in updates
         gates: all gates
         optimizer: moves the gates
 
     Raises:
         ValueError: epochs too short for the schedule
     """
+    if not scheduler.in_epochs:
+        short = shortage(scheduler, gates, optimizer)
+        return [short] if short else []
     if updates:
         scheduler.fit_(updates)
         short = shortage(scheduler, gates, optimizer)

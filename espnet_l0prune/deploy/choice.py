@@ -19,6 +19,9 @@ DATA = tuple(
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
 )
+# Lists that ESPnet's command line adds to, where it replaces other options: one who names
+# the data there would have each entry twice.
+APPENDED = (*DATA, "fold_length")
 ADAM = ("lr", "betas", "eps", "weight_decay")
 LOSS = 20.0  # typical for an utterance where the loss is not normalized by length
 
@@ -50,7 +53,7 @@ class Choice:
 
 def without_run(dense: dict, choice: Choice) -> dict:
     """Return the options that both trainings take over from the dense one."""
-    dropped = RUN if choice.data else (*RUN, *DATA)
+    dropped = RUN if choice.data else (*RUN, *APPENDED)
     return {k: v for k, v in dense.items() if k not in dropped}
 
 
