@@ -10,11 +10,11 @@ demo: env
 	    egs/librispeech/run.sh --corpus mini
 
 test: env
-	.venv/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Those that take no more than some seconds each: the answer is there in two minutes
 quick: env
-	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST_ARGS)
 
 # The tests with every Python, ESPnet and torch that we promise: see docs/matrix.md
 matrix: env

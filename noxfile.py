@@ -95,8 +95,9 @@ def matrix(session: nox.Session, cell: Cell) -> None:
     python = environment(session, cell)
     said = ENVIRONMENTS / f"{cell}.xml"
     said.unlink(missing_ok=True)
-    command = ["-m", "pytest", "-n", "auto", "--dist", "loadfile", f"--junitxml={said}"]
-    session.run(python, *command, *cell.tests, external=True, success_codes=range(256))
+    command = [python, "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
+    command += ["--no-loadscope-reorder", f"--junitxml={said}", *cell.tests]
+    session.run(*command, external=True, success_codes=range(256))
     found = subprocess.check_output([python, "-c", VERSIONS], text=True)
     (suite,) = ElementTree.parse(said).getroot()
     counts = {k: int(suite.get(k)) for k in ("tests", "failures", "errors", "skipped")}

@@ -34,6 +34,7 @@ from espnet_l0prune.plugin.counting import (
 ROOT = Path(__file__).resolve().parent.parent
 # what the sizes are called in egs/librispeech/asr1/conf
 SIZES = {"librispeech100": "conformer_100", "librispeech960": "conformer"}
+QUICK = "quick"  # the size of a quick run: librispeech100 with few blocks
 DECODE = ROOT / "egs/librispeech/conf/decode.yaml"
 RATE = 16_000  # samples a second
 VOCABULARY = 5000  # BPE tokens of the published models
@@ -45,7 +46,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="write figures here")
-    options.add_argument("--quick", action="store_true", help="rough, within a minute")
+    options.add_argument("--quick", action="store_true", help="small, within a minute")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rounds", type=int, default=7, help="turns of each candidate")
     return options
@@ -65,13 +66,16 @@ def arguments(size: str, **changes) -> argparse.Namespace:
     """The recipe's dense configuration of a size, as `ASRTask` takes it.
 
     Args:
-        size: of `SIZES`
+        size: of `SIZES`, or `QUICK`
         changes: options to replace; mappings are merged into the configuration's
     """
-    conf = ROOT / f"egs/librispeech/asr1/conf/train_asr_{SIZES[size]}.yaml"
+    name = SIZES["librispeech100" if size == QUICK else size]
+    conf = ROOT / f"egs/librispeech/asr1/conf/train_asr_{name}.yaml"
     text = ["--output_dir", "none", "--token_type", "char", "--config", str(conf)]
     args = ASRTask.get_parser().parse_args(text)
     args.token_list = ["<blank>", "<unk>", *map(str, range(VOCABULARY - 3)), "<sos/eos>"]
+    if size == QUICK:
+        args.encoder_conf["num_blocks"], args.decoder_conf["num_blocks"] = 2, 1
     for name, value in changes.items():
         old = getattr(args, name)
         new = {**old, **value} if isinstance(value, dict) else value

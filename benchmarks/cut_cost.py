@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from common import (
+    QUICK,
     SIZES,
     arguments,
     decide_gates_,
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--size", choices=SIZES, default="librispeech960")
     args = options.parse_args(argv)
     start(args)
-    size = next(iter(SIZES)) if args.quick else args.size
+    size = QUICK if args.quick else args.size
     with tempfile.TemporaryDirectory() as folder:
         experiment = Path(folder) / "pruned"
         parameters = make_experiment(experiment, size)

@@ -8,6 +8,7 @@ import copy
 
 import torch
 from common import (
+    QUICK,
     SIZES,
     arguments,
     decide_gates_,
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options.parse_args(argv)
     start(args)
     units = {"units": args.units, "round_to": args.round_to}
-    sizes, rounds = ([*SIZES][:1], 3) if args.quick else (args.size, args.rounds)
+    sizes, rounds = ([QUICK], 3) if args.quick else (args.size, args.rounds)
     if args.profile:
         for size in sizes:
             show_profile(size, units, args.seconds)

@@ -36,7 +36,8 @@ from espnet_l0prune.plugin.experiment import average_of
 
 TIMED = 20  # utterances, for the encoder alone
 BLOCK = {"num_blocks": 1, "linear_units": 64}
-SMALL = {"encoder_conf": {**BLOCK, "output_size": 64}, "decoder_conf": BLOCK}
+PLAIN = {"output_size": 64, "macaron_style": False, "use_cnn_module": False}
+SMALL = {"encoder_conf": {**BLOCK, **PLAIN}, "decoder_conf": BLOCK}
 
 
 def load(experiments: dict[str, Path], folder: Path, options: dict) -> dict:

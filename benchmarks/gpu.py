@@ -65,11 +65,11 @@ def steps(rows: Rows, scale: Scale) -> None:
         run, own = {}, {}
         with tempfile.TemporaryDirectory() as folder:
             teacher = Path(folder) / "dense"
-            dense = arguments(size, **scale.conf)
+            dense = arguments(size)
             save_experiment(teacher, dense, ASRTask.build_model(dense))
             for name in NAMES:
                 before = allocated()
-                how = teacher, batch, scale.seconds, size, scale.conf
+                how = teacher, batch, scale.seconds, size
                 run[name] = make_step(name, *how)
                 run[name](scale.precisions[-1])  # the optimizer has its state now
                 own[name] = allocated() - before

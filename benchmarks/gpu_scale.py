@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from common import SIZES, keep
+from common import QUICK, SIZES, keep
 from step_cost import PRECISIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,9 +17,8 @@ class Scale:
     """How large everything is.
 
     Attributes:
-        sizes: of `common.SIZES`
+        sizes: of `common.SIZES`, or `common.QUICK`
         precisions: of `step_cost.PRECISIONS`
-        conf: of a training step, options to replace in the recipe's configuration
         seconds: of an utterance of a training step
         utterances: in a training step; None for as many as `BINS` has
         warmup: steps that are not timed, in which the scale of the loss is found
@@ -34,7 +33,6 @@ class Scale:
 
     sizes: tuple[str, ...]
     precisions: tuple[str, ...]
-    conf: dict
     seconds: float
     utterances: int | None
     warmup: int
@@ -50,7 +48,6 @@ class Scale:
 FULL = Scale(
     sizes=tuple(SIZES),
     precisions=tuple(PRECISIONS),
-    conf={},
     seconds=15.0,
     utterances=None,
     warmup=3,
@@ -67,14 +64,13 @@ FULL = Scale(
     epochs=(12, 10),
 )
 TINY = Scale(
-    sizes=tuple(SIZES)[:1],
+    sizes=(QUICK,),
     precisions=("float32", "bfloat16"),
-    conf={"encoder_conf": {"num_blocks": 1}, "decoder_conf": {"num_blocks": 1}},
-    seconds=2.0,
+    seconds=0.5,
     utterances=1,
     warmup=0,
     batches=(1,),
-    encoded=1.0,
+    encoded=0.5,
     speakers=1,
     train=6,
     test=2,

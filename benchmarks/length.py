@@ -7,6 +7,7 @@ matter to the time. All encoders take turns in one process, on the same features
 
 import torch
 from common import (
+    QUICK,
     SIZES,
     arguments,
     decide_gates_,
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--random_features", type=int, default=128)
     args = options.parse_args(argv)
     start(args)
-    found = encoders(args.size, args.random_features)
+    found = encoders(QUICK if args.quick else args.size, args.random_features)
     lengths, rounds = ([2.0], 1) if args.quick else (args.seconds, args.rounds)
     write(args, [row for s in lengths for row in measure(found, s, rounds)])
 

@@ -8,11 +8,21 @@ imports.
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import arguments, parser, resident, save_experiment, start, take_turns, write
+from common import (
+    QUICK,
+    arguments,
+    parser,
+    resident,
+    save_experiment,
+    start,
+    take_turns,
+    write,
+)
 from espnet2.tasks.asr import ASRTask
 
 NAMES = ("stock", "gated", "gated with teacher")
@@ -35,7 +45,6 @@ def make_step(
     batch: int,
     seconds: float,
     size: str = SIZE,
-    conf: Mapping | None = None,
 ) -> Callable[..., None]:
     """One update of one of the models, ready to be repeated in any of `PRECISIONS`.
 
@@ -44,11 +53,9 @@ def make_step(
         teacher: a dense experiment of this size
         batch: utterances
         seconds: of audio in each
-        size: of `common.SIZES`
-        conf: options to replace in its configuration
+        size: of `common.SIZES`, or `common.QUICK`
     """
     changes: dict = {"optim": "adamw"} if name == "stock" else dict(GATED)
-    changes |= conf or {}
     if name == "gated with teacher":
         changes["model_conf"] = {
             "teacher_config": str(teacher / "config.yaml"),
@@ -88,10 +95,10 @@ def make_step(
     return step
 
 
-def peak_memory(name: str, teacher: Path, batch: int, seconds: float) -> int:
-    """Bytes that two steps need; to be called in a fresh process."""
+def peak_memory(name: str, *work: Any) -> int:
+    """Bytes that two steps of `make_step` need; to be called in a fresh process."""
     before = resident()
-    step = make_step(name, teacher, batch, seconds)
+    step = make_step(name, *work)
     step()
     step()
     if torch.cuda.is_available():
@@ -105,13 +112,14 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--seconds", type=float, default=10.0, help="of each utterance")
     args = options.parse_args(argv)
     start(args)
+    size = SIZE
     if args.quick:
-        args.rounds, args.batch, args.seconds = 2, 1, 5.0
+        size, args.rounds, args.batch, args.seconds = QUICK, 2, 1, 2.0
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "dense"
-        dense = arguments(SIZE)
+        dense = arguments(size)
         save_experiment(teacher, dense, ASRTask.build_model(dense))
-        work = teacher, args.batch, args.seconds
+        work = teacher, args.batch, args.seconds, size
         times = take_turns({n: make_step(n, *work) for n in NAMES}, args.rounds)
         memory = {}
         if not args.quick:

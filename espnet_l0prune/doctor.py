@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from espnet_l0prune.core.python import last_line, run_python
 
 REGISTRATION = """
-import sys, espnet2.tasks.asr as asr
+import sys, torchaudio, espnet2.tasks.asr as asr
 known = "l0_conformer" in asr.encoder_choices.classes
 if not known and "espnet_l0prune" in sys.modules:
     from espnet_l0prune.autoload import register
@@ -65,7 +65,7 @@ def mend_torchaudio() -> list[Path]:
 
     If that does not help, they are moved back.
     """
-    if _run("import torch").returncode or not _is_torchaudio_broken():
+    if not _is_torchaudio_broken() or _run("import torch").returncode:
         return []
     moved = {}
     for library in native_libraries():
@@ -116,8 +116,10 @@ def remedy_for(package: str, version: str) -> str:
 def examine() -> list[Check]:
     """Check Python, torch, torchaudio, ESPnet and the registration, in this order.
 
-    Parts after a broken one are not checked.
+    Parts after a broken one are not checked. An ESPnet that knows our names has imported
+    all the others, and then none is imported again.
     """
+    registration = examine_registration()
     python = platform.python_version()
     checks = [Check("Python", python, remedy_for("python", python))]
     install = "run `make env`, or `pip install {0}` in this environment"
@@ -126,8 +128,9 @@ def examine() -> list[Check]:
         if version is None:
             checks.append(Check(package, "not installed", install.format(package)))
             return checks
-        result = _run(f"import {package if package != 'espnet' else 'espnet2.tasks.asr'}")
-        if result.returncode == 0:
+        module = package if package != "espnet" else "espnet2.tasks.asr"
+        result = _run(f"import {module}") if registration.remedy else None
+        if result is None or result.returncode == 0:
             checks.append(Check(package, version, remedy_for(package, version)))
             continue
         remedy = f"reinstall {package}: its import fails"
@@ -140,8 +143,7 @@ def examine() -> list[Check]:
             )
         checks.append(Check(package, f"{version}: {last_line(result)}", remedy))
         return checks
-    checks.append(examine_registration())
-    return checks
+    return [*checks, registration]
 
 
 def examine_registration() -> Check:

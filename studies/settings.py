@@ -13,9 +13,10 @@ from common import ROOT
 from espnet_l0prune.deploy.choice import with_settings
 
 RECIPE = ROOT / "egs/librispeech"
+FILES = {"train": "train_small", "prune": "prune", "finetune": "finetune"}
 EPOCHS = {"train": 20, "prune": 6, "finetune": 6}
-# What differs from the recipe's conf/*_small.yaml: a model of 1 M parameters, and half a
-# minute of audio a batch.
+# What differs from the recipe's model: this one has 1 M parameters, and a batch half a
+# minute of audio.
 SMALLER = {
     "batch_bins": 500_000,
     "encoder_conf": {"output_size": 72, "linear_units": 288},
@@ -32,7 +33,7 @@ def merged(conf: Mapping, *changes: Mapping) -> dict:
 
 def recipe_conf(name: str) -> dict:
     """The recipe's configuration `train`, `prune` or `finetune` at this size."""
-    text = (RECIPE / f"conf/{name}_small.yaml").read_text("utf-8")
+    text = (RECIPE / f"conf/{FILES[name]}.yaml").read_text("utf-8")
     return merged(yaml.safe_load(text), SMALLER, {"max_epoch": EPOCHS[name]})
 
 

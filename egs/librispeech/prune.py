@@ -14,10 +14,16 @@ from espnet2.tasks.asr import ASRTask
 from espnet_l0prune.deploy.adopt import adopt
 from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.cut import cut_experiment
-from espnet_l0prune.plugin.experiment import average_of, load_experiment
+from espnet_l0prune.plugin.experiment import average_of, load_experiment, read_config
 
 
-def train(config: Path, out: Path, folders: tuple[Path, Path], speech: str) -> None:
+def train(
+    config: Path,
+    out: Path,
+    folders: tuple[Path, Path],
+    speech: str,
+    fold_lengths: list[int],
+) -> None:
     """One training by a configuration that `adopt` wrote."""
     stats = out.parent / "stats"
     command = ["--config", str(config)]
@@ -28,6 +34,8 @@ def train(config: Path, out: Path, folders: tuple[Path, Path], speech: str) -> N
             command += [f"--{part}_data_path_and_name_and_type", f"{folder}/{data}"]
         for name in ("speech", "text"):
             shapes += [f"--{part}_shape_file", f"{stats}/{part}/{name}_shape"]
+    for length in fold_lengths:
+        shapes += ["--fold_length", str(length)]
     if not (stats / "valid/stats_keys").exists():  # the last file
         ASRTask.main(
             cmd=[*command, "--output_dir", str(stats), "--collect_stats", "true"]
@@ -46,11 +54,12 @@ def prune(
     """From a dense experiment to the fine-tuned small one, whose folder it returns."""
     if not (out / "prune.yaml").exists():
         adopt(dense, out, checkpoint, choice)
-    train(out / "prune.yaml", out / "pruned", folders, speech)
+    data = folders, speech, read_config(dense / "config.yaml").fold_length
+    train(out / "prune.yaml", out / "pruned", *data)
     if not (out / "cut").exists():
         report = cut_experiment(out / "pruned", out / "cut")
         print(f"cut: {report.sparsity}, difference {report.difference}")
-    train(out / "finetune.yaml", out / "finetuned", folders, speech)
+    train(out / "finetune.yaml", out / "finetuned", *data)
     return out / "finetuned"
 
 

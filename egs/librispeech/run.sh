@@ -19,9 +19,10 @@ nbpe=300              # size of the BPE model
 datadir=              # default: data/NAME, where NAME is mini or the corpus folder's
 expdir=               # default: exp/NAME
 dense_exp=            # a trained experiment to prune, instead of stage 4
-train_config=         # defaults: conf/{train,prune,finetune}_mini.yaml for mini,
-prune_config=         #           conf/{train,prune,finetune}_small.yaml otherwise
-finetune_config=
+train_config=         # default: conf/train_mini.yaml for mini, else conf/train_small.yaml
+prune_args=           # how to prune: options of `espnet-l0prune adopt`; default: below
+prune_config=         # your own YAML, in place of the prune.yaml that adopt writes
+finetune_config=      # your own YAML, in place of its finetune.yaml
 decode_config=conf/decode.yaml
 dense_model=valid.acc.ave.pth      # the teacher, in the dense experiment
 finetuned_model=valid.acc.ave.pth  # the model to pack
@@ -81,11 +82,48 @@ else
         die "--corpus $corpus needs --train_sets, --valid_sets and --test_sets"
 fi
 : "${datadir:=data/$name}" "${expdir:=exp/$name}"
-: "${train_config:=conf/train_$size.yaml}" "${prune_config:=conf/prune_$size.yaml}"
-: "${finetune_config:=conf/finetune_$size.yaml}"
-for config in "$train_config" "$prune_config" "$finetune_config" "$decode_config"; do
+: "${train_config:=conf/train_$size.yaml}"
+for config in "$train_config" ${prune_config:+"$prune_config"} \
+    ${finetune_config:+"$finetune_config"} "$decode_config"; do
     [ -f "$config" ] || die "no such configuration: $config"
 done
+
+# What adopt's own defaults do not know of models this small, trained for minutes
+if [ -n "$prune_args" ]; then
+    read -ra how <<<"$prune_args"
+else
+    how=( # the paper's constraint, which was tuned here; the phases are in updates
+        --set sparsity_constraint=lagrangian
+        --set optim_conf.gate_lr=0.05
+        --set model_conf.layer_weight=5.0
+        --set_finetune model_conf.layer_weight=5.0
+        --set sparsity_scheduler_conf.in_epochs=false
+    )
+    if [ "$size" = mini ]; then
+        how+=( # there are too few epochs to come down from the dense training's lr
+            --params 0.5 --macs 0.6 --epochs 8 --finetune_epochs 3
+            --set optim_conf.lr=0.0005
+            --set_finetune optim_conf.lr=0.0005
+            --set scheduler_conf.warmup_steps=50
+            --set sparsity_constraint_conf.multiplier_lr=30.0
+            --set sparsity_scheduler_conf.warmup_steps=20
+            --set sparsity_scheduler_conf.ramp_steps=160
+            --set sparsity_scheduler_conf.hold_steps=120
+        )
+    else
+        how+=( # channels stay a multiple of 8, which makes convolutions faster
+            --params 0.5 --macs 0.7 --epochs 12 --finetune_epochs 5
+            --set encoder_conf.round_to=8
+            --set scheduler_conf.warmup_steps=200
+            --set_finetune scheduler_conf.warmup_steps=100
+            --set_finetune keep_nbest_models=3
+            --set sparsity_constraint_conf.multiplier_lr=10.0
+            --set sparsity_scheduler_conf.warmup_steps=50
+            --set sparsity_scheduler_conf.ramp_steps=600
+            --set sparsity_scheduler_conf.hold_steps=350
+        )
+    fi
+fi
 
 # `step STAGE DONE "INPUTS" "OUTPUTS" COMMAND ...` runs a stage of the range asked for,
 # unless the file DONE says that the same command, with the same configurations and the
@@ -112,7 +150,7 @@ step() {
     rm -f "$done"
     local begin=$SECONDS
     "$@"
-    spent=$((spent + SECONDS - begin)) planned=$((planned + ${expected[number - 1]:-0}))
+    spent=$((spent + SECONDS - begin)) ran[number]=1
     for output in $outputs; do
         [ -e "$output" ] || die "stage $number ended without writing $output"
     done
@@ -122,7 +160,7 @@ step() {
 # `foretell` says once, before the first stage of the demo that has anything to do, what is
 # to come, and measures how long it takes; `left STAGE` says how long the rest takes, as the
 # stages before have gone.
-expected=() spent=0 planned=0
+expected=() spent=0 ran=()
 foretell() {
     if [ "$corpus" != mini ] || [ ${#expected[@]} -gt 0 ]; then return; fi
     echo "The demo: half an hour of synthetic speech, a recognizer that is trained on it,"
@@ -137,8 +175,11 @@ foretell() {
 
 left() {
     if [ ${#expected[@]} -eq 0 ]; then return; fi
-    local rest=0 i
+    local rest=0 planned=0 i
     for ((i = $1; i <= stop_stage; i++)); do rest=$((rest + expected[i - 1])); done
+    for ((i = 1; i < $1; i++)); do
+        planned=$((planned + ${ran[i]:-0} * expected[i - 1]))
+    done
     if [ "$planned" -ge 60 ]; then rest=$((rest * spent / planned)); fi
     echo ", about $((rest / 60 + 1)) min left"
 }
@@ -182,6 +223,17 @@ train() {
     fi
 }
 
+# `adopt DENSE OPTION ...` writes how to prune and to fine-tune, once
+adopt() {
+    if [ ! -e "$adopted" ]; then
+        espnet-l0prune adopt "$@" | sed '/^Next:/,$d' # which the stages do
+        echo "$key" >"$adopted/.key"
+    elif [ "$(cat "$adopted/.key" 2>/dev/null)" != "$key" ]; then
+        die "$adopted was made with other options, or from another dense model." \
+            "Choose another --expdir, or remove $adopted"
+    fi
+}
+
 show_progress() {
     sed -un -e 's/.*INFO: \([0-9]*\/[0-9]*\)epoch started\(.*\)/  epoch \1\2/p' \
         -e 's/.*INFO: Pruning enters/  pruning enters/p'
@@ -198,6 +250,10 @@ statistics() {
 fit() {
     local out=$1 config=$2
     shift 2
+    # adopt leaves out the lengths for batch_type: folded; asr.sh has the same
+    if [ "$(dirname "$config")" = "$adopted" ]; then
+        set -- --fold_length 80000 --fold_length 150 "$@"
+    fi
     train "$out" "$config" --resume true \
         --normalize global_mvn --normalize_conf "stats_file=$stats/train/feats_stats.npz" \
         --train_shape_file "$stats/train/speech_shape" \
@@ -217,7 +273,8 @@ if [ "$ngpu" -gt 1 ]; then distributed=(--multiprocessing_distributed true); fi
 read -ra more <<<"$train_args"
 read -ra program <<<"$train_program"
 stats=$expdir/asr_stats dense=${dense_exp:-$expdir/asr_dense}
-pruned=$expdir/asr_pruned cut=$expdir/asr_cut finetuned=$expdir/asr_finetuned
+adopted=$expdir/asr_adopted pruned=$expdir/asr_pruned
+cut=$expdir/asr_cut finetuned=$expdir/asr_finetuned
 zip=$expdir/asr_pruned.zip
 teacher=(--model_conf "teacher_config=$dense/config.yaml"
     --model_conf "teacher_model_file=$dense/$dense_model")
@@ -237,6 +294,12 @@ if [ -z "$dense_exp" ]; then
     step 4 "$dense/.done" "$features" "$dense/$dense_model" \
         fit "$dense" "$train_config" --seed "$seed" "${more[@]}"
 fi
+if [ -z "$prune_config" ] || [ -z "$finetune_config" ]; then
+    step 5 "$expdir/.adopt.done" "$dense/config.yaml $dense/$dense_model" \
+        "$adopted/prune.yaml $adopted/finetune.yaml" \
+        adopt "$dense" --checkpoint "$dense_model" --out "$adopted" --no_data "${how[@]}"
+fi
+: "${prune_config:=$adopted/prune.yaml}" "${finetune_config:=$adopted/finetune.yaml}"
 step 5 "$pruned/.done" "$features $dense/$dense_model" "$pruned/latest.pth" \
     fit "$pruned" "$prune_config" --seed "$seed" \
     --init_param "$dense/$dense_model" "${teacher[@]}" "${more[@]}"

@@ -161,7 +161,7 @@ def _adopt(
     held = _holding(gated, args.freeze_param)
     optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
     gates, updates = [*budget.gates.values()], updates_of_an_epoch(config)
-    if updates:
+    if updates and scheduler.in_epochs:
         scheduler.fit_(updates)
     slow = make_constraint(args).by_penalty
     pace = _pace(updates, scheduler, gates, optimizer) if slow else []
@@ -246,10 +246,13 @@ def _pace(
 
     Args:
         updates: number of updates in an epoch; None where it is not known
-        scheduler: a schedule in epochs, fitted to their length if it is known
+        scheduler: the schedule, in epochs unless a setting has it in updates
         gates: all gates
         optimizer: moves the gates
     """
+    if not scheduler.in_epochs:
+        short = shortage(scheduler, gates, optimizer)
+        return [short] if short else []
     if updates:
         short = shortage(scheduler, gates, optimizer)
         return [f"{short} With more --epochs these are longer."] if short else []

@@ -19,6 +19,9 @@ DATA = tuple(
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
 )
+# Lists that ESPnet's command line adds to, where it replaces other options: one who names
+# the data there would have each entry twice.
+APPENDED = (*DATA, "fold_length")
 ADAM = ("lr", "betas", "eps", "weight_decay")
 
 
@@ -49,7 +52,7 @@ class Choice:
 
 def without_run(dense: dict, choice: Choice) -> dict:
     """Return the options that both trainings take over from the dense one."""
-    dropped = RUN if choice.data else (*RUN, *DATA)
+    dropped = RUN if choice.data else (*RUN, *APPENDED)
     return {k: v for k, v in dense.items() if k not in dropped}
 
 
@@ -102,8 +105,8 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
         "sparsity_scheduler_conf": {
             "in_epochs": True,
             "warmup_steps": epochs / 24,
-            "ramp_steps": epochs / 2,
-            "hold_steps": epochs / 4,
+            "ramp_steps": epochs * 5 / 8,
+            "hold_steps": epochs / 8,
         },
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},

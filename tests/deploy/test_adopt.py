@@ -113,7 +113,7 @@ def test_an_owsm_like_experiment(tmp_path, capsys):
         "token_type": "char",
         "non_linguistic_symbols": [t for t in S2T_TOKENS if t.startswith("<")],
         "encoder": "e_branchformer",
-        "encoder_conf": ENCODERS["e_branchformer"],
+        "encoder_conf": {**ENCODERS["e_branchformer"], "num_blocks": 1},
     }  # fmt: skip
     config = {**CONFIG, **STOCK, **conf}
     for part in ("train", "valid"):

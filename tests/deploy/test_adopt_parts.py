@@ -2,14 +2,18 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
+from espnet2.tasks.s2t import S2TTask
+from espnet2.tasks.slu import SLUTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.deploy.choice import APPENDED
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.building import task_name
 from espnet_l0prune.plugin.counting import make_budget
@@ -191,3 +195,25 @@ def test_a_model_that_reads_a_transcript_is_not_counted():
     net.postdecoder = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"postdecoder: .* reads a transcript"):
         make_budget(net, Goal())
+
+
+@pytest.mark.parametrize("task", [ASRTask, S2TTask, SLUTask])
+def test_no_data_drops_whatever_a_recipe_would_add_to(task):
+    """ESPnet's parser itself says which lists grow by what the command line has."""
+    actions = task.get_parser()._actions
+    assert {a.dest for a in actions if type(a).__name__ == "_AppendAction"} == {*APPENDED}
+
+
+def test_the_pace_of_a_schedule_in_updates(tmp_path, capsys):
+    """No epoch's length is needed, and more epochs make no phase longer."""
+    save_experiment(tmp_path / "dense")
+    lengths = {"in_epochs": False, "warmup_steps": 1, "ramp_steps": 30, "hold_steps": 9}
+    words = [f"sparsity_scheduler_conf.{k}={v}" for k, v in lengths.items()]
+    more = [word for text in words for word in ("--set", text)]
+    assert adopt_with(tmp_path, *more) == 0
+    notes = capsys.readouterr().out.split("Next:")[0]
+    assert "The gates train for 39 updates" in notes
+    assert "--epochs" not in notes
+    shutil.rmtree(tmp_path / "l0")
+    assert adopt_with(tmp_path, *more, "--set", "optim_conf.gate_lr=0.3") == 0
+    assert "The gates train" not in capsys.readouterr().out

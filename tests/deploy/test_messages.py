@@ -19,9 +19,15 @@ from espnet_l0prune.plugin.experiment import load_weights
 from espnet_l0prune.plugin.onnx import OnnxEncoder
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, model, whole
+from tests.deploy.test_export import TINY
 from tests.disks import largest_file
 
 SMALL = {"units": [], "output_size": 8, "num_blocks": 1}
+CTC = {
+    "encoder_conf": {**TINY, "units": []},
+    "decoder": None,
+    "model_conf": {"ctc_weight": 1.0},
+}
 
 
 @pytest.fixture
@@ -82,7 +88,7 @@ def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
 
 @pytest.mark.slow
 def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
-    net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
+    net = model(**CTC).eval()
     form = find_form("onnx").pack(net, arguments(), tmp_path, int8=False)
     assert "the largest difference of log-probabilities is" in form.verify(net)
     with torch.no_grad():
@@ -105,7 +111,7 @@ def test_graphs_that_cannot_be_written_or_are_of_another_model(tmp_path):
 @pytest.mark.slow
 def test_an_int8_that_is_far_from_the_float(tmp_path):
     """A large weight that is never used leaves no step of int8 to the others."""
-    net = model(encoder_conf=SMALL, decoder=None, model_conf={"ctc_weight": 1.0}).eval()
+    net = model(**CTC).eval()
     with torch.no_grad():
         net.ctc.ctc_lo.weight *= 5
         for module in net.encoder.modules():

@@ -53,13 +53,13 @@ NETWORKS = {
 UNEQUAL = ("width", "block_width", "cgmlp_channels")
 
 
-def cut_model(name: str, seed: int, without: tuple[str, ...] = UNEQUAL):
+def cut_model(name: str, seed: int, without: tuple[str, ...] = UNEQUAL, blocks: int = 3):
     """A cut model of random structure, with its configuration."""
     args = arguments(encoder=f"l0_{name}")
     for option, value in NETWORKS[name].items():
         conf = dict(value) if isinstance(value, dict) else value
         if isinstance(conf, dict):
-            conf["units"] = "all"
+            conf |= {"units": "all", "num_blocks": min(blocks, conf["num_blocks"])}
         setattr(args, option, conf)
     torch.manual_seed(seed)
     model = ASRTask.build_model(copy.deepcopy(args)).eval()

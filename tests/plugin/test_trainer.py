@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,10 +67,32 @@ def assert_same(one, two) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
+def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "exp"
     run(data, out)
-    return final(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished):
+    return final(finished)
+
+
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory):
+    """A run of which the fifth epoch of six was the last."""
+    out = tmp_path_factory.mktemp("stopped") / "exp"
+    run(data, out, max_epoch=5)
+    return out
+
+
+def copied(run, folder) -> Path:
+    """A run that may be changed."""
+    return shutil.copytree(run, folder / "exp", symlinks=True)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize("epoch", [1, 3, 5])
@@ -88,10 +111,9 @@ def test_killed_while_saving(name, epoch, data, uninterrupted, tmp_path):
     assert is_whole(out / "latest.pth")
 
 
-def test_no_whole_checkpoint_is_left(data, tmp_path):
+def test_no_whole_checkpoint_is_left(data, stopped, tmp_path):
     """Finished epochs are not trained again without a word."""
-    out = tmp_path / "exp"
-    run(data, out, max_epoch=5)
+    out = copied(stopped, tmp_path)
     for path in (out / "checkpoint.pth", out / PREVIOUS):
         path.write_bytes(path.read_bytes()[:1000])
     config = (out / "config.yaml").read_text()
@@ -100,19 +122,17 @@ def test_no_whole_checkpoint_is_left(data, tmp_path):
     assert (out / "config.yaml").read_text() == config
 
 
-def test_a_new_run_does_not_keep_the_checkpoint_of_another(data, tmp_path):
+def test_a_new_run_does_not_keep_the_checkpoint_of_another(stopped, tmp_path):
     """Or a kill in its first epoch would have the other's be resumed."""
-    out = tmp_path / "exp"
-    run(data, out, max_epoch=5)
+    out = copied(stopped, tmp_path)
     keep_checkpoint(out, epochs=0)
     assert not (out / PREVIOUS).exists()
     keep_checkpoint(out, epochs=5)
     assert is_whole(out / PREVIOUS)
 
 
-def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, caplog):
-    out = tmp_path / "exp"
-    run(data, out)
+def test_a_flipped_bit_is_a_damaged_checkpoint(data, finished, tmp_path, caplog):
+    out = copied(finished, tmp_path)
     path = out / "checkpoint.pth"
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda i: i.file_size)
@@ -123,7 +143,7 @@ def test_a_flipped_bit_is_a_damaged_checkpoint(data, uninterrupted, tmp_path, ca
     assert not is_whole(path)
     run(data, out)
     assert f"resuming from {out / PREVIOUS}, one epoch earlier" in caplog.text
-    assert_same(final(out)["model"], uninterrupted["model"])
+    assert_same(final(out)["model"], final(finished)["model"])
 
 
 def test_damage_anywhere_is_no_error(tmp_path):
@@ -165,22 +185,12 @@ def test_damage_anywhere_is_no_error(tmp_path):
         ),
     ],
 )
-def test_a_resume_with_other_settings(changes, message, data, tmp_path):
-    out = tmp_path / "exp"
-    run(data, out)
-    config = (out / "config.yaml").read_text()
+def test_a_resume_with_other_settings(changes, message, data, stopped):
+    before = contents(stopped)
     conf = {"sparsity_constraint_conf": {}, **changes}
     with pytest.raises(ValueError, match=message):
-        run(data, out, max_epoch=7, **conf)
-    assert (out / "config.yaml").read_text() == config
-
-
-@pytest.fixture(scope="module")
-def stopped(data, tmp_path_factory):
-    """A run of which the fifth epoch of six was the last."""
-    out = tmp_path_factory.mktemp("stopped") / "exp"
-    run(data, out, max_epoch=5)
-    return out
+        run(data, stopped, **conf)
+    assert contents(stopped) == before
 
 
 @pytest.mark.parametrize(
@@ -213,13 +223,8 @@ def test_what_a_resume_may_not_change(changes, message, data, stopped):
     assert contents(stopped) == before
 
 
-def contents(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
 def test_what_a_resume_may_change_is_told_once(data, stopped, tmp_path, caplog):
-    out = tmp_path / "exp"
-    shutil.copytree(stopped, out, symlinks=True)
+    out = copied(stopped, tmp_path)
     changes = {"max_epoch": 6, "log_interval": 2, "keep_nbest_models": 2}
     run(data, out, **changes)
     (said,) = (r.message for r in caplog.records if "other options" in r.message)
@@ -274,17 +279,15 @@ def test_a_finished_run_is_not_resumed_with_fewer_epochs(data, stopped):
 
 def test_a_damaged_configuration_is_not_compared(data, stopped, tmp_path, caplog):
     """As after a kill while ESPnet wrote it."""
-    out = tmp_path / "exp"
-    shutil.copytree(stopped, out, symlinks=True)
+    out = copied(stopped, tmp_path)
     (out / "config.yaml").write_text("seed: [")
     run(data, out)
     assert "without a comparison of options" in caplog.text
     assert final(out)["reporter"]["epoch"] == 6
 
 
-def test_a_resume_with_another_architecture(data, tmp_path):
-    out = tmp_path / "exp"
-    run(data, out, max_epoch=5)
+def test_a_resume_with_another_architecture(data, stopped, tmp_path):
+    out = copied(stopped, tmp_path)
     wider = {**CONFIG["encoder_conf"], "linear_units": 20}
     message = (
         r"checkpoint.pth is of another architecture: encoder.encoders.0.feed_forward"

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ASR1 = Path(__file__).parents[2] / "egs/librispeech/asr1"
 AN4 = Path(__file__).parents[3] / "shared/data/mini_an4/downloads.tar.gz"
@@ -55,6 +56,17 @@ def test_mini_an4_from_data_to_the_packed_model(tmp_path):
         result = run("./run.sh", *command, stages[1], "--ngpu", "0", cwd=ours)
         assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     assert hashlib.sha256((ours / "asr.sh").read_bytes()).hexdigest() == before
+    adopted = ours / "exp/asr_mini_an4_adopted_params0.4"
+    assert yaml.safe_load((adopted / "prune.yaml").read_text())["max_epoch"] == 24
+    again = "./run.sh", "--l0_stage", "2", "--l0_stop_stage", "2"
+    for params, message in (
+        ("0.4", f"{adopted.name} was made with other options"),
+        ("0.999", "these units reach at most"),
+    ):
+        words = ["--params", params, "--adopt_args", "--units heads"]
+        result = run(*again, *words, cwd=ours)
+        assert result.returncode != 0
+        assert message in result.stderr
     cut = json.loads((ours / "exp/asr_mini_an4_cut_params0.4/cut.json").read_text())
     assert 0.4 <= cut["sparsity"]["params"] < 0.42
     finetuned = ours / "exp/asr_mini_an4_finetuned_params0.4"
@@ -76,8 +88,12 @@ def test_bad_use_is_said(tmp_path):
     assert "is set here" in run(ASR1 / "run.sh", "--asr_exp", "x", cwd=ASR1).stderr
     assert "needs a value" in run(ASR1 / "run.sh", "--params", cwd=ASR1).stderr
     for words, message in (
-        (["--model", "confromer"], "no conf/train_asr_confromer.yaml; --model and"),
-        (["--prune_config", "conf/none.yaml"], "no conf/none.yaml; --model and"),
+        (["--model", "confromer"], "no conf/train_asr_confromer.yaml; --model chooses"),
+        (["--prune_config", "none.yaml"], "--prune_config: there is no none.yaml"),
+        (
+            ["--prune_config", "conf/prune_asr_conformer.yaml", "--params", "0.4"],
+            "has the sparsity itself; expected no --params and no --macs",
+        ),
         (["--l0_stage", "two"], "l0 stages are 1 to 5, not 'two'"),
         (["--l0_stage", "3", "--l0_stop_stage", "2"], "--l0_stage 3 comes after"),
         (["--params", "1.5"], "--params is 1.5; expected a share in (0, 1)"),

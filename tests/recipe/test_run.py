@@ -23,17 +23,23 @@ TINY = {
     "encoder_conf": {"output_size": 16, "linear_units": 32, "num_blocks": 2},
     "decoder_conf": {"linear_units": 16, "num_blocks": 1},
 }
-GOAL = {"target": 0.3}
-STEPS = {"warmup_steps": 1, "ramp_steps": 3, "hold_steps": 3}
+TARGET = 0.3
+SCHEDULE = {"in_epochs": False, "warmup_steps": 1, "ramp_steps": 3, "hold_steps": 3}
+SETTINGS = {f"sparsity_scheduler_conf.{name}": value for name, value in SCHEDULE.items()}
+SETTINGS |= {"optim_conf.gate_lr": 0.05, "sparsity_constraint_conf.multiplier_lr": 30.0}
+PRUNE_ARGS = [
+    *("--params", f"{TARGET}", "--epochs", "2", "--finetune_epochs", "1"),
+    *(word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")),
+]
 
 
-def shrink(stage: str, out: Path, **more) -> Path:
+def shrink(name: str, out: Path, **more) -> Path:
     """The recipe's own configuration with tiny dimensions."""
-    config = yaml.safe_load((RECIPE / f"conf/{stage}_mini.yaml").read_text())
-    for name, values in TINY.items():
-        config[name] |= values
+    config = yaml.safe_load((RECIPE / f"conf/{name}.yaml").read_text())
+    for conf, values in TINY.items():
+        config[conf] |= values
     config |= {"max_epoch": 1, "batch_bins": 200000, "use_matplotlib": False, **more}
-    path = out / f"{stage}.yaml"
+    path = out / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -43,10 +49,8 @@ def work(tmp_path_factory) -> Path:
     work = tmp_path_factory.mktemp("recipe")
     corpus = [RECIPE / "local/mini_corpus.py", work / "corpus", "--scale", "0.05"]
     subprocess.run([sys.executable, *map(str, corpus)], check=True)
-    shrink("train", work)
-    goal = {"sparsity_goal_conf": GOAL, "sparsity_scheduler_conf": STEPS}
-    shrink("prune", work, **goal, max_epoch=2)
-    shrink("finetune", work)
+    folded = {"batch_type": "folded", "batch_size": 8, "fold_length": [80000, 150]}
+    shrink("train_mini", work, **folded)
     return work
 
 
@@ -66,9 +70,8 @@ def run(
         *("--corpus", work / "corpus", "--train_sets", "train-mini"),
         *("--valid_sets", "dev-mini", "--test_sets", "test-mini"),
         *("--datadir", work / "data", "--expdir", work / "exp"),
-        *("--train_config", work / "train.yaml"),
-        *("--prune_config", work / "prune.yaml"),
-        *("--finetune_config", work / "finetune.yaml"),
+        *("--train_config", work / "train_mini.yaml"),
+        *("--prune_args", " ".join(PRUNE_ARGS)),
         *("--train_args", "--frontend_conf n_mels=40"),
         *more,
     ]
@@ -90,7 +93,7 @@ def test_from_corpus_to_score(work):
     first = run(work)
     assert "WER test-mini" in first.stdout
     report = json.loads((work / "exp/asr_cut/cut.json").read_text())
-    assert abs(report["sparsity"]["params"] - GOAL["target"]) <= 0.005
+    assert abs(report["sparsity"]["params"] - TARGET) <= 0.005
     assert report["difference"]["float64"] <= 1e-10
     assert (work / "exp/asr_pruned.zip").exists()
     measures = json.loads((work / "exp/decode/measures.json").read_text())["models"]
@@ -108,7 +111,7 @@ def test_from_corpus_to_score(work):
 
     # nothing is done twice, until an output is gone
     again = run(work, "--stop_stage", "9")
-    assert again.stdout.count("already done") == 9, again.stdout
+    assert again.stdout.count("already done") == 10, again.stdout  # pruning has two
     shutil.rmtree(work / "data/tokens_char")
     repaired = run(work, "--stop_stage", "3")
     assert repaired.stdout.count("already done") == 2, repaired.stdout
@@ -132,7 +135,7 @@ def test_the_demo_says_what_it_shows_and_how_long_it_takes(work, broken):
 def test_the_forecast_follows_what_was_measured(work):
     """Of the three trainings, the dense one takes longest, and fine-tuning least."""
     forecast = runpy.run_path(str(RECIPE / "local/forecast.py"))
-    assert 0 < forecast["update_seconds"](work / "train.yaml") < 60
+    assert 0 < forecast["update_seconds"](work / "train_mini.yaml") < 60
     seconds = forecast["stage_seconds"](6.0, 0.3)
     assert len(seconds) == 10
     assert 10 < sum(seconds) / 60 < 18
@@ -204,6 +207,40 @@ def test_changed_settings_do_not_touch_a_training(work):
     assert checkpoint.stat().st_mtime_ns == before
 
 
+def test_changed_options_of_adopt_do_not_touch_what_was_made(work):
+    made = work / "exp/asr_adopted/prune.yaml"
+    before = made.read_text()
+    stage = ["--stage", "5", "--stop_stage", "5"]
+    result = run(work, *stage, "--prune_args", "--params 0.4", check=False)
+    assert result.returncode == 1
+    assert f"{made.parent} was made with other options" in result.stderr
+    again = run(work, *stage).stdout
+    assert f"already done ({work / 'exp/asr_pruned/.done'})" in again
+    assert made.read_text() == before
+
+
+def test_what_adopt_refuses_stops_the_recipe(work, tmp_path):
+    (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
+    options = ["--dense_exp", work / "exp/asr_dense", "--expdir", tmp_path]
+    options += ["--stage", "5", "--prune_args", "--params 0.999"]
+    result = run(work, *options, check=False)
+    assert result.returncode == 1
+    assert "these units reach at most" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["asr_stats"]
+
+
+def test_yaml_of_ones_own_in_place_of_what_adopt_writes(work, tmp_path):
+    """Those that a reader finds in conf/ can be trained, too."""
+    (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
+    goal = {"sparsity_goal_conf": {"target": TARGET}, "sparsity_scheduler_conf": SCHEDULE}
+    options = ["--dense_exp", work / "exp/asr_dense", "--expdir", tmp_path]
+    options += ["--stage", "5", "--stop_stage", "7", "--prune_config"]
+    options += [shrink("prune", tmp_path, **goal, max_epoch=2), "--finetune_config"]
+    run(work, *options, shrink("finetune", tmp_path))
+    assert not (tmp_path / "asr_adopted").exists()
+    assert (tmp_path / "asr_finetuned/valid.acc.ave.pth").exists()
+
+
 def test_statistics_are_of_the_features_that_are_trained_on(work):
     with np.load(work / "exp/asr_stats/train/feats_stats.npz") as stats:
         assert stats["sum"].shape == (40,)
@@ -215,14 +252,16 @@ def test_another_program_can_train(work, tmp_path):
     result = run(work, *stage, "--train_program", "echo called with", check=False)
     assert "stage 3 ended without writing" in result.stderr
     said = (tmp_path / "asr_stats/train.log").read_text()
-    assert said.startswith(f"called with --config {work / 'train.yaml'} --output_dir")
+    assert said.startswith(f"called with --config {work / 'train_mini.yaml'} --output")
 
 
 def test_a_failed_training_names_its_log(work, broken, tmp_path):
     (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
     options = ["--dense_exp", work / "exp/asr_dense", "--expdir", tmp_path]
-    stage = ["--stage", "5", "--stop_stage", "5"]
-    result = run(work, *options, *stage, check=False, **broken)
+    options += ["--stage", "5", "--stop_stage", "5"]
+    for name in ("--prune_config", "--finetune_config"):
+        options += [name, work / "train_mini.yaml"]
+    result = run(work, *options, check=False, **broken)
     assert result.returncode == 1
     log = tmp_path / "asr_pruned/train.log"
     assert f"training failed; the whole log is {log}" in result.stderr

@@ -7,10 +7,11 @@ set -euo pipefail
 # --- options -------------------------------------------------------------------------
 l0_stage=1       # 1 dense (asr.sh from data to scores), 2 prune, 3 cut, 4 fine-tune,
 l0_stop_stage=4  # decode, score and pack; 5 upload, with --hf_repo
-model=           # of conf/{train,prune,finetune}_asr_MODEL.yaml; default: by the corpus
-prune_config=    # another one than conf/prune_asr_MODEL.yaml, of conf/tuning, say
+model=           # of conf/train_asr_MODEL.yaml; default: by the corpus
 params=          # sparsity of the encoder in parameters; 0.5 where neither is given
 macs=            # sparsity of the encoder in multiply-accumulates
+adopt_args=      # more options of `espnet-l0prune adopt`, such as "--units paper"
+prune_config=    # your own YAML, in place of the prune.yaml that adopt writes
 dense_exp=       # an experiment that was trained dense, on the same tokens
 l0_tag=          # more for the names of the pruned experiments
 asr_args=        # more options for every training, such as "--num_workers 8"
@@ -25,8 +26,8 @@ fi
 rest=() train=
 while [ $# -gt 0 ]; do
     case $1 in
-    --l0_stage | --l0_stop_stage | --model | --prune_config | --params | --macs | \
-        --dense_exp | --l0_tag | --asr_args)
+    --l0_stage | --l0_stop_stage | --model | --params | --macs | --adopt_args | \
+        --prune_config | --dense_exp | --l0_tag | --asr_args)
         [ $# -gt 1 ] || die "$1 needs a value"
         printf -v "${1#--}" %s "$2"
         shift 2
@@ -55,7 +56,7 @@ case $(basename "$(dirname "$PWD")") in
 librispeech) train=train_960 model=${model:-conformer} ;;
 librispeech_100) train=train_clean_100 model=${model:-conformer_100} ;;
 mini_an4)
-    : "${model:=mini_an4}"
+    : "${model:=mini_an4}" "${adopt_args:=--epochs 24}"
     corpus=(--lang en --nj 2 --inference_nj 2 --token_type char --audio_format wav
         --train_set train_nodev --valid_set train_dev --test_sets test)
     ;;
@@ -68,31 +69,34 @@ if [ -n "$train" ]; then # a part of LibriSpeech
         --bpe_train_text "data/$train/text")
 fi
 : "${model:=conformer}"
-for config in "conf/train_asr_$model.yaml" "conf/finetune_asr_$model.yaml" \
-    "${prune_config:=conf/prune_asr_$model.yaml}"; do
-    [ -f "$config" ] || die "no $config; --model and --prune_config choose among" \
-        "$(printf ' %s' conf/*_asr_*.yaml conf/tuning/*.yaml)"
-done
+[ -f "conf/train_asr_$model.yaml" ] || die "no conf/train_asr_$model.yaml; --model" \
+    "chooses among$(printf ' %s' conf/train_asr_*.yaml)"
+if [ -n "$prune_config" ]; then
+    [ -f "$prune_config" ] || die "--prune_config: there is no $prune_config"
+    [ -z "$params$macs" ] || die "--prune_config $prune_config has the sparsity itself;" \
+        "expected no --params and no --macs beside it"
+    l0_tag+=_$(basename "$prune_config" .yaml)
+elif [ -z "$params$macs" ]; then
+    params=0.5
+fi
 average=valid.acc.ave.pth
 if grep -q '^decoder: transducer' "conf/train_asr_$model.yaml"; then
     average=valid.loss.ave.pth
 fi
 
-target=()
-if [ -z "$params$macs" ]; then params=0.5; fi
+read -ra how <<<"$adopt_args"
 for cost in params macs; do
     if [ -n "${!cost}" ]; then
         [[ ${!cost} =~ ^0?\.[0-9]*[1-9][0-9]*$ ]] ||
             die "--$cost is ${!cost}; expected a share in (0, 1), such as 0.5"
-        target+=(--sparsity_goal_conf "target.$cost=${!cost}")
+        how+=("--$cost" "${!cost}")
         l0_tag+=_$cost${!cost}
     fi
 done
-name=$(basename "$prune_config" .yaml)
-if [ "$name" != "prune_asr_$model" ]; then l0_tag+=_${name#prune_asr_}; fi
 if [ -n "$dense_exp" ]; then l0_tag+=_of_$(basename "$dense_exp"); fi
 exp=exp/asr_$model
 dense=${dense_exp:-${exp}_dense}
+adopted=${exp}_adopted$l0_tag
 pruned=${exp}_pruned$l0_tag cut=${exp}_cut$l0_tag finetuned=${exp}_finetuned$l0_tag
 teacher=(--model_conf "teacher_config=$dense/config.yaml"
     --model_conf "teacher_model_file=$dense/$average")
@@ -101,6 +105,16 @@ asr=(./asr.sh "${corpus[@]}" --use_lm false --inference_config conf/decode_asr.y
 more=${asr_args:+ $asr_args}
 # shellcheck disable=SC1091 # ESPnet's: the Python that has espnet_l0prune too
 . ./path.sh
+
+# `adopt OPTION ...` writes how to prune and to fine-tune, once
+adopt() {
+    if [ "$(cat "$adopted/options" 2>/dev/null)" = "$*" ]; then return; fi
+    [ ! -e "$adopted" ] || die "$adopted was made with other options. Give a --l0_tag," \
+        "so that all is made beside it, or remove $adopted"
+    espnet-l0prune adopt "$@" | sed '/^Next:/,$d' # which the stages do
+    echo "$*" >"$adopted/options"
+}
+
 wanted() { [ "$l0_stage" -le "$1" ] && [ "$l0_stop_stage" -ge "$1" ]; }
 
 if wanted 1; then
@@ -110,10 +124,10 @@ if wanted 1; then
         --asr_args "$asr_args" "${last[@]}" "$@"
 fi
 if wanted 2; then
-    "${asr[@]}" --asr_config "$prune_config" \
+    adopt "$dense" --checkpoint "$average" --out "$adopted" --no_data "${how[@]}"
+    "${asr[@]}" --asr_config "${prune_config:-$adopted/prune.yaml}" \
         --asr_exp "$pruned" --stage 11 --stop_stage 11 \
-        --pretrained_model "$dense/$average" \
-        --asr_args "${teacher[*]} ${target[*]}$more" "$@"
+        --pretrained_model "$dense/$average" --asr_args "${teacher[*]}$more" "$@"
 fi
 if wanted 3; then
     espnet-l0prune cut "$pruned" --out "$cut" --force
@@ -122,7 +136,7 @@ structure=(--encoder_conf "structure=$cut/structure.yaml")
 if [ -f "$cut/decoder_structure.yaml" ]; then
     structure+=(--decoder_conf "structure=$cut/decoder_structure.yaml")
 fi
-finetune=("${asr[@]}" --asr_config "conf/finetune_asr_$model.yaml" --asr_exp "$finetuned"
+finetune=("${asr[@]}" --asr_config "$adopted/finetune.yaml" --asr_exp "$finetuned"
     --pretrained_model "$cut/model.pth" --asr_args "${teacher[*]} ${structure[*]}$more")
 if wanted 4; then
     "${finetune[@]}" --stage 11 --skip_packing false "$@"

@@ -17,7 +17,7 @@ for needed in "$recipe/local" "$1/egs2/TEMPLATE/asr1/asr.sh"; do
     [ -e "$needed" ] || die "there is no $needed; expected an ESPnet checkout with egs2"
 done
 
-mkdir -p "$dir/conf/tuning"
+mkdir -p "$dir/conf"
 for name in asr.sh path.sh scripts pyscripts steps utils; do # ESPnet's, untouched
     ln -sfn "../../TEMPLATE/asr1/$name" "$dir/$name"
 done
@@ -32,8 +32,8 @@ for path in "$recipe"/conf/{queue,slurm,pbs}.conf; do
     fi
 done
 cp "$here/run.sh" "$here/README.md" "$dir/"
-for path in "$here"/conf/*.yaml "$here"/conf/tuning/*.yaml; do
-    copy=$dir/conf${path#"$here/conf"}
+for path in "$here"/conf/*.yaml; do
+    copy=$dir/conf/$(basename "$path")
     if [ -e "$copy" ] && ! cmp -s "$path" "$copy"; then
         cp "$path" "$copy.new"
         echo "$copy differs from ours: kept; ours is $copy.new"
