@@ -271,7 +271,10 @@ def test_what_is_written(data, tmp_path, capsys):
 
 
 def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
-    """From the shape files, which tell how many updates an epoch has: here 4."""
+    """From the shape files, which tell how many updates an epoch has: here 4.
+
+    Only gates that a penalty moves need so many.
+    """
     shape = tmp_path / "shape"
     shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(16)))
     batches = {"batch_type": "unsorted", "batch_size": 2, "accum_grad": 2}
@@ -279,16 +282,19 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
     save_experiment(dense, **batches, train_shape_file=[str(shape)])
 
     def told(name: str, *more: str) -> str:
+        more = (*more, "--set", "sparsity_constraint=lagrangian")
         assert main(["adopt", str(dense), "--out", str(tmp_path / name), *more]) == 0
         return capsys.readouterr().out.split("Next:")[0]
 
+    assert main(["adopt", str(dense), "--out", str(tmp_path / "projected")]) == 0
+    assert "to close one takes" not in capsys.readouterr().out
     assert "train for 39 updates (ramp and hold)" in told("default")  # 13 epochs
     assert "ramp_steps and hold_steps of 67.5 epochs in all" in told("again")
     assert "to close one takes" not in told("longer", "--epochs", "90")
     command = ["adopt", str(dense), "--out", str(tmp_path / "none")]
     shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(5)))  # 1 update
     assert main([*command, "--epochs", "1"]) == 1
-    assert "hold_steps is 0.25 epochs, which is no update" in capsys.readouterr().err
+    assert "hold_steps is 0.125 epochs, which is no update" in capsys.readouterr().err
     for text in ("u1 ?\n", None):
         shape.write_text(text) if text else shape.unlink()
         said = told(f"without_{text and 'figures'}")
