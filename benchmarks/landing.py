@@ -5,7 +5,7 @@ data, or taken as it lies there; `adopt` makes it prunable; then it is pruned. R
 are, in points, the largest distance of the expected sparsity from its target, from the
 first update of the ramp on, and that of the actual sparsity at the end; the share of
 gates that were undecided when they were fixed; and the loss on held-out speech before and
-after that (the batch norms' statistics begin anew then, and are computed on some batches).
+after that, when batch norms begin anew (here on some batches, without an update).
 """
 
 import argparse

@@ -21,6 +21,7 @@ from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select_each
 from espnet_l0prune.core.tracking import Tracking
 
+MANY = 0.05  # gates that are undecided: more deserve a warning
 MEANING = {
     "warmup": "the gates are bypassed, the network is dense",
     "ramp": "the gates train, and the target sparsity rises",
@@ -210,6 +211,8 @@ class SparsityController:
                 "model, or of a cut one with its structure"
             )
         self.tell_remedies()
+        if self.phase == "hold" and self.constraint.by_penalty:
+            self._tell_undecided()
         fit_to_run_(self.scheduler, self.optimizer.progress, updates, epochs, epoch)
         if self.scheduler.in_epochs:
             self._enter_phase()
@@ -225,6 +228,17 @@ class SparsityController:
             if remedy and self.multipliers[name]:  # a price has none
                 logging.warning(f"The expected sparsity in {name} {remedy}")
             self._tracking[name] = Tracking(self.constraint.equality)
+
+    def _tell_undecided(self) -> None:
+        """Warn of gates that may as well be open as closed, if there are many."""
+        share = undecided(self.budget)
+        if share > MANY:
+            logging.warning(
+                f"{share:.1%} of the gates are undecided: they are open with a "
+                "probability between 0.1 and 0.9. To fix them changes the network. Take "
+                "sparsity_constraint: projected, which decides them in phase 'hold', or "
+                "raise hold_steps."
+            )
 
     def check_settings(self, before: Mapping[str, object]) -> None:
         """Raise ValueError for settings other than those at the run's beginning."""
@@ -293,6 +307,7 @@ class SparsityController:
         moving = not all(gate.is_decided() for gate in self._gates())
         if moving:
             self.tell_remedies()
+            self._tell_undecided()
             decide_(self.budget.sites, select_each(self.parts, self.goal.targets))
         for norm in batch_norms(site.module for site in self.budget.sites):
             restart_(norm, forget=moving)

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -163,8 +164,9 @@ def _adopt(
     gates, updates = [*budget.gates.values()], updates_of_an_epoch(config)
     if updates and scheduler.in_epochs:
         scheduler.fit_(updates)
-    slow = make_constraint(args).by_penalty
-    pace = _pace(updates, scheduler, gates, optimizer) if slow else []
+    pace = [_phases(scheduler, args.max_epoch, updates)]
+    if make_constraint(args).by_penalty:
+        pace += _pace(updates, scheduler, gates, optimizer)
 
     if link is not None:
         link.symlink_to(model_file.resolve())
@@ -234,6 +236,30 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
             f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
         )
     return notes
+
+
+def _phases(scheduler: AbsSparsityScheduler, epochs: int, updates: int | None) -> str:
+    """Describe the phases of the pruning.
+
+    Args:
+        scheduler: the schedule, fitted to the epochs' length if it is known
+        epochs: number of epochs
+        updates: number of updates in an epoch; None where it is not known
+    """
+    unit, total = "epochs", float(epochs)
+    lengths = [float(length) for length in scheduler.lengths]
+    if updates or not scheduler.in_epochs:
+        ends = scheduler.ramp_begins, scheduler.hold_begins, scheduler.frozen_begins
+        lengths = [float(b - a) for a, b in pairwise((0, *ends))]
+        unit, total = "updates", float(epochs * updates) if updates else math.inf
+    warmup, ramp, hold = (f"{round(length, 2):,g}" for length in lengths)
+    left = total - sum(lengths)
+    rest = f"{round(left, 2):,g} {unit}" if math.isfinite(left) else "the rest"
+    return (
+        f"The network is dense for {warmup} {unit}, loses units for {ramp}, keeps its "
+        f"size while the gates settle for {hold}, and is trained with fixed gates for "
+        f"{rest}."
+    )
 
 
 def _pace(

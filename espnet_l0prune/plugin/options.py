@@ -70,7 +70,9 @@ def settle_options(args: argparse.Namespace) -> None:
             vars(args).pop(name, None)
         return
     if not args.sparsity_constraint and args.sparsity_constraint_conf:
-        args.sparsity_constraint = "lagrangian"  # the default of 0.1.0; ours has no option
+        args.sparsity_constraint = (
+            "lagrangian"  # the default of 0.1.0; ours has no option
+        )
     for name, default in DEFAULTS.items():
         if getattr(args, name, None) is None:
             setattr(args, name, default)

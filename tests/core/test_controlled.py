@@ -345,3 +345,20 @@ def test_multipliers_that_are_no_numbers_end_the_run():
     run[1].multipliers["params"]["lambda1"] = float("inf")
     with pytest.raises(ValueError, match=r"the multipliers of params are .*nan"):
         update(*run, 9)
+
+
+def test_gates_that_are_undecided_are_told_before_and_when_they_are_fixed(caplog):
+    run = _, controller, _ = controlled(gate_lr=0.02)
+    update(*run, 5)
+    controller.begin_epoch(None, 9)
+    assert "undecided" not in told(caplog)  # the ramp goes on
+    update(*run, 2)
+    for gate in controller.budget.gates.values():
+        gate.log_alpha.data.fill_(-gate.shift)
+    controller.begin_epoch(None, 9)
+    assert "100.0% of the gates are undecided: they are open with" in told(caplog)
+    update(*run, 2)
+    assert controller.phase == "frozen"
+    assert "of the gates are undecided" in told(caplog)
+    update(*run, 2)
+    assert not told(caplog)

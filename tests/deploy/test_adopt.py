@@ -287,7 +287,10 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
         return capsys.readouterr().out.split("Next:")[0]
 
     assert main(["adopt", str(dense), "--out", str(tmp_path / "projected")]) == 0
-    assert "to close one takes" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "to close one takes" not in said
+    assert "dense for 2 updates, loses units for 33, keeps" in said  # of 13 epochs
+    assert "settle for 6, and is trained with fixed gates for 11 updates." in said
     assert "train for 39 updates (ramp and hold)" in told("default")  # 13 epochs
     assert "ramp_steps and hold_steps of 67.5 epochs in all" in told("again")
     assert "to close one takes" not in told("longer", "--epochs", "90")
@@ -300,6 +303,7 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
         said = told(f"without_{text and 'figures'}")
         assert "To close a gate takes some 270 updates. Ramp and hold have 9.75" in said
         assert "fewer than 28 updates, give more --epochs" in said
+        assert "dense for 0.54 epochs, loses units for 8.12, keeps its size" in said
 
 
 def test_rates_of_other_optimizers(tmp_path, capsys):
