@@ -167,6 +167,9 @@ class L0AdamW(torch.optim.AdamW):
 
         Returns:
             both in float64, (all n together,)
+
+        Raises:
+            ValueError: they are no finite numbers
         """
         betas = next(g["betas"] for g in self.param_groups if is_of_gates(g))
         moments: dict[str, list[Tensor]] = {"exp_avg": [], "exp_avg_sq": []}
@@ -176,6 +179,11 @@ class L0AdamW(torch.optim.AdamW):
                 unbiased = 1 - beta ** float(state.get("step", 1))
                 rows.append(state[name].double() / unbiased)
         mean, square = (torch.cat(rows) for rows in moments.values())
+        if not (mean.isfinite().all() and square.isfinite().all()):
+            raise ValueError(
+                "the mean gradients of the gates are not all finite numbers: the loss or "
+                "a gradient was none. Lower lr in optim_conf, or skip such batches."
+            )
         return mean, square
 
     def updates_to_move(self, distance: float) -> int:

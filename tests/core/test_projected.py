@@ -1,5 +1,7 @@
 """Gates that are moved onto their targets, and apart."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -241,3 +243,14 @@ def test_gates_are_decided_when_they_are_fixed():
     assert controller.phase == "frozen"
     assert controller.report()["gates_undecided"] == 0
     assert controller.budget.actual()["params"] == pytest.approx(before, abs=0.05)
+
+
+def test_gradients_that_are_no_numbers_end_the_run():
+    net, controller, optimizer = controlled(ProjectedConstraint())
+    update(net, controller, optimizer, 3)
+    (gate, *_) = controller.budget.gates.values()
+    gate.log_alpha.grad = torch.full_like(gate.log_alpha, math.nan)
+    with pytest.raises(
+        ValueError, match="gates are not all finite numbers: the loss"
+    ):
+        optimizer.step()
