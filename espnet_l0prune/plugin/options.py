@@ -69,7 +69,9 @@ def settle_options(args: argparse.Namespace) -> None:
         for name in PRUNING_OPTIONS:
             vars(args).pop(name, None)
         return
-    if not args.sparsity_constraint and args.sparsity_constraint_conf:
+    if not getattr(args, "sparsity_constraint", None) and _conf_of(
+        args, "sparsity_constraint"
+    ):
         args.sparsity_constraint = (
             "lagrangian"  # the default of 0.1.0; ours has no option
         )

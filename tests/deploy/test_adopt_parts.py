@@ -209,6 +209,7 @@ def test_the_pace_of_a_schedule_in_updates(tmp_path, capsys):
     save_experiment(tmp_path / "dense")
     lengths = {"in_epochs": False, "warmup_steps": 1, "ramp_steps": 30, "hold_steps": 9}
     words = [f"sparsity_scheduler_conf.{k}={v}" for k, v in lengths.items()]
+    words.append("sparsity_constraint=lagrangian")
     more = [word for text in words for word in ("--set", text)]
     assert adopt_with(tmp_path, *more) == 0
     notes = capsys.readouterr().out.split("Next:")[0]

@@ -26,7 +26,6 @@ TINY = {
 TARGET = 0.3
 SCHEDULE = {"in_epochs": False, "warmup_steps": 1, "ramp_steps": 3, "hold_steps": 3}
 SETTINGS = {f"sparsity_scheduler_conf.{name}": value for name, value in SCHEDULE.items()}
-SETTINGS |= {"optim_conf.gate_lr": 0.05, "sparsity_constraint_conf.multiplier_lr": 30.0}
 PRUNE_ARGS = [
     *("--params", f"{TARGET}", "--epochs", "2", "--finetune_epochs", "1"),
     *(word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")),

@@ -115,7 +115,7 @@ def test_every_budget(adopted):
         assert 0 <= excess <= 0.001 + largest_step(counted, goal)
         promised, masked = counted.remaining("params"), encode(trial)
         cut_(trial, sites, plan)
-        assert count_parameters(trial) == promised
+        assert count_parameters(trial) == pytest.approx(promised, abs=1e-3)
         difference = float((encode(trial) - masked).abs().max() / masked.abs().max())
         require_equal(Difference(difference, 0.0))
         assert trial.structure()
