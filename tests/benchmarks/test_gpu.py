@@ -21,15 +21,18 @@ STAGES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _logging_is_as_before():
+    yield
+    logging.disable(logging.NOTSET)
+
+
 @pytest.mark.slow
 def test_from_recordings_to_error_rates(fsdd, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     file = tmp_path / "found.json"
     options = ["--quick", "--parts", "run", "--data", str(fsdd), "--minutes", "20"]
-    try:
-        importlib.import_module("gpu").main([*options, "--json", str(file)])
-    finally:
-        logging.disable(logging.NOTSET)
+    importlib.import_module("gpu").main([*options, "--json", str(file)])
     rows = json.loads(file.read_text())["rows"]
     assert [row["stage"] for row in rows] == STAGES, rows[-1]
     assert rows[5]["difference"] < 1e-10
