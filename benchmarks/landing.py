@@ -9,6 +9,7 @@ after that, when batch norms begin anew (here on some batches, without an update
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +55,9 @@ RUNS = [  # data, loss, updates, target and the costs that have it
     ("synthetic", "transducer", 1500, 0.7, PARAMS),
     ("synthetic", "normalized", 150, 0.8, PARAMS),
 ]
+KEYS = "data", "loss", "updates", "target"  # these tell runs apart
 EPOCHS = 6
+POINTS = 100  # of a path that are kept
 DENSE = 200  # updates of a dense training
 HELD_OUT = 40  # utterances, and at most a quarter
 SECONDS, BATCH = 6.0, 6  # of the longest utterance; utterances of a batch
@@ -176,8 +179,8 @@ def train_dense(folder: Path, speech: Speech, loss: str, updates: int) -> None:
 
 def prune(
     dense: Path, speech: Speech, updates: int, target: dict, constraint: str | None
-) -> tuple[dict, list]:
-    """One run: its figures, and the path of target and expected sparsity."""
+) -> dict[str, object]:
+    """One run: its figures, and the path of targets and expected sparsities."""
     held = min(HELD_OUT, len(speech) // 4)
     held_out, speech = speech[:held], speech[held:]
     settings = {"sparsity_constraint": constraint} if constraint else {}
@@ -219,7 +222,7 @@ def prune(
             goals = [report[f"sparsity_target_{cost}"] for cost in target]
             found = [report[f"sparsity_expected_{cost}"] for cost in target]
             path.append((goals, found, [new[cost] for cost in target]))
-    actual = controller.budget.actual()
+    actual, every = controller.budget.actual(), max(len(path) // POINTS, 1)
     off = (
         abs(expected - max(goal, least))
         for step in path
@@ -231,10 +234,11 @@ def prune(
         "off at the end (points)": 100 * max(actual[c] - target[c] for c in target),
         **row,
         "rise (%)": 100 * (row["loss after"] / row["loss before"] - 1),
-    }, path
+        "path": [(goals, found) for goals, found, _ in path[::every]],
+    }
 
 
-def draw(paths: dict[str, list], file: Path) -> None:
+def draw(rows: list[dict], file: Path) -> None:
     """Target and expected sparsity of every run."""
     import matplotlib as mpl
 
@@ -242,11 +246,11 @@ def draw(paths: dict[str, list], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(4, 6, figsize=(18, 10), sharey=True)
-    for axis, (name, path) in zip(axes.flat, paths.items(), strict=False):
-        axis.plot([goals for goals, *_ in path], "k--")
-        axis.plot([found for _, found, _ in path])
-        axis.set_title(name, fontsize=8)
-    figure.supxlabel("updates of ramp and hold")
+    for axis, row in zip(axes.flat, rows, strict=False):
+        axis.plot([goals for goals, _ in row["path"]], "k--")
+        axis.plot([found for _, found in row["path"]])
+        axis.set_title(", ".join(str(row[key]) for key in KEYS), fontsize=8)
+    figure.supxlabel("time, in ramp and hold")
     figure.supylabel("target (dashed) and expected sparsity of the encoder")
     figure.tight_layout()
     figure.savefig(file)
@@ -271,10 +275,15 @@ def main(argv: list[str] | None = None) -> None:
         help="a dense experiment for the hybrid runs on some data",
     )  # fmt: skip
     options.add_argument("--constraint", help="another sparsity_constraint")
+    options.add_argument(
+        "--resume", action="store_true", help="keep the runs that --json has"
+    )
     options.add_argument("--plot", type=Path, metavar="FILE", help="draw the paths")
     args = options.parse_args(argv)
     start(args)
     folders, given = dict(args.data), dict(args.dense)
+    if args.resume and not (args.json and args.json.is_file()):
+        raise SystemExit(f"--resume: expected the file of --json, which is {args.json}")
     if not folders and not args.quick:
         raise SystemExit("--data is missing; expected fsdd=FOLDER, say")
     speech = {name: read_speech(folder) for name, folder in folders.items()}
@@ -282,9 +291,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         grid, dense_updates = [("noise", "ctc", 24, 0.5, PARAMS)], 2
         speech = {"noise": noise()}
-    rows, paths = [], {}
+    rows = json.loads(args.json.read_text("utf-8"))["rows"] if args.resume else []
+    done = {tuple(row[key] for key in KEYS) for row in rows}
     with TemporaryDirectory() as made:
         for data, loss, updates, share, costs in grid:
+            run = data, loss, updates, f"{share:.0%} {' and '.join(costs)}"
+            if run in done:
+                continue
             torch.manual_seed(args.seed)
             dense = Path(made) / f"{data}_{loss}"
             if loss == "hybrid" and data in given:
@@ -293,16 +306,12 @@ def main(argv: list[str] | None = None) -> None:
                 train_dense(dense, speech[data], loss, dense_updates)
             target = dict.fromkeys(costs, share)
             torch.manual_seed(args.seed)
-            row, path = prune(dense, speech[data], updates, target, args.constraint)
-            name = {"data": data, "loss": loss, "updates": updates}
-            what = f"{share:.0%} {' and '.join(costs)}"
-            rows.append({**name, "target": what, **row})
-            paths[f"{data}, {loss}, {updates}, {what}"] = path
-            show(rows[-1:])
+            row = prune(dense, speech[data], updates, target, args.constraint)
+            rows.append({**dict(zip(KEYS, run, strict=True)), **row})
             keep(args, rows)
-    show(rows)
+    show([{k: v for k, v in row.items() if k != "path"} for row in rows])
     if args.plot:
-        draw(paths, args.plot)
+        draw(rows, args.plot)
 
 
 if __name__ == "__main__":

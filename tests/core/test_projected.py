@@ -250,7 +250,5 @@ def test_gradients_that_are_no_numbers_end_the_run():
     update(net, controller, optimizer, 3)
     (gate, *_) = controller.budget.gates.values()
     gate.log_alpha.grad = torch.full_like(gate.log_alpha, math.nan)
-    with pytest.raises(
-        ValueError, match="gates are not all finite numbers: the loss"
-    ):
+    with pytest.raises(ValueError, match="gates are not all finite numbers: the loss"):
         optimizer.step()
