@@ -231,7 +231,7 @@ def prune(
     return {
         "off on the way (points)": 100 * max(off),
         "actual": ", ".join(f"{actual[cost]:.4f}" for cost in target),
-        "off at the end (points)": 100 * max(actual[c] - target[c] for c in target),
+        "above at the end (points)": 100 * max(actual[c] - target[c] for c in target),
         **row,
         "rise (%)": 100 * (row["loss after"] / row["loss before"] - 1),
         "path": [(goals, found) for goals, found, _ in path[::every]],
