@@ -18,9 +18,9 @@ import soundfile
 import torch
 import yaml
 from common import keep, parser, save_experiment, show, start, table
+from espnet2.schedulers.warmup_lr import WarmupLR
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.core.batch_norm import batch_norms
 from espnet_l0prune.core.projected import undecided
 from espnet_l0prune.deploy.adopt import adopt
 from espnet_l0prune.deploy.choice import Choice
@@ -143,10 +143,7 @@ def loss_of(model, speech: Speech, tokens: list[str]) -> float:
 
 @torch.no_grad()
 def renew_batch_norms_(model, speech: Speech, tokens: list[str], most: int = 10) -> None:
-    """Compute the statistics of the batch norms on some batches, without an update."""
-    norms = [*batch_norms([model.encoder])]
-    for norm in norms:
-        norm.reset_running_stats()
+    """Compute statistics that were restarted on some batches, without an update."""
     model.train()
     for batch, _ in zip(batches(speech, tokens), range(most), strict=False):
         model(**batch)
@@ -196,11 +193,7 @@ def prune(
     controller, path, row = model.controller, [], {}
     scheduler = None
     if args.scheduler == "warmuplr":
-        warmup = args.scheduler_conf["warmup_steps"]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: warmup**0.5 * min((step + 1) ** -0.5, (step + 1) * warmup**-1.5),
-        )
+        scheduler = WarmupLR(optimizer, **args.scheduler_conf)
     freeze_, new = controller._freeze, controller.budget.new()
 
     def watched_freeze_() -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 
 from espnet_l0prune.core.files import beside, check_file, replace, save
@@ -33,13 +32,11 @@ TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: on the hub, or one of Whisper's
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
-# ESPnet's packing, which also packs slu, unlike its command. It would import all of torch
-# to note its version.
+# ESPnet's packing, which also packs slu, unlike its command
 PACK = """
-import sys, types
+import sys
 from espnet2.main_funcs.pack_funcs import pack
-version, task, *extras = sys.argv[1:]
-sys.modules.setdefault("torch", types.SimpleNamespace(__version__=version))
+task, *extras = sys.argv[1:]
 files = {f"{task}_model_file": "model.pth"}
 pack(files, {f"{task}_train_config": "config.yaml"}, "packed.zip", extras)
 """
@@ -176,6 +173,6 @@ def _pack(folder: Path, task: str, extras: list[str]) -> None:
     It runs in the folder and with plain files, since ESPnet keeps absolute paths and
     follows links, which no other machine has.
     """
-    done = run_python(PACK, torch.__version__, task, *extras, cwd=folder)
+    done = run_python(PACK, task, *extras, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"ESPnet's packing failed: {last_line(done)}")

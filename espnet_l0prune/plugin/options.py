@@ -69,13 +69,10 @@ def settle_options(args: argparse.Namespace) -> None:
         for name in PRUNING_OPTIONS:
             vars(args).pop(name, None)
         return
-    if not getattr(args, "sparsity_constraint", None) and _conf_of(
-        args, "sparsity_constraint"
-    ):
-        args.sparsity_constraint = (
-            "lagrangian"  # the default of 0.1.0; ours has no option
-        )
-    for name, default in DEFAULTS.items():
+    defaults = dict(DEFAULTS)
+    if _conf_of(args, "sparsity_constraint"):  # today's default has no options
+        defaults["sparsity_constraint"] = "lagrangian"  # the default up to 0.1.0
+    for name, default in defaults.items():
         if getattr(args, name, None) is None:
             setattr(args, name, default)
 

@@ -51,11 +51,8 @@ def check_options(
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"known: {', '.join(known) or 'none'}"
-            )
+            every = ", ".join(known) or "none"
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {every}"
             raise ValueError(f"{where}: unknown option {name!r}; {hint}")
         if name in hints and name not in RANGES.get(where, {}):
             _check_type(value, hints[name], f"{where}: {name}")
