@@ -252,3 +252,12 @@ def test_gradients_that_are_no_numbers_end_the_run():
     gate.log_alpha.grad = torch.full_like(gate.log_alpha, math.nan)
     with pytest.raises(ValueError, match="gates are not all finite numbers: the loss"):
         optimizer.step()
+
+
+def test_the_learning_rate_of_the_gates_makes_no_difference():
+    ways = []
+    for rate in (0.01, 0.5):
+        run = net, *_ = controlled(ProjectedConstraint(), gate_lr=rate)
+        update(*run, 7)
+        ways.append(state(net)[1])
+    assert torch.equal(*ways)
