@@ -13,7 +13,7 @@ from espnet_l0prune.core.feasibility import check_reachable
 from espnet_l0prune.core.plan import Plan, make_plan
 from espnet_l0prune.core.ranking import closing_order
 
-MULTIPLES = [2.0**power for power in range(-6, 5)]
+MULTIPLES = torch.logspace(-2, 2, 41).tolist()  # of shares, added to log_alphas
 
 
 @torch.no_grad()
@@ -104,38 +104,37 @@ def _meet(
     ranks, number = order.rank.to(full.device), order.length
     rank = ranks.clone()
 
-    def beyond(closed: Tensor) -> float:
-        """Return by how much a plan overshoots; it is negative if a target is missed."""
-        excess = _excess(budget, targets, closed).values()
-        return min(excess) if min(excess) < 0 else worst(excess)
+    def overshoot(closed: Tensor) -> float:
+        return worst(_excess(budget, targets, closed).values())
 
-    def least(closing: int) -> float:
-        return min(_excess(budget, targets, rank < closing).values())
+    def gap(closed: Tensor) -> float:
+        """Return the least overshoot; it is negative if a target is missed."""
+        return min(_excess(budget, targets, closed).values())
 
-    low, fewest = 0, 0 if least(0) >= 0 else number
-    # the smallest overshoot so far, the units closed for it, and the least overshoot of any
-    best, gap = (beyond(rank < fewest), rank < fewest), least(fewest)
-    while gap > tolerance:
+    low, fewest = 0, 0 if gap(rank < 0) >= 0 else number
+    best = rank < fewest  # the plan that overshoots least so far
+    smallest = gap(best)
+    while smallest > tolerance:
         high = number
-        if low == high or least(high) < 0:
+        if low == high or gap(rank < high) < 0:
             break  # the units passed over are needed
         while high - low > 1:  # closing ranks below high is enough, below low not
             middle = (low + high) // 2
-            if least(middle) < 0:
+            if gap(rank < middle) < 0:
                 low = middle
             else:
                 high = middle
-        gap, overshoot = min(gap, least(high)), beyond(rank < high)
-        if overshoot < best[0]:
-            best = overshoot, rank < high
+        closed = rank < high
+        smallest = min(smallest, gap(closed))
+        if overshoot(closed) < overshoot(best):
+            best = closed
         rank[rank == high - 1] = torch.inf
         low = high
-    closed = best[1]
-    if best[0] > tolerance:
-        groups = ranks[closed].unique().flip(0)  # the most probable first
+    if gap(best) > tolerance:
+        groups = ranks[best].unique().flip(0)  # the most probable first
         groups = groups[groups >= order.remainders]
-        closed = _without_needless(closed, ranks, groups, beyond, tolerance)
-    return closed
+        best = _without_needless(best, ranks, groups, gap, tolerance)
+    return best
 
 
 def _balance(
@@ -185,7 +184,7 @@ def _without_needless(
     closed: Tensor,
     ranks: Tensor,
     groups: Tensor,
-    beyond: Callable[[Tensor], float],
+    gap: Callable[[Tensor], float],
     tolerance: float,
 ) -> Tensor:
     """Open again what need not be closed.
@@ -197,13 +196,13 @@ def _without_needless(
         closed: which units of each gate are closed, (gates, largest size) bool
         ranks: their ranks, (gates, largest size)
         groups: the ranks that may open, in this order
-        beyond: returns by how much a plan overshoots its targets
+        gap: returns by how much a plan overshoots the target that it exceeds least
         tolerance: how large an overshoot may be that is left as it is
     """
-    begin, count, excess = 0, 1, beyond(closed)
+    begin, count, excess = 0, 1, gap(closed)
     while begin < len(groups) and excess > tolerance:
         fewer = closed & ~torch.isin(ranks, groups[begin : begin + count])
-        overshoot = beyond(fewer)
+        overshoot = gap(fewer)
         if overshoot >= 0:
             closed, excess, begin, count = fewer, overshoot, begin + count, 2 * count
         elif count > 1:
