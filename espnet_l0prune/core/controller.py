@@ -308,7 +308,9 @@ class SparsityController:
         if moving:
             self.tell_remedies()
             self._tell_undecided()
-            decide_(self.budget.sites, select_each(self.parts, self.goal.targets))
+            equality = self.constraint.equality
+            plan = select_each(self.parts, self.goal.targets, equality)
+            decide_(self.budget.sites, plan)
         for norm in batch_norms(site.module for site in self.budget.sites):
             restart_(norm, forget=moving)
 

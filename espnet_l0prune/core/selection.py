@@ -2,15 +2,18 @@
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.feasibility import check_reachable
 from espnet_l0prune.core.plan import Plan, make_plan
 from espnet_l0prune.core.ranking import closing_order
+
+MULTIPLES = [2.0**power for power in range(-6, 5)]
 
 
 @torch.no_grad()
@@ -19,6 +22,7 @@ def select(
     targets: Mapping[str, float],
     tolerance: float = 1e-3,
     scores: Sequence[Tensor] | None = None,
+    equality: bool = False,
 ) -> Plan:
     """Close the least probable units until the exact counts meet the targets.
 
@@ -27,52 +31,28 @@ def select(
     the end, units that need not be closed are opened again. Units close in groups of
     their gate's `round_to`.
 
+    Of several targets, the plan may overshoot all but one. With `equality` it comes as
+    near to all of them as it can: units that are dear in the cost that overshoots most,
+    and cheap in the one that does least, stay open instead of others.
+
     Args:
         budget: counts the network
         targets: the sparsity to reach, by cost
         tolerance: how far a plan should overshoot the target that it exceeds least, at
-            most, as a sparsity
+            most, as a sparsity; with `equality` each target
         scores: (units,) for each gate, in the budget's order: the lowest close first; by
             default the least probable do
+        equality: whether a sparsity beyond its target is to be avoided too
 
     Raises:
         ValueError: the units cannot reach the targets
     """
     check_reachable(budget, targets)
-    order, full = closing_order(budget.gates, scores), budget.all_open()
-    ranks, number = order.rank.to(full.device), order.length
-    rank = ranks.clone()
-
-    def beyond(closed: Tensor) -> float:
-        """Return by how much a plan overshoots the target that it exceeds least."""
-        sparsity = budget.sparsity(full * ~closed)
-        return min(float(sparsity[cost]) - target for cost, target in targets.items())
-
-    def excess(closing: int) -> float:
-        return beyond(rank < closing)
-
-    low, fewest = 0, 0 if excess(0) >= 0 else number
-    # the smallest excess so far, and the units closed for it
-    best = excess(fewest), rank < fewest
-    while best[0] > tolerance:
-        high = number
-        if low == high or excess(high) < 0:
-            break  # the units passed over are needed
-        while high - low > 1:  # closing ranks below high is enough, below low not
-            middle = (low + high) // 2
-            if excess(middle) < 0:
-                low = middle
-            else:
-                high = middle
-        if excess(high) < best[0]:
-            best = excess(high), rank < high
-        rank[rank == high - 1] = torch.inf
-        low = high
-    closed = best[1]
-    if best[0] > tolerance:
-        groups = ranks[closed].unique().flip(0)  # the most probable first
-        groups = groups[groups >= order.remainders]
-        closed = _without_needless(closed, ranks, groups, beyond, tolerance)
+    if scores is None:
+        scores = [gate.log_alpha for gate in budget.gates.values()]
+    closed = _meet(budget, targets, tolerance, scores, max if equality else min)
+    if equality and len(targets) > 1:
+        closed = _balance(budget, targets, tolerance, scores, closed)
     kept = {
         units: ~closed[row, : len(gate.log_alpha)]
         for row, (units, gate) in enumerate(budget.gates.items())
@@ -80,14 +60,125 @@ def select(
     return make_plan(budget.sites, kept.__getitem__)
 
 
-def select_each(parts: Mapping[str, Budget], targets: Mapping[str, float]) -> Plan:
+def select_each(
+    parts: Mapping[str, Budget], targets: Mapping[str, float], equality: bool = False
+) -> Plan:
     """Select units for each part of a network, so that each meets the targets by itself.
 
-    See `select` for what may be raised.
+    See `select` for the arguments, and for what may be raised.
     """
     return functools.reduce(
-        operator.or_, (select(part, targets) for part in parts.values())
+        operator.or_,
+        (select(part, targets, equality=equality) for part in parts.values()),
     )
+
+
+def _excess(
+    budget: Budget, targets: Mapping[str, float], closed: Tensor
+) -> dict[str, float]:
+    """Return by how much a plan overshoots each target.
+
+    Args:
+        closed: which units of each gate are closed, (gates, largest size) bool
+    """
+    sparsity = budget.sparsity(budget.all_open() * ~closed)
+    return {cost: float(sparsity[cost]) - target for cost, target in targets.items()}
+
+
+def _meet(
+    budget: Budget,
+    targets: Mapping[str, float],
+    tolerance: float,
+    scores: Sequence[Tensor],
+    worst: Callable[[Iterable[float]], float],
+) -> Tensor:
+    """Close the units with the lowest scores until all targets are met; see `select`.
+
+    Args:
+        worst: chooses the overshoot that is to be small, `min` or `max`
+
+    Returns:
+        which units of each gate are closed, (gates, largest size) bool
+    """
+    order, full = closing_order(budget.gates, scores), budget.all_open()
+    ranks, number = order.rank.to(full.device), order.length
+    rank = ranks.clone()
+
+    def beyond(closed: Tensor) -> float:
+        """Return by how much a plan overshoots; it is negative if a target is missed."""
+        excess = _excess(budget, targets, closed).values()
+        return min(excess) if min(excess) < 0 else worst(excess)
+
+    def least(closing: int) -> float:
+        return min(_excess(budget, targets, rank < closing).values())
+
+    low, fewest = 0, 0 if least(0) >= 0 else number
+    # the smallest overshoot so far, the units closed for it, and the least overshoot of any
+    best, gap = (beyond(rank < fewest), rank < fewest), least(fewest)
+    while gap > tolerance:
+        high = number
+        if low == high or least(high) < 0:
+            break  # the units passed over are needed
+        while high - low > 1:  # closing ranks below high is enough, below low not
+            middle = (low + high) // 2
+            if least(middle) < 0:
+                low = middle
+            else:
+                high = middle
+        gap, overshoot = min(gap, least(high)), beyond(rank < high)
+        if overshoot < best[0]:
+            best = overshoot, rank < high
+        rank[rank == high - 1] = torch.inf
+        low = high
+    closed = best[1]
+    if best[0] > tolerance:
+        groups = ranks[closed].unique().flip(0)  # the most probable first
+        groups = groups[groups >= order.remainders]
+        closed = _without_needless(closed, ranks, groups, beyond, tolerance)
+    return closed
+
+
+def _balance(
+    budget: Budget,
+    targets: Mapping[str, float],
+    tolerance: float,
+    scores: Sequence[Tensor],
+    closed: Tensor,
+) -> Tensor:
+    """Bring the cost that overshoots most nearer to its target.
+
+    Every unit's score gains a multiple of its share of that cost, minus its share of the
+    cost that overshoots least. The multiple that serves best is taken.
+
+    Args:
+        budget, targets, tolerance, scores: see `select`
+        closed: what `_meet` closes by these scores
+
+    Returns:
+        the units to close instead, in the same form
+    """
+    excess = _excess(budget, targets, closed)
+    over, least = max(excess, key=excess.__getitem__), min(excess, key=excess.__getitem__)
+    opened = budget.all_open().requires_grad_()
+    with torch.enable_grad():
+        left = dict(zip(COSTS, budget.amounts(opened).sum(0), strict=True))
+    dear, cheap = (
+        torch.autograd.grad(left[cost], opened, retain_graph=True)[0]
+        for cost in (over, least)
+    )
+    rows = dear / dear.mean() - cheap / cheap.mean()
+    for multiple in MULTIPLES:
+        if max(excess.values()) <= tolerance:
+            break
+        tilted = [
+            score + multiple * row[: len(score)].to(score)
+            for score, row in zip(scores, rows, strict=True)
+        ]
+        other = _meet(budget, targets, tolerance, tilted, max)
+        found = _excess(budget, targets, other)
+        if max(found.values()) < max(excess.values()):
+            excess, closed = found, other
+    return closed
 
 
 def _without_needless(

@@ -58,8 +58,11 @@ def parse(config: Mapping) -> argparse.Namespace:
         ValueError: options that ESPnet's parser refuses
     """
     parser, messages = task_of(argparse.Namespace(**config)).get_parser(), io.StringIO()
+    # thousands of tokens would take ESPnet's reader of YAML a second
+    parser.set_defaults(token_list=config.get("token_list"))
+    rest = {name: value for name, value in config.items() if name != "token_list"}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump(dict(config), file, allow_unicode=True)
+        yaml.safe_dump(rest, file, allow_unicode=True)
         file.flush()
         try:
             with contextlib.redirect_stderr(messages):

@@ -21,6 +21,7 @@ from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.depth import is_closed
 from espnet_l0prune.networks.stream import open_stream
 from espnet_l0prune.plugin.counting import is_transducer
+from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 from espnet_l0prune.plugin.transducer import loss_at_hand
@@ -47,7 +48,8 @@ class L0Distilled(MixedWith):
             reads; without it there is no distillation
         teacher_model_file: checkpoint of the unpruned experiment
         task_weight: weight of ESPnet's own loss
-        layer_weight: weight of the layerwise distillation loss
+        layer_weight: weight of the layerwise distillation loss; by default it is chosen
+            by the losses of the first batches (see `LayerWeight`)
         layer_input: what the compared blocks read: the `student`'s hidden states (Jiang
             et al. 2023), or the `teacher`'s, so that each block learns by itself
             (block-wise distillation), for which every block runs once more
@@ -91,7 +93,7 @@ class L0Distilled(MixedWith):
         teacher_config: str | None = None,
         teacher_model_file: str | None = None,
         task_weight: float = 1.0,
-        layer_weight: float = 1.0,
+        layer_weight: float | None = None,
         layer_input: str = "student",
         layer_map: str = "same",
         layer_loss: str = "mse",
@@ -117,7 +119,7 @@ class L0Distilled(MixedWith):
             )
         numbers = {
             "task_weight": task_weight,
-            "layer_weight": layer_weight,
+            "layer_weight": 0.0 if layer_weight is None else layer_weight,
             "att_kl_weight": att_kl_weight,
             "ctc_kl_weight": ctc_kl_weight,
             "transducer_kl_weight": transducer_kl_weight,
@@ -151,6 +153,7 @@ class L0Distilled(MixedWith):
         self.transducer_kl_weight = transducer_kl_weight
         self.temperature = temperature
         self.teacher: Teacher | None = None
+        self.chosen_layer_weight: LayerWeight | None = None
         self.register_parameter("projection", None)
         self.controller: SparsityController | None = None
         self.register_load_state_dict_pre_hook(_drop_projection)
@@ -159,7 +162,8 @@ class L0Distilled(MixedWith):
         """Load the teacher and make the layers' projection, which only training needs.
 
         Args:
-            optimizer: trains the projection, which is added to it
+            optimizer: trains the projection, which is added to it, and keeps what
+                `LayerWeight` has measured
 
         Raises:
             ValueError: see `Teacher`
@@ -168,7 +172,9 @@ class L0Distilled(MixedWith):
         if config_file is None or model_file is None:
             return
         self.teacher = Teacher(config_file, model_file, self)
-        if self.layer_projection != "identity" and self.layer_weight:
+        if self.layer_weight is None:
+            self.chosen_layer_weight = LayerWeight(optimizer)
+        if self.layer_projection != "identity" and self.layer_weight != 0:
             size, like = self.encoder.output_size(), next(self.parameters())
             identity = torch.eye(size, dtype=like.dtype, device=like.device)
             self.projection = nn.Parameter(identity)
@@ -195,9 +201,12 @@ class L0Distilled(MixedWith):
                 speech, speech_lengths, text, text_lengths, **kwargs
             )
         stats = {**stats, "loss_task": loss.detach()}
-        loss = self.task_weight * loss
         if self.teacher is not None:
             teacher = self.teacher.follow(trace)
+            if self.chosen_layer_weight is not None and self.training:
+                self.chosen_layer_weight.update_(loss, self._size_of_layers(teacher))
+        loss = self.task_weight * loss
+        if self.teacher is not None:
             losses = self.distill(trace, teacher, text, text_lengths)
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value
@@ -214,17 +223,25 @@ class L0Distilled(MixedWith):
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 
+    def _size_of_layers(self, teacher: Trace) -> Tensor:
+        """Return the layers' loss of a student whose hidden states are all 0."""
+        states = [*teacher.blocks.values()]
+        nothing = [torch.zeros_like(state) for state in states]
+        return LAYER_LOSSES[self.layer_loss](nothing, states, teacher.encoder_lengths)
+
     def distill(
         self, student: Trace, teacher: Trace, text: Tensor, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Return each distillation loss, with its weight, by name."""
         frames = student.encoder_lengths
         losses = {}
-        pairs = self.hidden_states(student, teacher) if self.layer_weight else []
+        pairs = self.hidden_states(student, teacher) if self.layer_weight != 0 else []
         if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
             students, teachers = zip(*pairs, strict=True)
-            losses["loss_layer"] = self.layer_weight, compare(students, teachers, frames)
+            chosen = self.chosen_layer_weight
+            weight = self.layer_weight if chosen is None else chosen.value()
+            losses["loss_layer"] = weight, compare(students, teachers, frames)
         if self.ctc is not None and self.ctc_kl_weight:
             without = self.blank_id if self.ctc_kl_frames == "non_blank" else None
             logits = student.ctc_out, teacher.ctc_out
@@ -247,6 +264,8 @@ class L0Distilled(MixedWith):
             kl = prediction_kl(
                 student.decoder_out, teacher.decoder_out, tokens, self.temperature
             )
+            if self.criterion_att.normalize_length:  # as ESPnet divides its own loss
+                kl = kl * len(tokens) / tokens.sum()
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
 

@@ -126,7 +126,7 @@ class Teacher:
                 lambda m: getattr(m.encoder, "interctc_use_conditioning", False),
             ),
         ]
-        if student.layer_weight:
+        if student.layer_weight != 0:
             checks.append(
                 ("an encoder output of size", lambda m: m.encoder.output_size())
             )

@@ -251,13 +251,12 @@ def test_what_would_overshoot_is_passed_over_where_smaller_units_do():
     assert plan["branches.0"]["modules"] == plan["branches.1"]["modules"] == [0]
 
 
-@pytest.mark.slow
 def test_what_overshoots_by_less_than_the_tolerance_may_close():
     """The first branch is least probable, though one channel is all that must go."""
-    _, sites, budget = network(2, 3000, kinds=BOTH)
-    set_(budget, [-5.0], [5.0] * 2, [9.0], torch.linspace(-4, 4, 3000).tolist())
+    _, sites, budget = network(2, 300, kinds=BOTH)
+    set_(budget, [-5.0], [5.0] * 2, [9.0], torch.linspace(-4, 4, 300).tolist())
     target = {"params": (2 * SIZE + 1) / budget.totals["params"] - 1e-9}
-    plan = select(budget, target)
+    plan = select(budget, target, tolerance=1e-2)
     assert closed(plan, sites)[1] == []
     assert plan["branches.0"]["modules"] == []
     plan = select(budget, target, tolerance=1e-9)

@@ -87,8 +87,8 @@ ATTENTION = {
     "convolution": {**SELF, "pos_enc_layer_type": "conv"},
     "linear": {**SELF, "pos_enc_layer_type": "abs_pos", "random_features": 8},
 }
-KINDS = [
-    *(("conformer", attention) for attention in ATTENTION),
+KINDS = [  # absolute positions are those of "linear", their attention that of "scaled"
+    *(("conformer", attention) for attention in ATTENTION if attention != "absolute"),
     ("branchformer", "latest"),
     ("e_branchformer", "legacy"),
     ("transformer", "convolution"),

@@ -216,6 +216,18 @@ def test_frames_where_the_teacher_has_blank_are_left_out_if_told(pairs, monkeypa
     assert float(loss) == pytest.approx(TEMPERATURE**2 * total / 3, rel=1e-4)
 
 
+def test_predictions_count_by_the_token_where_the_task_does(pairs, monkeypatch):
+    student, _ = pairs["hybrid"]
+    summed = losses(student)
+    monkeypatch.setattr(student.criterion_att, "normalize_length", True)
+    normalized = losses(student)
+    tokens, utterances = 5 + 3 + 4 + 3, 3  # with the end of each sentence
+    for name in ("loss_att", "loss_att_kl"):
+        mean = summed[name] * utterances / tokens
+        assert normalized[name] == pytest.approx(mean, rel=1e-5), name
+    assert normalized["loss_ctc_kl"] == summed["loss_ctc_kl"]
+
+
 def test_a_teacher_is_of_the_students_type_and_never_trains(pairs):
     student, teacher = pairs["hybrid"]
     wide = copy.deepcopy(student).double().train()
@@ -231,12 +243,12 @@ def test_a_teacher_is_of_the_students_type_and_never_trains(pairs):
 
 
 def test_what_a_student_learns_by_default():
-    """Of a teacher's predictions half, of its layers and of the task all."""
+    """Of a teacher's predictions half, of the task all, and of its layers as it finds."""
     parameters = inspect.signature(L0Distilled.__init__).parameters
     weights = {n: p.default for n, p in parameters.items() if n.endswith("_weight")}
     assert weights == {
         "task_weight": 1.0,
-        "layer_weight": 1.0,
+        "layer_weight": None,
         "att_kl_weight": 0.5,
         "ctc_kl_weight": 0.5,
         "transducer_kl_weight": 0.5,

@@ -1,9 +1,7 @@
 """Factors against the closed form of the best approximation."""
 
-import os
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import svd
@@ -107,8 +105,8 @@ def test_ranks_that_make_no_sense(ranks):
         LowRankConformerEncoder(20, 16, ranks=ranks)
 
 
-def test_factors_are_trained_by_a_program_that_knows_them(tmp_path):
-    """In a process of its own, with the dense model as teacher."""
+def test_factors_are_trained_by_a_program_that_knows_them(tmp_path, monkeypatch):
+    """With the dense model as teacher."""
     make_data(tmp_path)
     save_experiment(tmp_path / "dense")
     begin, out = tmp_path / "begin.pth", tmp_path / "out"
@@ -126,11 +124,12 @@ def test_factors_are_trained_by_a_program_that_knows_them(tmp_path):
         "teacher_model_file": str(tmp_path / "dense/model.pth"),
     }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(conf))
-    command = [*TRAIN_PROGRAM.split(), "--config", str(tmp_path / "train.yaml")]
-    command += ["--output_dir", str(out), "--max_epoch", "1", *data_options(tmp_path)]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
-    subprocess.run([*command, "--init_param", str(begin)], check=True, env=environment)
+    python, program = TRAIN_PROGRAM.split()
+    assert python == "python3"
+    words = ["--config", str(tmp_path / "train.yaml"), "--init_param", str(begin)]
+    words += ["--output_dir", str(out), "--max_epoch", "1", *data_options(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    runpy.run_path(program, run_name="__main__")
     trained, before = final(out)["model"], torch.load(begin)
     for path in ranks:
         name = f"encoder.{path}.first.weight"

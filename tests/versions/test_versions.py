@@ -1,9 +1,6 @@
 """What earlier versions wrote, in whichever ESPnet: it is read, computes the same, and
 goes on. `write_version.py` says what it is."""
 
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,19 +15,6 @@ from tests.versions.outputs import compute
 from tests.versions.write_version import CHECKPOINT, EPOCHS, INTERRUPTED, finetune, prune
 
 WRITTEN = sorted(Path(__file__).parent.glob("*.zip"))
-ROOT = Path(__file__).parents[2]
-# In a Python of its own, as ours has the plugin already
-PLAIN = """
-import sys
-from pathlib import Path
-import numpy as np
-from espnet2.tasks.asr import ASRTask
-from tests.versions.outputs import compute
-assert "l0_conformer" not in ASRTask.get_parser().format_help()
-for config, weights in zip(sys.argv[1::2], sys.argv[2::2]):
-    model, _ = ASRTask.build_model_from_file(config, weights, "cpu")
-    np.save(Path(weights).with_name("plain.npy"), compute(model))
-"""
 
 
 @pytest.fixture(params=WRITTEN, ids=lambda file: file.stem)
@@ -60,24 +44,9 @@ def require_same(computed: np.ndarray, folder: Path) -> None:
 
 @pytest.mark.parametrize("form", ["plugin", "stock"])
 def test_a_zip_computes_what_it_did(form, folder):
+    """tests/deploy/test_export.py has the stock ones where there is no plugin."""
     model, _ = load_model(*unpacked(folder, form))
     require_same(compute(model), folder)
-
-
-@pytest.mark.slow
-def test_a_stock_zip_needs_no_plugin(tmp_path):
-    files = {}
-    for file in WRITTEN:
-        unzip(file, folder := tmp_path / file.stem)
-        files[folder] = unpacked(folder, "stock")
-    subprocess.run(
-        [sys.executable, "-c", PLAIN, *(str(f) for pair in files.values() for f in pair)],
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "ESPNET_L0PRUNE_AUTOLOAD": "0"},
-    )
-    for folder, (_, weights) in files.items():
-        require_same(np.load(weights.with_name("plain.npy")), folder)
 
 
 @pytest.mark.slow

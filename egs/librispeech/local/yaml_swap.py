@@ -18,6 +18,7 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main as espnet_l0prune
+from espnet_l0prune.core.reading import read_yaml
 from espnet_l0prune.plugin.building import build_model
 
 RECIPE = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def adopt(train: Path, work: Path) -> dict[str, dict]:
         sys.exit(f"adopt refuses the model of {train}")
     files = {kind: work / f"adopted/{kind}.yaml" for kind in ("prune", "finetune")}
     files["dense"] = work / "dense/config.yaml"
-    return {kind: yaml.safe_load(file.read_text("utf-8")) for kind, file in files.items()}
+    return {kind: read_yaml(file) for kind, file in files.items()}
 
 
 def changes(new: Mapping, old: Mapping) -> dict[str, Any]:
