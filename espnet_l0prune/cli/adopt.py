@@ -45,10 +45,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="KEY=VALUE",
             help=f"an option of {file}, such as optim_conf.lr=0.001; may come again",
         )
-    parser.add_argument(
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument(
         "--no_data",
         action="store_true",
         help="leave the training data out, for recipes that name it (asr.sh)",
+    )
+    data.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="prune in some 50 updates on your data first, to see that the whole pruning "
+        "will reach its target, and how long it and the fine-tuning will take",
     )
 
 
@@ -78,6 +85,7 @@ def run(args: argparse.Namespace) -> Answer:
     import_espnet()
     from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
     from espnet_l0prune.deploy.choice import Choice, with_settings
+    from espnet_l0prune.deploy.rehearsal import rehearse
     from espnet_l0prune.networks.units import WORDS
 
     target = {cost: getattr(args, cost) for cost in COSTS}
@@ -93,15 +101,22 @@ def run(args: argparse.Namespace) -> Answer:
     )
     with steps("adopt") as step:
         adopted = adopt_experiment(args.source, args.out, args.checkpoint, choice, step)
+        rehearsal = rehearse(adopted, step) if args.rehearse else None
+    data, told, code = dataclasses.asdict(adopted), [], 0
+    if rehearsal is not None:
+        data |= {"rehearsal": dataclasses.asdict(rehearsal)}
+        told, code = rehearsal.lines(), int(rehearsal.problem is not None)
     reach = ", ".join(f"{v:.1%} of the {k}" for k, v in adopted.reachable.items())
     return Answer(
-        dataclasses.asdict(adopted),
+        data,
         [
             f"{args.scope}: {adopted.parameters:,} parameters; units reach {reach}",
             *adopted.notes,
+            *told,
             "Next:",
             *(f"  {line}" for line in adopted.commands),
         ],
+        code,
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 SAFE_PATH = "import sys; sys.path[:] = filter(None, sys.path)\n"
 
@@ -18,11 +19,25 @@ def run_python(
     *arguments: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run code and wait for it to end; `arguments` become its sys.argv[1:]."""
-    command = [sys.executable, "-c", SAFE_PATH + code, *arguments]
+    """Run code and wait for it to end.
+
+    Args:
+        code: the code to run
+        arguments: they become its sys.argv[1:]
+        cwd: its current folder; None for ours
+        env: its environment; None for ours
+        log: takes all that it writes, while it runs; None to return it in the end
+    """
     return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, errors="replace"
+        [sys.executable, "-c", SAFE_PATH + code, *arguments],
+        cwd=cwd,
+        env=env,
+        stdout=log or subprocess.PIPE,
+        stderr=subprocess.STDOUT if log else subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
 
 

@@ -19,3 +19,12 @@ def test_its_environment_is_given_and_its_output_need_be_no_text():
 def test_the_last_line_of_a_failure():
     assert last_line(run_python("raise ValueError('too late')")) == "ValueError: too late"
     assert last_line(run_python("")) == "no message"
+
+
+def test_a_log_takes_all_that_it_writes(tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        done = run_python("print('said'); raise ValueError('too late')", log=log)
+    assert (done.returncode, done.stdout, done.stderr) == (1, None, None)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert "said" in lines
+    assert "ValueError: too late" in lines
