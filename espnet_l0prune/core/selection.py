@@ -100,8 +100,8 @@ def _meet(
     Returns:
         which units of each gate are closed, (gates, largest size) bool
     """
-    order, full = closing_order(budget.gates, scores), budget.all_open()
-    ranks, number = order.rank.to(full.device), order.length
+    order = closing_order(budget.gates, scores)
+    ranks, number = order.rank.to(budget.all_open().device), order.length
     rank = ranks.clone()
 
     def overshoot(closed: Tensor) -> float:

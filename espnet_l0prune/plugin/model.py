@@ -240,7 +240,7 @@ class L0Distilled(MixedWith):
             compare = LAYER_LOSSES[self.layer_loss]
             students, teachers = zip(*pairs, strict=True)
             chosen = self.chosen_layer_weight
-            weight = self.layer_weight if chosen is None else chosen.value()
+            weight = chosen.value() if chosen else self.layer_weight or 0.0
             losses["loss_layer"] = weight, compare(students, teachers, frames)
         if self.ctc is not None and self.ctc_kl_weight:
             without = self.blank_id if self.ctc_kl_frames == "non_blank" else None

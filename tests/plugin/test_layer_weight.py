@@ -4,19 +4,21 @@ import copy
 
 import pytest
 import torch
+from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.plugin.layer_weight import BATCHES, SHARE, LayerWeight
 from espnet_l0prune.testing.experiments import save_experiment
+from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.updates import batch, train
-from tests.plugin.test_training import start
+from tests.plugin.test_training import SCHEDULE, start
 
 MORE = BATCHES + 2
+PRUNING = {"sparsity_scheduler": "linear", "sparsity_scheduler_conf": SCHEDULE}
 FINE_TUNING = {
     "encoder_conf": {"units": []},
-    "optim": "adam",
+    "optim": "adamw",
     "sparsity_scheduler": None,
     "sparsity_scheduler_conf": {},
-    "sparsity_constraint_conf": {},
 }
 
 
@@ -92,8 +94,13 @@ def test_validation_measures_nothing(files):
 @pytest.mark.parametrize("stop", [1, BATCHES - 1, BATCHES + 1])
 def test_it_is_resumed_with_the_optimizer(stop, files):
     """Also that of a fine-tuning, whose optimizer is any of ESPnet's."""
-    for changes in ({}, FINE_TUNING):
-        nets = [start(model_conf=files, **changes) for _ in range(2)]
+    for options in ({"optim_conf": {"gate_lr": 0.3}}, FINE_TUNING):
+        nets = []
+        for _ in range(2):
+            args = arguments(model_conf=files, **{**PRUNING, **options})
+            torch.manual_seed(0)
+            net = ASRTask.build_model(args)
+            nets.append((net, ASRTask.build_optimizers(args, net)[0]))
         (net, optimizer), (other, resumed) = nets
         train(net, optimizer, range(stop))
         other.load_state_dict(copy.deepcopy(net.state_dict()))

@@ -209,7 +209,7 @@ def test_blocks_that_learn_by_themselves(tmp_path):
         "layer_input": "teacher",
     }
     weights = dict.fromkeys(("task_weight", "att_kl_weight", "ctc_kl_weight"), 0.0)
-    net, optimizer = start(model_conf={**conf, **weights})
+    net, optimizer = start(model_conf={**conf, **weights, "layer_weight": 1.0})
     net.load_state_dict(dense.state_dict(), strict=False)
     first, second = net.eval().encoder.encoders
     with torch.no_grad():
