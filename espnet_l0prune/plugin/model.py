@@ -48,8 +48,9 @@ class L0Distilled(MixedWith):
             reads; without it there is no distillation
         teacher_model_file: checkpoint of the unpruned experiment
         task_weight: weight of ESPnet's own loss
-        layer_weight: weight of the layerwise distillation loss; by default it is chosen
-            by the losses of the first batches (see `LayerWeight`)
+        layer_weight: weight of the layerwise distillation loss; by default such that
+            hidden states which are lost altogether cost half of the task's loss, by the
+            means over the first 20 batches of the training
         layer_input: what the compared blocks read: the `student`'s hidden states (Jiang
             et al. 2023), or the `teacher`'s, so that each block learns by itself
             (block-wise distillation), for which every block runs once more

@@ -1,5 +1,6 @@
 """Masked equals cut, and the cost equals the count, over random structures."""
 
+import copy
 import math
 
 import pytest
@@ -13,10 +14,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.plan import Plan, plan_of
+from espnet_l0prune.core.projected import Row, project_, settle_
 from espnet_l0prune.core.ranking import closing_order
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.terms import count_parameters
@@ -243,6 +246,46 @@ def test_nothing_is_closed_for_nothing(units, seed, share):
         for group in order[closed].unique():
             more = opened + (closed & (order == group))
             assert float(budget.sparsity(more)["params"]) < targets["params"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("targets", [(0.5, 0.5), (0.3, 0.4), (0.8, 0.8)])
+def test_both_costs_are_met_as_nearly_as_one(seed, targets):
+    """As at the end of a training that holds both: nearly all gates are decided. Without
+    `equality` all but one of the targets may be overshot by any amount."""
+    conf = {"output_size": 32, "attention_heads": 4, "linear_units": 200, "num_blocks": 3}
+    network = make("conformer", conf, "default", seed)
+    budget, goal = budget_of(network), dict(zip(COSTS, targets, strict=True))
+    row = Row(budget)
+    row.set_(3 * torch.randn(row.values.shape, generator=torch.manual_seed(seed)))
+    project_(row, goal, torch.ones_like(row.values))
+    settle_(row, goal, 1)
+    project_(row, goal, torch.ones_like(row.values))
+    excess = {}
+    for equality in (False, True):
+        state = copy.deepcopy(network)
+        decide_(state.sites(), select(budget, goal, equality=equality))
+        actual = budget_of(state).actual()
+        excess[equality] = [actual[cost] - goal[cost] for cost in goal]
+        assert min(excess[equality]) >= 0
+    assert max(excess[True]) <= max(excess[False])
+    assert max(excess[True]) <= 0.005
+
+
+def test_units_that_are_dear_in_what_overshoots_stay():
+    """FFN channels cost parameters more than MACs, the front end's channels the other way
+    round. The former close first, all of them, before the MACs are met."""
+    conf = {"output_size": 32, "attention_heads": 2, "linear_units": 64, "num_blocks": 2}
+    network = make("conformer", conf, ["ffn_channels", "frontend_channels"], 0)
+    budget, goal = budget_of(network), {"params": 0.2, "macs": 0.4}
+    order = {"ffn_channels": -3.0, "frontend_channels": 3.0}
+    for (_, kind), gate in budget.gates.items():
+        gate.log_alpha.data.copy_(
+            order[kind] + torch.linspace(-1, 1, len(gate.log_alpha))
+        )
+    plans = [select(budget, goal, equality=equality) for equality in (False, True)]
+    kept = [len(plan["encoders.0.feed_forward"]["ffn_channels"]) for plan in plans]
+    assert kept[0] == 0 < kept[1]
 
 
 @pytest.mark.parametrize("multiple", [8, 16])
