@@ -13,7 +13,7 @@ from espnet_l0prune.cli import main
 from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.parser import COMMANDS
 from espnet_l0prune.core import importance
-from espnet_l0prune.core.constraints import AbsConstraint
+from espnet_l0prune.core.constraints import AbsPenalty
 from espnet_l0prune.core.costs import COSTS, Cost
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.distillation import LAYER_LOSSES
@@ -50,7 +50,7 @@ class Sudden(AbsSparsityScheduler):
         return float(done >= 0.5)
 
 
-class Hinge(AbsConstraint):
+class Hinge(AbsPenalty):
     """A fixed price for each shortfall."""
 
     def start(self) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """A constraint says what the loss gains while the sparsity is off its target.
 
 The shortfall v = s - S of the expected sparsity S from its target s is positive while the
-network is too large. One constraint moves the gates onto the target after every update.
-All others add a penalty of v to the loss, which the gates descend, and move their
+network is too large. A projection moves the gates onto the target after every update. A
+penalty adds a function of v to the loss, which the gates descend, and moves its
 multipliers after every update. These are plain numbers by name, so that they are saved
 and resumed with the optimizer.
 
-The defaults of those with a penalty suit a loss of some 20 an utterance, which is what
+The defaults of the penalties suit a loss of some 20 an utterance, which is what
 ESPnet has where it does not normalize the loss by length; they scale with the loss.
 """
 
@@ -27,22 +27,23 @@ WHERE = "sparsity_constraint_conf"
 
 
 class AbsConstraint(ABC):
-    """An `AbsConstraint`, the interface of all constraints, holds the gates to a target.
+    """An `AbsConstraint` holds the gates to a target: an `AbsPenalty` or `AbsProjection`.
 
     Attributes:
         equality: whether a sparsity beyond the target is corrected too
         one_cost: whether it can only hold the same gates to a single target
-        by_penalty: whether the optimizer moves the gates, by the gradient of the loss
-            with the penalty; otherwise `step_` does
     """
 
     equality = True
     one_cost = False
-    by_penalty = True
 
     @abstractmethod
     def start(self) -> Multipliers:
         """Return the multipliers at the start of training."""
+
+
+class AbsPenalty(AbsConstraint):
+    """An `AbsPenalty` adds to the loss, and the optimizer moves the gates."""
 
     @abstractmethod
     def penalty(
@@ -56,9 +57,7 @@ class AbsConstraint(ABC):
             log_alpha: all gates that can mend the shortfall, in one row, (gates,)
         """
 
-    def update_(  # noqa: B027 (a plain penalty has nothing to move)
-        self, shortfall: float, multipliers: Multipliers
-    ) -> None:
+    def update_(self, shortfall: float, multipliers: Multipliers) -> None:
         """Move the multipliers after an update.
 
         Args:
@@ -67,7 +66,12 @@ class AbsConstraint(ABC):
             multipliers: their current values, which are changed
         """
 
-    def step_(  # noqa: B027 (with a penalty the optimizer moves the gates)
+
+class AbsProjection(AbsConstraint):
+    """An `AbsProjection` moves the gates itself, and leaves the loss as it is."""
+
+    @abstractmethod
+    def step_(
         self,
         budget: Budget,
         targets: Mapping[str, float],
@@ -86,7 +90,7 @@ class AbsConstraint(ABC):
         """
 
 
-class ProjectedConstraint(AbsConstraint):
+class ProjectedConstraint(AbsProjection):
     """This constraint has S = s after every update, and nothing to set.
 
     The loss has no penalty. Each step of the gates goes along the gradient of the
@@ -96,15 +100,8 @@ class ProjectedConstraint(AbsConstraint):
     fixed. Where new gates expect a larger sparsity than the target, theirs is the target.
     """
 
-    by_penalty = False
-
     def start(self) -> Multipliers:
         return {"lambda": 0.0}
-
-    def penalty(
-        self, shortfall: Tensor, multipliers: Multipliers, log_alpha: Tensor
-    ) -> Tensor:
-        return 0 * shortfall
 
     def step_(
         self,
@@ -126,7 +123,7 @@ class ProjectedConstraint(AbsConstraint):
             project_(row, targets, torch.ones_like(moments[0]))
 
 
-class LagrangianConstraint(AbsConstraint):
+class LagrangianConstraint(AbsPenalty):
     """This constraint demands S = s by the penalty lambda1 v + lambda2 v^2 (Jiang et al.
     2023, arXiv 2305.19549, eq. 6).
 
@@ -162,7 +159,7 @@ class LagrangianConstraint(AbsConstraint):
         multipliers["lambda2"] += self.multiplier_lr * shortfall**2
 
 
-class InequalityConstraint(AbsConstraint):
+class InequalityConstraint(AbsPenalty):
     """This constraint demands S >= s by the penalty lambda v with lambda >= 0
     (Gallego-Posada et al. 2022, arXiv 2208.04425).
 
@@ -197,7 +194,7 @@ class InequalityConstraint(AbsConstraint):
         multipliers["lambda"] = 0.0 if met else max(moved, 0.0)
 
 
-class NuPIConstraint(AbsConstraint):
+class NuPIConstraint(AbsPenalty):
     """This constraint demands S = s by the penalty lambda v, where a PI controller moves
     lambda (Sohrabi et al. 2024, arXiv 2406.04558, algorithm 1):
 
@@ -241,7 +238,7 @@ class NuPIConstraint(AbsConstraint):
         multipliers["xi"] += change
 
 
-class PenaltyConstraint(AbsConstraint):
+class PenaltyConstraint(AbsPenalty):
     """This penalty has no target: it puts a price on what is left (Louizos et al. 2018).
 
     It is there for comparison. The gates drift to wherever the price takes them; only the
@@ -269,7 +266,7 @@ class PenaltyConstraint(AbsConstraint):
         return self.weight * shortfall
 
 
-class ControlledL2Constraint(AbsConstraint):
+class ControlledL2Constraint(AbsPenalty):
     """This constraint demands S = s by the penalty weight sum (log_alpha - c)^2, whatever
     a gate's unit costs (Kubo et al. 2024, arXiv 2412.04836, where the centre c falls with
     time).

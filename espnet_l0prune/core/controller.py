@@ -9,7 +9,12 @@ from torch import Tensor
 
 from espnet_l0prune.core.batch_norm import batch_norms, restart_
 from espnet_l0prune.core.budget import Budget
-from espnet_l0prune.core.constraints import AbsConstraint, Multipliers
+from espnet_l0prune.core.constraints import (
+    AbsConstraint,
+    AbsPenalty,
+    AbsProjection,
+    Multipliers,
+)
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
@@ -45,7 +50,7 @@ class SparsityController:
             network is named ""
         goal: what is to be reached
         scheduler: says how the targets rise with the number of updates
-        constraint: gives the penalty and moves the multipliers
+        constraint: gives the penalty and moves the multipliers, or moves the gates
         optimizer: trains the gates, and keeps the number of updates and the multipliers
 
     Raises:
@@ -96,31 +101,36 @@ class SparsityController:
         Before it, a forward has drawn the gates, the loss has gained `penalty`, and a
         backward has computed the gradients, as often as the trainer accumulates them.
         """
-        progress, moves = self.optimizer.progress, self._moves
-        self.optimizer.move_(**moves, gate_lr=None if self.constraint.by_penalty else 0.0)
-        if moves["gates"] and self.constraint.by_penalty:
-            targets = self.scheduler.targets(progress.update, self.goal.targets)
+        progress, constraint, moves = (
+            self.optimizer.progress,
+            self.constraint,
+            self._moves,
+        )
+        targets = self.scheduler.targets(progress.update, self.goal.targets)
+        following = self.scheduler.targets(progress.update + 1, self.goal.targets)
+        projects = isinstance(constraint, AbsProjection)
+        self.optimizer.move_(**moves, gate_lr=0.0 if projects else None)
+        progress.update += 1
+        if moves["gates"] and isinstance(constraint, AbsPenalty):
             for name, cost, expected, _ in self._expected():
                 shortfall = targets[cost] - float(expected)
-                self.constraint.update_(shortfall, progress.multipliers[name])
+                constraint.update_(shortfall, progress.multipliers[name])
                 _check_finite(name, progress.multipliers[name])
                 self._tracking[name].add(shortfall)
-        progress.update += 1
-        if moves["gates"] and not self.constraint.by_penalty:
-            targets = self.scheduler.targets(progress.update, self.goal.targets)
+        if moves["gates"] and isinstance(constraint, AbsProjection):
             pace = pace_of(self.scheduler, progress.update, self._gates(), self.optimizer)
             for part, budget in self.parts.items():
                 multipliers = {c: progress.multipliers[_named(c, part)] for c in targets}
-                self.constraint.step_(budget, targets, multipliers, self.optimizer, pace)
+                constraint.step_(budget, following, multipliers, self.optimizer, pace)
         self._enter_phase()
 
     def penalty(self) -> Tensor:
         """Return what the constraints add to the loss, a scalar in float64.
 
-        It is 0 in phases other than `ramp` and `hold`.
+        It is 0 in phases other than `ramp` and `hold`, and of a projection.
         """
         total = torch.zeros((), dtype=torch.float64)
-        if not self._training:
+        if not self._training or not isinstance(self.constraint, AbsPenalty):
             return total
         targets = self.scheduler.targets(self.update, self.goal.targets)
         for name, cost, expected, budget in self._expected():
@@ -211,15 +221,15 @@ class SparsityController:
                 "model, or of a cut one with its structure"
             )
         self.tell_remedies()
-        if self.phase == "hold" and self.constraint.by_penalty:
+        penalizes = isinstance(self.constraint, AbsPenalty)
+        if self.phase == "hold" and penalizes:
             self._tell_undecided()
         fit_to_run_(self.scheduler, self.optimizer.progress, updates, epochs, epoch)
         if self.scheduler.in_epochs:
             self._enter_phase()
-        if self.constraint.by_penalty and not self.update:
-            short = shortage(self.scheduler, self._gates(), self.optimizer)
-            if short:
-                logging.warning(short)
+        short = shortage(self.scheduler, self._gates(), self.optimizer)
+        if penalizes and not self.update and short:
+            logging.warning(short)
 
     def tell_remedies(self) -> None:
         """Warn of what left its target since the last call, and name the remedy."""
@@ -235,9 +245,8 @@ class SparsityController:
         if share > MANY:
             logging.warning(
                 f"{share:.1%} of the gates are undecided: they are open with a "
-                "probability between 0.1 and 0.9. To fix them changes the network. Take "
-                "sparsity_constraint: projected, which decides them in phase 'hold', or "
-                "raise hold_steps."
+                "probability between 0.1 and 0.9. To fix them changes the network. Raise "
+                "hold_steps, or take sparsity_constraint: projected, which decides them."
             )
 
     def check_settings(self, before: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from espnet_l0prune.core.constraints import AbsPenalty
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.files import claimed
@@ -165,7 +166,7 @@ def _adopt(
     if updates and scheduler.in_epochs:
         scheduler.fit_(updates)
     pace = [_phases(scheduler, args.max_epoch, updates)]
-    if make_constraint(args).by_penalty:
+    if isinstance(make_constraint(args), AbsPenalty):
         pace += _pace(updates, scheduler, gates, optimizer)
 
     if link is not None:

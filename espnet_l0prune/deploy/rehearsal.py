@@ -15,6 +15,7 @@ from pathlib import Path
 import humanfriendly
 import yaml
 
+from espnet_l0prune.core.constraints import AbsProjection
 from espnet_l0prune.core.optim import progress_in
 from espnet_l0prune.core.python import run_python
 from espnet_l0prune.core.reading import read_tensors
@@ -170,7 +171,7 @@ def rehearse(adopted: Adopted, step: Step = quiet) -> Rehearsal:
             for cost in goal.targets
         ),
         undecided=before["gates_undecided"],
-        follows=not make_constraint(args).by_penalty,
+        follows=isinstance(make_constraint(args), AbsProjection),
         loss=after["loss_task"],
         memory=after.get("gpu_max_cached_mem_GB"),
         update=(gated, fixed),
