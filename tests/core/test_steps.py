@@ -152,7 +152,7 @@ def test_defaults_that_experiments_rely_on():
         "weight_decay": 1e-2,
         "order": "joint",
     }
-    assert defaults(select) == {"tolerance": 1e-3, "scores": None}
+    assert defaults(select) == {"tolerance": 1e-3, "scores": None, "equality": False}
     assert defaults(HardConcrete) == {
         "open_probability": 0.99,
         "round_to": 1,
