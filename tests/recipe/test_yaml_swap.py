@@ -54,5 +54,5 @@ def test_the_swaps_of_the_recipe(tmp_path):
 def test_the_demo_is_adopted_with_its_options(tmp_path):
     conf = SWAP["adopt"](RECIPE / "conf/train_mini.yaml", tmp_path)
     assert conf["prune"]["sparsity_goal_conf"]["target"] == {"params": 0.5, "macs": 0.6}
-    assert conf["prune"]["sparsity_scheduler_conf"]["ramp_steps"] == 160
+    assert conf["prune"]["sparsity_scheduler_conf"]["ramp_steps"] == 5
     assert (conf["prune"]["max_epoch"], conf["finetune"]["max_epoch"]) == (8, 3)
