@@ -40,8 +40,17 @@ PLAIN = {"output_size": 64, "macaron_style": False, "use_cnn_module": False}
 SMALL = {"encoder_conf": {**BLOCK, **PLAIN}, "decoder_conf": BLOCK}
 
 
-def load(experiments: dict[str, Path], folder: Path, options: dict) -> dict:
-    """Each form's Speech2Text, and the bytes of its weights, by name."""
+def load(
+    experiments: dict[str, Path], folder: Path, options: dict, graphs: tuple[bool, ...]
+) -> dict:
+    """Each form's Speech2Text, and the bytes of its weights, by name.
+
+    Args:
+        experiments: by name
+        folder: for what is exported
+        options: of the search
+        graphs: for each form of ONNX, whether its weights are in int8
+    """
 
     def unpacked(experiment: Path, form: str, int8: bool) -> dict[str, str]:
         name = f"{form}-{int8:d}-{len(found)}"
@@ -57,7 +66,7 @@ def load(experiments: dict[str, Path], folder: Path, options: dict) -> dict:
             weights = folder / "weights.pth"
             torch.save(made.asr_model.state_dict(), weights)
             found[what + " int8" * int8] = made, weights.stat().st_size
-        for int8 in (False, True):
+        for int8 in graphs:
             files = unpacked(experiment, "onnx", int8)
             home = Path(files["asr_model_file"]).parent
             parts = [home / "model.pth", home / "encoder.onnx", home / "decoder.onnx"]
@@ -118,12 +127,13 @@ def main(argv: list[str] | None = None) -> None:
             small = arguments("librispeech100", **SMALL)
             save_experiment(dense, small, ASRTask.build_model(small))
             waves, texts = [0.1 * torch.randn(RATE)], ["noise"]
-            experiments = {"dense": dense}
+            experiments, graphs = {"dense": dense}, (True,)
         else:
+            graphs = False, True
             experiments = {"dense": args.dense, "cut": args.pruned}
             found, texts = read_test_set(args.data)
             waves = [torch.from_numpy(wave) for wave in found]
-        found = load(experiments, Path(folder), decode)
+        found = load(experiments, Path(folder), decode, graphs)
         write(args, measure(found, waves, texts))
 
 
