@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,8 +50,9 @@ def select(
     check_reachable(budget, targets)
     if scores is None:
         scores = [gate.log_alpha for gate in budget.gates.values()]
-    closed = _meet(budget, targets, tolerance, scores, max if equality else min)
-    if equality and len(targets) > 1:
+    several = equality and len(targets) > 1
+    closed = _meet(budget, targets, tolerance, scores, several)
+    if several:
         closed = _balance(budget, targets, tolerance, scores, closed)
     kept = {
         units: ~closed[row, : len(gate.log_alpha)]
@@ -90,12 +91,12 @@ def _meet(
     targets: Mapping[str, float],
     tolerance: float,
     scores: Sequence[Tensor],
-    worst: Callable[[Iterable[float]], float],
+    several: bool,
 ) -> Tensor:
     """Close the units with the lowest scores until all targets are met; see `select`.
 
     Args:
-        worst: chooses the overshoot that is to be small, `min` or `max`
+        several: whether all overshoots are to be small, and not only the least
 
     Returns:
         which units of each gate are closed, (gates, largest size) bool
@@ -105,7 +106,8 @@ def _meet(
     rank = ranks.clone()
 
     def overshoot(closed: Tensor) -> float:
-        return worst(_excess(budget, targets, closed).values())
+        excess = _excess(budget, targets, closed).values()
+        return max(excess) if several else min(excess)
 
     def gap(closed: Tensor) -> float:
         """Return the least overshoot; it is negative if a target is missed."""
@@ -128,6 +130,8 @@ def _meet(
         smallest = min(smallest, gap(closed))
         if overshoot(closed) < overshoot(best):
             best = closed
+        elif several:
+            break  # what fills the gap of one cost overshoots the other
         rank[rank == high - 1] = torch.inf
         low = high
     if gap(best) > tolerance:
@@ -173,7 +177,7 @@ def _balance(
             score + multiple * row[: len(score)].to(score)
             for score, row in zip(scores, rows, strict=True)
         ]
-        other = _meet(budget, targets, tolerance, tilted, max)
+        other = _meet(budget, targets, tolerance, tilted, several=True)
         found = _excess(budget, targets, other)
         if max(found.values()) < max(excess.values()):
             excess, closed = found, other
