@@ -115,8 +115,7 @@ def _meet(
 
     low, fewest = 0, 0 if gap(rank < 0) >= 0 else number
     best = rank < fewest  # the plan that overshoots least so far
-    smallest = gap(best)
-    while smallest > tolerance:
+    while gap(best) > tolerance:
         high = number
         if low == high or gap(rank < high) < 0:
             break  # the units passed over are needed
@@ -127,7 +126,6 @@ def _meet(
             else:
                 high = middle
         closed = rank < high
-        smallest = min(smallest, gap(closed))
         if overshoot(closed) < overshoot(best):
             best = closed
         elif several:

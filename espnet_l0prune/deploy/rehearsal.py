@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import humanfriendly
-import yaml
 
 from espnet_l0prune.core.constraints import AbsProjection
 from espnet_l0prune.core.optim import progress_in
 from espnet_l0prune.core.python import run_python
-from espnet_l0prune.core.reading import read_tensors
+from espnet_l0prune.core.reading import read_tensors, read_yaml
 from espnet_l0prune.core.schedules import LENGTHS, AbsSparsityScheduler
 from espnet_l0prune.core.steps import Step, quiet
 from espnet_l0prune.deploy.adopt import Adopted
@@ -230,7 +229,7 @@ def _train(adopted: Adopted, log: Path, batches: int, lengths: dict[str, int]) -
 
 
 def _options(file: Path) -> argparse.Namespace:
-    return parse(yaml.safe_load(file.read_text("utf-8")))
+    return parse(read_yaml(file))
 
 
 def _error(log: Path) -> str:

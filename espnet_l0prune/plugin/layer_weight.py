@@ -33,16 +33,18 @@ class LayerWeight:
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
 
+    def is_fixed(self) -> bool:
+        """Return whether there have been enough batches."""
+        return self._sums["batches"] >= BATCHES
+
     def update_(self, task: Tensor, size: Tensor) -> None:
-        """Take another batch into account, unless there have been enough.
+        """Take another batch into account.
 
         Args:
             task: the task's loss, a scalar; the batch is left out if it is not finite
             size: the size of the layers' loss, a scalar
         """
-        sums = self.optimizer.param_groups[0].get(NAME, {"batches": 0})
-        if sums["batches"] >= BATCHES:
-            return
+        sums = self._sums
         pair = (loss.detach().double().reshape(()) for loss in (task, size))
         found = torch.stack([*pair])
         if torch.distributed.is_initialized():
@@ -51,10 +53,9 @@ class LayerWeight:
         if not bool(found.isfinite().all()):
             return
         for name, value in zip(("task", "size"), found.tolist(), strict=True):
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] += value
         sums["batches"] += 1
-        self.optimizer.param_groups[0][NAME] = sums
-        if sums["batches"] == BATCHES:
+        if self.is_fixed():
             logging.info(
                 f"layer_weight is {self.value():.3g}: in the first {BATCHES} batches, "
                 f"the task's loss is {sums['task'] / BATCHES:.3g}, and that of layers "
@@ -64,5 +65,11 @@ class LayerWeight:
 
     def value(self) -> float:
         """Return the weight, which is 0 before the first batch."""
-        sums = self.optimizer.param_groups[0].get(NAME)
-        return SHARE * sums["task"] / sums["size"] if sums and sums["size"] else 0.0
+        sums = self._sums
+        return SHARE * sums["task"] / sums["size"] if sums["size"] else 0.0
+
+    @property
+    def _sums(self) -> dict[str, float]:
+        """Return number of batches and both sums; a resumed optimizer has others."""
+        none = {"batches": 0, "task": 0.0, "size": 0.0}
+        return self.optimizer.param_groups[0].setdefault(NAME, none)

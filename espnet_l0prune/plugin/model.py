@@ -202,12 +202,12 @@ class L0Distilled(MixedWith):
                 speech, speech_lengths, text, text_lengths, **kwargs
             )
         stats = {**stats, "loss_task": loss.detach()}
-        if self.teacher is not None:
-            teacher = self.teacher.follow(trace)
-            if self.chosen_layer_weight is not None and self.training:
-                self.chosen_layer_weight.update_(loss, self._size_of_layers(teacher))
         loss = self.task_weight * loss
         if self.teacher is not None:
+            teacher = self.teacher.follow(trace)
+            chosen = self.chosen_layer_weight
+            if chosen is not None and self.training and not chosen.is_fixed():
+                chosen.update_(stats["loss_task"], self._size_of_layers(teacher))
             losses = self.distill(trace, teacher, text, text_lengths)
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value

@@ -7,6 +7,7 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.plugin.layer_weight import BATCHES, SHARE, LayerWeight
+from espnet_l0prune.plugin.teacher import record
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.updates import batch, train
@@ -34,21 +35,11 @@ def files(tmp_path_factory) -> dict[str, str]:
 
 def sizes(net, **data) -> float:
     """The mean square of the valid hidden states of a teacher, in evaluation."""
-    teacher = net.teacher.model
-    encoder, lengths = teacher.encoder, None
-    found = []
-
-    def look(block, args, output):
-        found.append(output[0][0] if isinstance(output[0], tuple) else output[0])
-
-    hooks = [block.register_forward_hook(look) for block in encoder.encoders]
-    with torch.no_grad():
-        _, lengths = teacher.encode(data["speech"], data["speech_lengths"])
-    for hook in hooks:
-        hook.remove()
+    with torch.no_grad(), record(net.teacher.model) as trace:
+        _, lengths = net.teacher.model.encode(data["speech"], data["speech_lengths"])
     means = [
         torch.cat([h[i, :n] for i, n in enumerate(lengths)]).square().mean()
-        for h in found
+        for h in trace.blocks.values()
     ]
     return float(sum(means)) / len(means)
 
