@@ -6,7 +6,7 @@ import pytest
 import torch
 from espnet2.tasks.asr import ASRTask
 
-from espnet_l0prune.testing.updates import batch
+from espnet_l0prune.testing.updates import batch, train
 from tests.plugin.test_heads import configuration
 
 NORMALIZED = {"model_conf": {"ctc_weight": 0.3, "length_normalized_loss": True}}
@@ -58,3 +58,29 @@ def test_it_follows_its_targets_and_lands_decided(name):
     assert undecided <= 0.05
     for cost, actual in controller.budget.actual().items():
         assert 0 <= actual - goal[cost] <= 0.02  # a head of this network is as large
+
+
+def test_only_an_equality_avoids_what_is_beyond_a_target():
+    """FFN channels, which cost parameters more than MACs, are to close first."""
+    goal, beyond = {"params": 0.3, "macs": 0.4}, {}
+    for constraint in ("lagrangian", "inequality"):
+        args = configuration(
+            "hybrid",
+            sparsity_goal_conf={"target": goal, "seconds": 0.8, "tokens": 6},
+            sparsity_scheduler="linear",
+            sparsity_scheduler_conf={"ramp_steps": 1, "hold_steps": 1, "warmup_steps": 0},
+            sparsity_constraint=constraint,
+            optim_conf={"gate_lr": 1e-6},
+        )
+        args.encoder_conf["units"] = ["ffn_channels", "frontend_channels"]
+        torch.manual_seed(0)
+        net = ASRTask.build_model(args)
+        (optimizer,) = ASRTask.build_optimizers(args, net)
+        budget = net.controller.budget
+        for (_, kind), gate in budget.gates.items():
+            place = -3.0 if kind == "ffn_channels" else 3.0
+            gate.log_alpha.data.copy_(place + torch.linspace(-1, 1, len(gate.log_alpha)))
+        train(net, optimizer, range(2))
+        assert net.controller.on_budget
+        beyond[constraint] = max(budget.actual()[cost] - goal[cost] for cost in goal)
+    assert beyond["lagrangian"] < beyond["inequality"] - 0.05
