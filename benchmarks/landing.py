@@ -9,10 +9,12 @@ after that, when batch norms begin anew (here on some batches, without an update
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import soundfile
 import torch
@@ -60,7 +62,9 @@ EPOCHS = 6
 POINTS = 100  # of a path that are kept
 DENSE = 200  # updates of a dense training
 HELD_OUT = 40  # utterances, and at most a quarter
-SECONDS, BATCH = 6.0, 6  # of the longest utterance; utterances of a batch
+SECONDS = 6.0  # of the longest utterance
+BATCH = 6  # utterances; of a transducer 1, as ESPnet's loss is slow without a GPU
+RENEWAL = 60  # utterances that batch norms see when they begin anew
 ENCODER = {
     "output_size": 48,
     "attention_heads": 4,
@@ -85,6 +89,14 @@ LOSSES = {  # the options that make each
 Speech = list[tuple[torch.Tensor, str]]
 
 
+class Data(NamedTuple):
+    """What a model trains on, or is scored with."""
+
+    speech: Speech
+    tokens: list[str]
+    batch: int
+
+
 def read_speech(folder: Path) -> Speech:
     """The shorter utterances of a folder with wav.scp and text, as ESPnet's."""
     paths, texts, found = table(folder / "wav.scp"), table(folder / "text"), []
@@ -105,13 +117,13 @@ def noise() -> Speech:
     return [(torch.randn(8000), "".join(chr(97 + i) for i in row)) for row in letters]
 
 
-def batches(speech: Speech, tokens: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+def batches(data: Data) -> Iterator[dict[str, torch.Tensor]]:
     """The utterances in random order, once, padded as ESPnet's collate function pads."""
-    ids = {token: i for i, token in enumerate(tokens)}
+    ids = {token: i for i, token in enumerate(data.tokens)}
     ids[" "] = ids.get("<space>", 1)
     pad = torch.nn.utils.rnn.pad_sequence
-    for part in torch.randperm(len(speech)).split(BATCH):
-        waves, lines = zip(*(speech[i] for i in part.tolist()), strict=True)
+    for part in torch.randperm(len(data.speech)).split(data.batch):
+        waves, lines = zip(*(data.speech[i] for i in part.tolist()), strict=True)
         texts = [torch.tensor([ids.get(c, 1) for c in line]) for line in lines]
         yield {
             "speech": pad(waves, batch_first=True),
@@ -121,10 +133,10 @@ def batches(speech: Speech, tokens: list[str]) -> Iterator[dict[str, torch.Tenso
         }
 
 
-def updates_of(model, optimizer, scheduler, speech: Speech, tokens: list[str]):
+def updates_of(model, optimizer, scheduler, data: Data) -> Iterator[None]:
     """Update a model without end, as ESPnet's trainer does; yields after each update."""
     while True:
-        for batch in batches(speech, tokens):
+        for batch in batches(data):
             model.train()(**batch)[0].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
@@ -135,18 +147,23 @@ def updates_of(model, optimizer, scheduler, speech: Speech, tokens: list[str]):
 
 
 @torch.no_grad()
-def loss_of(model, speech: Speech, tokens: list[str]) -> float:
+def loss_of(model, data: Data) -> float:
     """The mean loss of held-out utterances."""
-    losses = [model.eval()(**batch)[0] for batch in batches(speech, tokens)]
+    losses = [model.eval()(**batch)[0] for batch in batches(data)]
     return float(sum(losses)) / len(losses)
 
 
 @torch.no_grad()
-def renew_batch_norms_(model, speech: Speech, tokens: list[str], most: int = 10) -> None:
+def renew_batch_norms_(model, data: Data) -> None:
     """Compute statistics that were restarted on some batches, without an update."""
     model.train()
-    for batch, _ in zip(batches(speech, tokens), range(most), strict=False):
+    for batch in itertools.islice(batches(data), RENEWAL // data.batch):
         model(**batch)
+
+
+def batch_of(model) -> int:
+    """Utterances of a batch."""
+    return 1 if model.use_transducer_decoder else BATCH
 
 
 def train_dense(folder: Path, speech: Speech, loss: str, updates: int) -> None:
@@ -167,8 +184,8 @@ def train_dense(folder: Path, speech: Speech, loss: str, updates: int) -> None:
     model = build_model(args)
     (optimizer,) = ASRTask.build_optimizers(args, model)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1, 100)
-    making = updates_of(model, optimizer, scheduler, speech, args.token_list)
-    for _, _ in zip(range(updates), making, strict=False):
+    data = Data(speech, args.token_list, batch_of(model))
+    for _ in itertools.islice(updates_of(model, optimizer, scheduler, data), updates):
         pass
     args.output_dir = None
     save_experiment(folder, args, model)
@@ -179,14 +196,15 @@ def prune(
 ) -> dict[str, object]:
     """One run: its figures, and the path of targets and expected sparsities."""
     held = min(HELD_OUT, len(speech) // 4)
-    held_out, speech = speech[:held], speech[held:]
     settings = {"sparsity_constraint": constraint} if constraint else {}
     choice = Choice(target, epochs=(EPOCHS, EPOCHS), data=False, settings=settings)
     with TemporaryDirectory() as folder:
         adopted = adopt(dense, Path(folder) / "l0", None, choice)
         args = parse(yaml.safe_load(adopted.prune.read_text("utf-8")))
-    args.output_dir, tokens = None, args.token_list
+    args.output_dir = None
     model = build_model(args)
+    how = args.token_list, batch_of(model)
+    held_out, data = Data(speech[:held], *how), Data(speech[held:], *how)
     trained = load_trained(read_config(dense / "config.yaml"), dense / average_of(dense))
     model.load_state_dict(trained.state_dict(), strict=False)
     (optimizer,) = ASRTask.build_optimizers(args, model)
@@ -198,13 +216,13 @@ def prune(
 
     def watched_freeze_() -> None:
         row["undecided (%)"] = 100 * undecided(controller.budget)
-        row["loss before"] = loss_of(model, held_out, tokens)
+        row["loss before"] = loss_of(model, held_out)
         freeze_()
-        renew_batch_norms_(model, speech, tokens)
-        row["loss after"] = loss_of(model, held_out, tokens)
+        renew_batch_norms_(model, data)
+        row["loss after"] = loss_of(model, held_out)
 
     controller._freeze = watched_freeze_
-    making = updates_of(model, optimizer, scheduler, speech, tokens)
+    making = updates_of(model, optimizer, scheduler, data)
     for update in range(updates):
         if update % (updates // EPOCHS) == 0:
             epoch = update // (updates // EPOCHS)
