@@ -3,11 +3,12 @@
 import difflib
 import inspect
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from typeguard import TypeCheckError, check_type
+import typeguard
 
 from espnet_l0prune.core.ranges import RANGES
 
@@ -59,9 +60,16 @@ def check_options(
 
 
 def _check_type(value: object, hint: Any, name: str) -> None:
+    # ESPnet takes version 2 of typeguard too, which wants a name before the value, raises a
+    # TypeError, and takes any value for a union that is written with a bar.
+    old = not hasattr(typeguard, "TypeCheckError")
+    error = TypeError if old else typeguard.TypeCheckError
+    checked = hint
+    if isinstance(hint, types.UnionType):
+        checked = typing.Union[typing.get_args(hint)]  # noqa: UP007
     try:
-        check_type(value, hint)
-    except TypeCheckError as e:
+        typeguard.check_type(*[name][:old], value, checked)
+    except error as e:
         kind = hint.__name__ if isinstance(hint, type) else str(hint)
         kind = re.sub(r"(collections\.abc|typing)\.", "", kind)
         raise ValueError(f"{name} is {value!r}; expected a value of type {kind}") from e
