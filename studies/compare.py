@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cells import ERRORS_FILE, Cell, Corpus, peak, within
-from common import DECODE, RATE, ROOT, machine, read_test_set, write
+from common import DECODE, RATE, ROOT, machine, read_test_set, table, write
 from conditions import load
 from methods import METHODS, config_of
 from rows import CLEAN_ALONE, Score, disturbed, draw, draw_structures, read_rows, summary
@@ -67,6 +67,7 @@ def row_of(cell: Cell) -> dict:
         "errors": json.loads((cell.folder / ERRORS_FILE).read_text("utf-8")),
         "dense errors": json.loads((cell.dense / ERRORS_FILE).read_text("utf-8")),
         "words": [len(text.split()) for text in texts],
+        "speakers": [name.split("-")[0] for name in table(cell.corpus.test_set / "text")],
         # without this machine's folders
         "command": " ".join(w.rsplit("/", 1)[-1] for w in sys.argv),
         "machine": machine(),
@@ -104,6 +105,9 @@ def main(argv: list[str] | None = None) -> None:
         metavar="METHOD",
         help="one to compare with, instead of dense",
     )
+    options.add_argument(
+        "--by_speaker", action="store_true", help="draw speakers, and not utterances"
+    )
     options.add_argument("--json", type=Path, help="write the table here too")
     args = options.parse_args(argv)
     if args.corpus is not None:
@@ -116,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_rows(args.rows)
     if not rows:
         raise SystemExit(f"{args.rows} has no rows; expected --corpus, to make some")
-    write(args, disturbed(rows) if args.conditions else summary(rows, args.against))
+    lines = summary(rows, args.against, args.by_speaker)
+    write(args, disturbed(rows) if args.conditions else lines)
     if args.plot:
         draw(rows, args.plot)
     if args.structures:

@@ -77,6 +77,22 @@ class Gates:
         cell.cut_and_finetune(same, self.finetune)
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """L0 gates as `adopt` writes them. Given are only the budget, the epochs, and the
+    rounding of all other methods."""
+
+    def options(self, cell: Cell) -> str:
+        """Of `espnet-l0prune adopt`."""
+        return (
+            f"--params {cell.budget} --macs {cell.budget} --epochs {EPOCHS['prune']} "
+            f"--finetune_epochs {EPOCHS['finetune']} --set encoder_conf.round_to=8"
+        )
+
+    def __call__(self, cell: Cell) -> None:
+        cell.run(cell.folder, 5, 7, dense_exp=cell.teacher, prune_args=self.options(cell))
+
+
 def not_finetuned(cell: Cell) -> None:
     """All epochs are pruning, the last ones with frozen gates."""
     epochs = EPOCHS["prune"] + EPOCHS["finetune"]
@@ -215,6 +231,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 
 METHODS: dict[str, Method] = {
     "l0": Gates(),
+    "l0_adopted": Adopted(),
     "l0_long": Gates(finetune={"max_epoch": 14}),
     "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's
@@ -263,7 +280,7 @@ def config_of(name: str, corpus: Corpus, dense: Path) -> str:
     method = METHODS[name]
     how = repr(method) if is_dataclass(method) else name
     settings = [dense.name, corpus.test, EPOCHS, how]
-    if not isinstance(method, FromScratch):
+    if not isinstance(method, (Adopted, FromScratch)):
         settings += [recipe_conf("prune"), recipe_conf("finetune")]
         settings += [SCHEDULE, RANKED, PARP_ROUNDS]
     return short_hash(settings)

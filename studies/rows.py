@@ -39,22 +39,33 @@ def by_seeds(rows: list[dict]) -> dict[tuple[float, str, str], list[dict]]:
 
 @dataclass
 class Score:
-    """Errors of one or more seeds on the same utterances.
+    """Errors of one or more seeds on the same utterances, or of the same speakers.
 
     Args:
-        errors: of each utterance, summed over conditions; (seeds, utterances)
-        words: of each utterance, as often as it was heard; (utterances,)
+        errors: of each utterance or speaker, summed over conditions; (seeds, utterances)
+        words: of each, as often as they were heard; (utterances,)
     """
 
     errors: np.ndarray
     words: np.ndarray
 
     @classmethod
-    def of(cls, rows: list[dict], conditions: Sequence[str], whose: str = "") -> "Score":
+    def of(
+        cls,
+        rows: list[dict],
+        conditions: Sequence[str],
+        whose: str = "",
+        by_speaker: bool = False,
+    ) -> "Score":
         (step,) = {step_of(condition) for condition in conditions}
         found = [[row[f"{whose}errors"][c] for c in conditions] for row in rows]
+        errors = np.array(found).sum(1)
         words = len(conditions) * np.array(rows[0]["words"][::step])
-        return cls(np.array(found).sum(1), words)
+        if by_speaker:
+            names, which = np.unique(rows[0]["speakers"][::step], return_inverse=True)
+            theirs = which == np.arange(len(names))[:, None]  # (speakers, utterances)
+            errors, words = errors @ theirs.T, theirs @ words
+        return cls(errors, words)
 
     @property
     def rates(self) -> np.ndarray:
@@ -90,9 +101,12 @@ def disturbed(rows: list[dict]) -> list[dict]:
     return lines
 
 
-def summary(rows: list[dict], against: str | None = None) -> list[dict]:
+def summary(
+    rows: list[dict], against: str | None = None, by_speaker: bool = False
+) -> list[dict]:
     """One line for each method and budget: mean and spread over seeds, and intervals of
-    the distance to the dense model, or to another method at the same budget."""
+    the distance to the dense model, or to another method at the same budget; whole
+    utterances or all those of a speaker are drawn for them."""
     groups = by_seeds(rows)
     others = {budget: same for (budget, m, _), same in groups.items() if m == against}
     lines = []
@@ -106,12 +120,11 @@ def summary(rows: list[dict], against: str | None = None) -> list[dict]:
 
         line = {"budget": budget, "method": method, "config": config, "seeds": len(same)}
         for name, conditions in (("", CLEAN_ALONE), (", disturbed", ALL_BUT_CLEAN)):
-            mine = Score.of(same, conditions)
-            theirs = (
-                Score.of(others[budget], conditions)
-                if against is not None
-                else Score.of(same[:1], conditions, "dense ")
-            )
+            mine = Score.of(same, conditions, "", by_speaker)
+            if against is None:
+                theirs = Score.of(same[:1], conditions, "dense ", by_speaker)
+            else:
+                theirs = Score.of(others[budget], conditions, "", by_speaker)
             low, high = mine.minus(theirs)
             line[f"WER{name} (%)"] = str(mine)
             versus = f"against {against or 'dense'}{name} (points)"

@@ -4,7 +4,7 @@ import argparse
 import copy
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -165,8 +165,10 @@ def _adopt(
     gates, updates = [*budget.gates.values()], updates_of_an_epoch(config)
     if updates and scheduler.in_epochs:
         scheduler.fit_(updates)
-    pace = [_phases(scheduler, args.max_epoch, updates)]
-    if isinstance(make_constraint(args), AbsPenalty):
+    penalty = isinstance(make_constraint(args), AbsPenalty)
+    path = {} if penalty else goal.targets  # a penalty has no target on the way
+    pace = _phases(scheduler, path, args.max_epoch, updates)
+    if penalty:
         pace += _pace(updates, scheduler, gates, optimizer)
 
     if link is not None:
@@ -239,11 +241,17 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
     return notes
 
 
-def _phases(scheduler: AbsSparsityScheduler, epochs: int, updates: int | None) -> str:
-    """Describe the phases of the pruning.
+def _phases(
+    scheduler: AbsSparsityScheduler,
+    targets: Mapping[str, float],
+    epochs: int,
+    updates: int | None,
+) -> list[str]:
+    """Describe the phases of the pruning, and how the targets rise in the second.
 
     Args:
         scheduler: the schedule, fitted to the epochs' length if it is known
+        targets: sparsities to reach in the end, by cost
         epochs: number of epochs
         updates: number of updates in an epoch; None where it is not known
     """
@@ -256,11 +264,26 @@ def _phases(scheduler: AbsSparsityScheduler, epochs: int, updates: int | None) -
     warmup, ramp, hold = (f"{round(length, 2):,g}" for length in lengths)
     left = total - sum(lengths)
     rest = f"{round(left, 2):,g} {unit}" if math.isfinite(left) else "the rest"
-    return (
+    phases = (
         f"The network is dense for {warmup} {unit}, loses units for {ramp}, keeps its "
         f"size while the gates settle for {hold}, and is trained with fixed gates for "
         f"{rest}."
     )
+    if not lengths[1]:
+        return [phases]
+    quarters, digits, path = (0.25, 0.5, 0.75), 2 if unit == "epochs" else 0, []
+    times = [lengths[0] + lengths[1] * done for done in (*quarters, 1)]
+    when = _listed([f"{round(time, digits):,g}" for time in times])
+    for cost, target in targets.items():
+        shares = [*(scheduler.sparsity(target, done) for done in quarters), target]
+        fewer = _listed([f"{100 * share:.3g}" for share in shares])
+        path.append(f"The {cost} have to be {fewer}% fewer after {when} {unit}.")
+    return [phases, *path]
+
+
+def _listed(words: list[str]) -> str:
+    """Return words with commas, and "and" before the last."""
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _pace(

@@ -60,15 +60,15 @@ def check_options(
 
 
 def _check_type(value: object, hint: Any, name: str) -> None:
-    # ESPnet takes version 2 of typeguard too, which wants a name before the value, raises a
+    # ESPnet takes typeguard 2 as well, which wants a name before the value, raises a
     # TypeError, and takes any value for a union that is written with a bar.
-    old = not hasattr(typeguard, "TypeCheckError")
-    error = TypeError if old else typeguard.TypeCheckError
-    checked = hint
-    if isinstance(hint, types.UnionType):
-        checked = typing.Union[typing.get_args(hint)]  # noqa: UP007
+    check: Any = typeguard.check_type
+    error = getattr(typeguard, "TypeCheckError", TypeError)
+    before = [name] if error is TypeError else []
+    bars = isinstance(hint, types.UnionType)
+    checked = typing.Union[typing.get_args(hint)] if bars else hint  # noqa: UP007
     try:
-        typeguard.check_type(*[name][:old], value, checked)
+        check(*before, value, checked)
     except error as e:
         kind = hint.__name__ if isinstance(hint, type) else str(hint)
         kind = re.sub(r"(collections\.abc|typing)\.", "", kind)

@@ -12,6 +12,7 @@ from espnet2.tasks.asr import ASRTask
 from methods import METHODS, Gates, LayersOnDemand, config_of, small_size
 from settings import merged, recipe_conf, written
 
+from espnet_l0prune.cli.parser import get_parser
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
@@ -58,6 +59,12 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, cell):
         check_compatible(counted, goal)
 
 
+def test_what_is_left_to_adopt(cell):
+    words = METHODS["l0_adopted"].options(cell("l0_adopted", 0.8)).split()
+    args = get_parser().parse_args(["adopt", "dense", "--out", "l0", *words])
+    assert (args.params, args.macs, args.epochs, args.finetune_epochs) == (0.8, 0.8, 6, 6)
+
+
 def test_layers_on_demand_train_with_espnets_own_options(tmp_path):
     conf = LayersOnDemand(skip=0.3).conf()
     args = parsed(written(tmp_path / "t.yaml", conf))
@@ -86,6 +93,7 @@ def test_a_small_model_is_the_widest_that_fits(cost, cell):
 
 
 WORDS = [4, 4, 4, 4]
+SPEAKERS = "abba", "abca"
 COSTS = {"encoder_parameters": 50, "parameters": 60, "macs": 20, "rtf": 0.1}
 DENSE = {"encoder_parameters": 100, "parameters": 120, "macs": 80, "rtf": 0.4}
 
@@ -167,6 +175,17 @@ def test_intervals_are_of_the_mean_over_seeds(three_rows):
     assert line["against random, disturbed (points)"] == "[-50.00, -25.00]"
     assert other["against random (points)"] == "[+0.00, +0.00]"
     assert compare.summary(three_rows, against="taylor") == []
+
+
+def test_speakers_are_drawn_instead_of_utterances(three_rows):
+    """Two of them have as many extra errors in each word, three have not."""
+    two, three = ([row | {"speakers": list(s)} for row in three_rows] for s in SPEAKERS)
+    line, _ = compare.summary(two, by_speaker=True)
+    assert line["WER (%)"] == "18.75 ± 8.84"
+    assert line["against dense (points)"] == "[+12.50, +12.50]"
+    line, _ = compare.summary(three, by_speaker=True)
+    assert line["against dense (points)"] == "[+0.00, +18.75]"
+    assert line["against dense, disturbed (points)"] == "[+25.00, +50.00]"
 
 
 def test_committed_rows_are_whole():
