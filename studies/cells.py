@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from common import DECODE, read_test_set
 from conditions import CONDITIONS, count_errors, load, step_of
 from one_shot import prune_at_once
@@ -41,11 +42,16 @@ def peak(folder: Path) -> int | None:
 
 @dataclass
 class Corpus:
-    """The speech, as options of run.sh, and the folder of all work on it."""
+    """The speech, as options of run.sh, and the folder of all work on it.
+
+    Args:
+        trained: a dense experiment that is there already
+    """
 
     options: list[str]
     test: str
     work: Path
+    trained: Path | None = None
 
     def run(self, expdir: Path, first: int, last: int, **options: object) -> None:
         """Run stages of the recipe; note the peak memory of their largest process."""
@@ -65,9 +71,14 @@ class Corpus:
 
     def dense(self) -> Path:
         """The folder of the dense model and its statistics, made now if need be."""
-        conf = recipe_conf("train")
+        conf, last = recipe_conf("train"), 4
+        if self.trained is not None:
+            conf, last = yaml.safe_load((self.trained / "config.yaml").read_text()), 3
         folder = self.work / f"dense-{short_hash([conf, self.options])}"
-        self.run(folder, 1, 4, train_config=written(folder / "train.yaml", conf))
+        train = written(folder / "train.yaml", recipe_conf("train"))
+        self.run(folder, 1, last, train_config=train)
+        if self.trained is not None and not (folder / "asr_dense").exists():
+            (folder / "asr_dense").symlink_to(self.trained.resolve())
         self.decode(folder, "asr_dense")
         return folder
 

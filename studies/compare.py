@@ -16,7 +16,7 @@ import torch
 from cells import ERRORS_FILE, Cell, Corpus, peak, within
 from common import DECODE, RATE, ROOT, machine, read_test_set, table, write
 from conditions import load
-from methods import METHODS, config_of
+from methods import METHODS, Adopted, config_of
 from rows import CLEAN_ALONE, Score, disturbed, draw, draw_structures, read_rows, summary
 from settings import EPOCHS
 
@@ -80,6 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--train_sets", default="train-digits")
     options.add_argument("--valid_sets", default="dev-digits")
     options.add_argument("--test_set", default="test-digits")
+    options.add_argument(
+        "--dense", type=Path, help="a trained experiment, for methods that take any"
+    )
     options.add_argument("--work", type=Path, help="folder for all that is trained")
     options.add_argument("--rows", type=Path, default=ROOT / "studies/compare.jsonl")
     options.add_argument(
@@ -116,7 +119,13 @@ def main(argv: list[str] | None = None) -> None:
         sets = {"corpus": args.corpus, "train_sets": args.train_sets}
         sets["valid_sets"] = args.valid_sets
         given = [word for name, value in sets.items() for word in (f"--{name}", value)]
-        run_cells(Corpus(given, args.test_set, args.work.resolve()), args)
+        bound = [n for n in args.methods if not isinstance(METHODS[n], Adopted)]
+        if args.dense and bound:
+            raise SystemExit(
+                f"--dense: {bound[0]} has the recipe's model; expected others"
+            )
+        corpus = Corpus(given, args.test_set, args.work.resolve(), args.dense)
+        run_cells(corpus, args)
     rows = read_rows(args.rows)
     if not rows:
         raise SystemExit(f"{args.rows} has no rows; expected --corpus, to make some")

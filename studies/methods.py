@@ -38,6 +38,22 @@ HIDDEN_ONLY = {
     "layer_loss": "l1_cosine",
 }
 
+# What run.sh has for digits, which was found by trying, with the phases of `l0`.
+TUNED = {
+    "optim_conf.gate_lr": 0.05,
+    "scheduler_conf.warmup_steps": 200,
+    "model_conf.layer_weight": 5.0,
+    "sparsity_constraint": "lagrangian",
+    "sparsity_constraint_conf.multiplier_lr": 10.0,
+    "sparsity_scheduler_conf.in_epochs": "false",
+    **{f"sparsity_scheduler_conf.{name}": steps for name, steps in SCHEDULE.items()},
+}
+FINETUNE_TUNED = {
+    "model_conf.layer_weight": 5.0,
+    "scheduler_conf.warmup_steps": 100,
+    "keep_nbest_models": 3,
+}
+
 # Leaves asr_finetuned in the cell's folder; may return options of the search for it.
 Method = Callable[[Cell], Path | None]
 
@@ -79,18 +95,29 @@ class Gates:
 
 @dataclass(frozen=True)
 class Adopted:
-    """L0 gates as `adopt` writes them. Given are only the budget, the epochs, and the
-    rounding of all other methods."""
+    """L0 gates as `adopt` writes them, for any dense model. Given are the budget, the
+    epochs, and the rounding of all other methods.
+
+    Args:
+        settings: what is set besides, in prune.yaml
+        finetune: what is set in finetune.yaml
+    """
+
+    settings: Mapping[str, object] = field(default_factory=dict)
+    finetune: Mapping[str, object] = field(default_factory=dict)
 
     def options(self, cell: Cell) -> str:
         """Of `espnet-l0prune adopt`."""
-        return (
-            f"--params {cell.budget} --macs {cell.budget} --epochs {EPOCHS['prune']} "
-            f"--finetune_epochs {EPOCHS['finetune']} --set encoder_conf.round_to=8"
-        )
+        words = [f"--params {cell.budget} --macs {cell.budget}"]
+        words += [f"--epochs {EPOCHS['prune']} --finetune_epochs {EPOCHS['finetune']}"]
+        settings = {"encoder_conf.round_to": 8, **self.settings}
+        words += [f"--set {key}={value}" for key, value in settings.items()]
+        words += [f"--set_finetune {key}={value}" for key, value in self.finetune.items()]
+        return " ".join(words)
 
     def __call__(self, cell: Cell) -> None:
-        cell.run(cell.folder, 5, 7, dense_exp=cell.teacher, prune_args=self.options(cell))
+        how = {"dense_exp": cell.teacher, "prune_args": self.options(cell)}
+        cell.run(cell.folder, 5, 7, **how)
 
 
 def not_finetuned(cell: Cell) -> None:
@@ -232,6 +259,7 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 METHODS: dict[str, Method] = {
     "l0": Gates(),
     "l0_adopted": Adopted(),
+    "l0_tuned": Adopted(TUNED, FINETUNE_TUNED),
     "l0_long": Gates(finetune={"max_epoch": 14}),
     "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's

@@ -200,8 +200,7 @@ train() {
     mkdir -p "$out"
     echo "$key" >"$out/.key"
     if ! "${program[@]}" --config "$config" --output_dir "$out" \
-        --use_preprocessor true --token_type "$token_type" \
-        --token_list "$tokendir/tokens.txt" "${bpe[@]}" --ngpu "$ngpu" \
+        --use_preprocessor true --ngpu "$ngpu" \
         --train_data_path_and_name_and_type "$datadir/train/wav.scp,speech,sound" \
         --train_data_path_and_name_and_type "$datadir/train/text,text,text" \
         --valid_data_path_and_name_and_type "$datadir/valid/wav.scp,speech,sound" \
@@ -231,20 +230,23 @@ show_progress() {
 statistics() {
     local config=$1
     shift
-    train "$stats" "$config" --collect_stats true --batch_type unsorted \
+    train "$stats" "$config" "${tokens[@]}" --collect_stats true --batch_type unsorted \
         --batch_size 16 --train_shape_file "$datadir/train/wav.scp" \
         --valid_shape_file "$datadir/valid/wav.scp" "$@"
 }
 
 fit() {
-    local out=$1 config=$2
+    local out=$1 config=$2 of_dense
     shift 2
-    # adopt leaves out the lengths for batch_type: folded; asr.sh has the same
     if [ "$(dirname "$config")" = "$adopted" ]; then
-        set -- --fold_length 80000 --fold_length 150 "$@"
+        # adopt keeps the dense model's tokens and normalization; it leaves out the lengths
+        # for batch_type: folded, and asr.sh has the same
+        of_dense=(--fold_length 80000 --fold_length 150)
+    else
+        of_dense=("${tokens[@]}" --normalize global_mvn
+            --normalize_conf "stats_file=$stats/train/feats_stats.npz")
     fi
-    train "$out" "$config" --resume true \
-        --normalize global_mvn --normalize_conf "stats_file=$stats/train/feats_stats.npz" \
+    train "$out" "$config" --resume true "${of_dense[@]}" \
         --train_shape_file "$stats/train/speech_shape" \
         --train_shape_file "$stats/train/text_shape" \
         --valid_shape_file "$stats/valid/speech_shape" \
@@ -257,6 +259,7 @@ if [ "$token_type" = bpe ]; then
     tokendir+="$nbpe"
     bpe=(--bpemodel "$tokendir/bpe.model")
 fi
+tokens=(--token_type "$token_type" --token_list "$tokendir/tokens.txt" "${bpe[@]}")
 distributed=()
 if [ "$ngpu" -gt 1 ]; then distributed=(--multiprocessing_distributed true); fi
 read -ra more <<<"$train_args"

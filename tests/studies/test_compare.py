@@ -59,10 +59,12 @@ def test_every_variant_of_the_gates_can_reach_its_budget(budget, cell):
         check_compatible(counted, goal)
 
 
-def test_what_is_left_to_adopt(cell):
-    words = METHODS["l0_adopted"].options(cell("l0_adopted", 0.8)).split()
+@pytest.mark.parametrize(("name", "settings"), [("l0_adopted", 1), ("l0_tuned", 10)])
+def test_what_is_left_to_adopt(name, settings, cell):
+    words = METHODS[name].options(cell(name, 0.8)).split()
     args = get_parser().parse_args(["adopt", "dense", "--out", "l0", *words])
     assert (args.params, args.macs, args.epochs, args.finetune_epochs) == (0.8, 0.8, 6, 6)
+    assert len(args.set) == settings
 
 
 def test_layers_on_demand_train_with_espnets_own_options(tmp_path):
@@ -216,6 +218,9 @@ def test_bad_use_is_said(tmp_path):
     none = ["--rows", str(FOLDER / "compare.jsonl"), "--seeds", "99"]
     with pytest.raises(SystemExit, match="no row is of a cut network"):
         compare.main([*none, "--structures", str(tmp_path / "left.png")])
+    bound = ["--corpus", "none", "--work", str(tmp_path), "--dense", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--dense: svd has the recipe's model"):
+        compare.main([*bound, "--methods", "l0_adopted", "svd"])
     with pytest.raises(SystemExit, match="--work is missing"):
         compare.main(["--corpus", str(tmp_path)])
 
