@@ -119,10 +119,10 @@ def main(argv: list[str] | None = None) -> None:
         sets = {"corpus": args.corpus, "train_sets": args.train_sets}
         sets["valid_sets"] = args.valid_sets
         given = [word for name, value in sets.items() for word in (f"--{name}", value)]
-        bound = [n for n in args.methods if not isinstance(METHODS[n], Adopted)]
-        if args.dense and bound:
+        others = [n for n in args.methods if not isinstance(METHODS[n], Adopted)]
+        if args.dense and others:
             raise SystemExit(
-                f"--dense: {bound[0]} has the recipe's model; expected others"
+                f"--dense: {others[0]} has the recipe's model; expected l0_adopted, say"
             )
         corpus = Corpus(given, args.test_set, args.work.resolve(), args.dense)
         run_cells(corpus, args)
