@@ -95,8 +95,8 @@ ATTENTION = {
     "convolution": {**SELF, "pos_enc_layer_type": "conv"},
     "linear": {**SELF, "pos_enc_layer_type": "abs_pos", "random_features": 8},
 }
-KINDS = [  # absolute positions are those of "linear", their attention that of "scaled"
-    *(("conformer", attention) for attention in ATTENTION if attention != "absolute"),
+KINDS = [  # "latest" is what cut networks have, and "absolute" is in "linear" and "scaled"
+    *(("conformer", name) for name in ATTENTION if name not in ("latest", "absolute")),
     ("transformer", "convolution"),
 ]
 
@@ -105,7 +105,7 @@ def shaken(kind: str, attention: str) -> torch.nn.Module:
     """An encoder whose every weight is away from where it starts: of a fresh one, some
     biases are 0, and hide what they are multiplied by."""
     conf = {"output_size": 16, "attention_heads": 2, "num_blocks": 1, "units": []}
-    if kind == "conformer" and attention != "latest":
+    if kind == "conformer":
         conf |= {"use_cnn_module": False}  # it knows nothing of positions
     conf |= ATTENTION[attention]
     if kind == "transformer":

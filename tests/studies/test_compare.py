@@ -46,8 +46,8 @@ def parsed(file: Path):
     return args
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.8])
-def test_every_variant_of_the_gates_can_reach_its_budget(budget, cell):
+def test_every_variant_of_the_gates_can_reach_its_budget(cell):
+    budget = 0.8  # what reaches it reaches half
     gates = {n: m for n, m in METHODS.items() if isinstance(m, Gates)}
     for name, method in gates.items():
         one = cell(name, budget)
@@ -180,13 +180,13 @@ def test_intervals_are_of_the_mean_over_seeds(three_rows):
 
 
 def test_speakers_are_drawn_instead_of_utterances(three_rows):
-    """Two of them have as many extra errors in each word, three have not."""
+    """Of two, both have 1 extra error in 8 words; of three, one has none, and one 1 in 4."""
     two, three = ([row | {"speakers": list(s)} for row in three_rows] for s in SPEAKERS)
     line, _ = compare.summary(two, by_speaker=True)
     assert line["WER (%)"] == "18.75 ± 8.84"
     assert line["against dense (points)"] == "[+12.50, +12.50]"
     line, _ = compare.summary(three, by_speaker=True)
-    assert line["against dense (points)"] == "[+0.00, +18.75]"
+    assert line["against dense (points)"] == "[+0.00, +25.00]"
     assert line["against dense, disturbed (points)"] == "[+25.00, +50.00]"
 
 
