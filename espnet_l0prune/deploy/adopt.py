@@ -165,10 +165,8 @@ def _adopt(
     gates, updates = [*budget.gates.values()], updates_of_an_epoch(config)
     if updates and scheduler.in_epochs:
         scheduler.fit_(updates)
-    penalty = isinstance(make_constraint(args), AbsPenalty)
-    path = {} if penalty else goal.targets  # a penalty has no target on the way
-    pace = _phases(scheduler, path, args.max_epoch, updates)
-    if penalty:
+    pace = _phases(scheduler, goal.targets, args.max_epoch, updates)
+    if isinstance(make_constraint(args), AbsPenalty):
         pace += _pace(updates, scheduler, gates, optimizer)
 
     if link is not None:
@@ -276,8 +274,8 @@ def _phases(
     when = _listed([f"{round(time, digits):,g}" for time in times])
     for cost, target in targets.items():
         shares = [*(scheduler.sparsity(target, done) for done in quarters), target]
-        fewer = _listed([f"{100 * share:.3g}" for share in shares])
-        path.append(f"The {cost} have to be {fewer}% fewer after {when} {unit}.")
+        rising = _listed([f"{100 * share:.3g}" for share in shares])
+        path.append(f"The target in {cost} is {rising}% after {when} {unit}.")
     return [phases, *path]
 
 

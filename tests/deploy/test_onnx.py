@@ -95,7 +95,7 @@ ATTENTION = {
     "convolution": {**SELF, "pos_enc_layer_type": "conv"},
     "linear": {**SELF, "pos_enc_layer_type": "abs_pos", "random_features": 8},
 }
-KINDS = [  # "latest" is what cut networks have, and "absolute" is in "linear" and "scaled"
+KINDS = [  # cut networks have "latest"; "absolute" is in "linear" and "scaled"
     *(("conformer", name) for name in ATTENTION if name not in ("latest", "absolute")),
     ("transformer", "convolution"),
 ]
