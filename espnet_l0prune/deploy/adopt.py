@@ -17,8 +17,8 @@ from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.files import claimed
 from espnet_l0prune.core.gates import HardConcrete, LogAlpha
-from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.optim import L0AdamW, Progress
+from espnet_l0prune.core.pace import fit_to_run_, shortage, updates_to_close
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.steps import Step, how_long, quiet
@@ -162,9 +162,16 @@ def _adopt(
     outputs(gated)  # the cut will need them, so this must work before the training
     held = _holding(gated, args.freeze_param)
     optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
-    gates, updates = [*budget.gates.values()], updates_of_an_epoch(config)
-    if updates and scheduler.in_epochs:
-        scheduler.fit_(updates)
+    gates, updates = [*budget.gates.values()], updates_of_an_epoch({**config, **prune})
+    phases = sum(scheduler.lengths)
+    if updates:
+        fit_to_run_(scheduler, Progress(), updates, args.max_epoch, epoch=0)
+    elif scheduler.in_epochs and phases >= args.max_epoch:
+        raise ValueError(
+            f"warmup_steps, ramp_steps and hold_steps are {phases:.3g} epochs in all; "
+            f"expected fewer than max_epoch, which is {args.max_epoch}, as the frozen "
+            "network must be trained too"
+        )
     pace = _phases(scheduler, goal.targets, args.max_epoch, updates)
     if isinstance(make_constraint(args), AbsPenalty):
         pace += _pace(updates, scheduler, gates, optimizer)

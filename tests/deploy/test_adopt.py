@@ -95,6 +95,12 @@ def cut_sparsity(out) -> float:
     return yaml.safe_load((out / "cut/cut.json").read_text())["sparsity"]["params"]
 
 
+TOO_LONG = [  # an epoch has 8 batches, so 4 updates
+    (True, "but this run ends after 16: 4 epochs of 4. Raise max_epoch to 5, or shorten"),
+    (False, "are 4.17 epochs in all; expected fewer than max_epoch, which is 4"),
+]
+
+
 @pytest.mark.slow
 def test_an_owsm_like_experiment(tmp_path, capsys):
     make_speech(tmp_path)
@@ -307,6 +313,22 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
         assert "To close a gate takes some 270 updates. Ramp and hold have 9.75" in said
         assert "fewer than 28 updates, give more --epochs" in said
         assert "dense for 0.54 epochs, loses units for 8.12, keeps its size" in said
+
+
+@pytest.mark.parametrize(("data", "message"), TOO_LONG)
+def test_phases_that_are_longer_than_the_run(data, message, tmp_path, capsys):
+    """What the training would refuse, `adopt` refuses."""
+    shape = tmp_path / "shape"
+    shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(16)))
+    batches = {"batch_type": "unsorted", "batch_size": 2}
+    save_experiment(tmp_path / "dense", **batches, train_shape_file=[str(shape)])
+    if not data:
+        shape.unlink()
+    command = ["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]
+    command += ["--epochs", "4", "--set", "accum_grad=2"]
+    assert main([*command, "--set", "sparsity_scheduler_conf.ramp_steps=3.5"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "l0").exists()
 
 
 def test_rates_of_other_optimizers(tmp_path, capsys):
