@@ -113,9 +113,8 @@ class ProjectedConstraint(AbsProjection):
     ) -> None:
         row, new = Row(budget), budget.new()
         targets = {cost: max(target, new[cost]) for cost, target in targets.items()}
-        before = torch.tensor([multipliers[c]["lambda"] for c in targets]).double()
         moments = optimizer.moments([gate.log_alpha for gate in row.gates])
-        found = step_(row, targets, before.to(moments[0]), moments, pace.size)
+        found = step_(row, targets, moments, pace.size)
         for cost, value in zip(targets, found.tolist(), strict=True):
             multipliers[cost]["lambda"] = value
         if pace.left is not None:

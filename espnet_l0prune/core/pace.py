@@ -76,7 +76,7 @@ class Pace:
     """A `Pace` says how far gates may move in an update, and what time they have.
 
     Attributes:
-        size: how far a log_alpha moves at most
+        size: about how far the loss may move a log_alpha at most
         left: number of updates, this one included, in which gates are to be decided; None
             while the targets still rise
     """

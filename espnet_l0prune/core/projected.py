@@ -3,14 +3,18 @@
 Of all gates log_alpha, let m be the mean gradient of the loss and v its mean square, both
 as Adam has them, and S_c the expected sparsity in cost c, which is to be s_c. A step is
 
-    log_alpha <- log_alpha - eta (m - p) / (sqrt(v + p^2) + epsilon),
-    p = sum_c lambda_c dS_c / dlog_alpha
+    log_alpha <- log_alpha - rate (m - p),
+    rate = eta / (sqrt(v) + epsilon),    p = sum_c lambda_c dS_c / dlog_alpha
 
 which is Adam's step (Kingma and Ba 2015, arXiv 1412.6980) along the gradient of the
-Lagrangian, with multipliers lambda_c that are not moved at some rate but solved for, so
-that S_c = s_c after the step. So it makes no difference how large the loss is; a gate
-that matters little for what it costs moves by eta; and gates only come to rest where the
-gradient of the loss is a sum of those of the sparsities, as Lagrange's conditions ask.
+Lagrangian, with multipliers lambda_c that are not moved at some rate but solved for:
+first those with which the step leaves all S_c as they are, and then those of the shortest
+way to S_c = s_c, where gates move in proportion to their rates. So it makes no difference
+how large the loss is, and gates only come to rest where the gradient of the loss is a sum
+of those of the sparsities, as Lagrange's conditions ask.
+
+The loss moves a gate by at most about eta. The way to the targets is as long as they ask:
+where they jump, a single batch says which gates move most.
 """
 
 import math
@@ -22,15 +26,15 @@ from torch import Tensor
 
 from espnet_l0prune.core.budget import Budget
 
-EPSILON = 0.1  # of the mean of sqrt(v): a gate without a gradient moves with the others
-ROUNDS = 3  # in which the multipliers of a step are found
+EPSILON = 0.1  # of the mean of sqrt(v), so that gates without a gradient have a rate
 TOLERANCE = 1e-6  # of a sparsity
-STEPS = 50  # of Gauss and Newton; some three are enough on a ramp
+STEPS = 50  # of Gauss-Newton; some three are enough on a ramp
 REACH = 1.0  # how far a log_alpha moves in one of them, at most
 UNDECIDED = 0.1, 0.9  # a gate is decided if it is open with a probability outside
 SURE = 0.05  # the probability of the other state in a gate that has been moved apart
 SHARE = 0.04  # of the gates that may be undecided when they are fixed
 NEAREST, FARTHEST = 0.01, 20.0  # from the middle, in log_alpha, as they are moved apart
+ROUNDS = 3  # in which the middle is found
 
 
 class Row:
@@ -73,33 +77,26 @@ class Row:
 
 @torch.no_grad()
 def step_(
-    row: Row,
-    targets: Mapping[str, float],
-    multipliers: Tensor,
-    moments: tuple[Tensor, Tensor],
-    size: float,
+    row: Row, targets: Mapping[str, float], moments: tuple[Tensor, Tensor], size: float
 ) -> Tensor:
     """Make the step that this file begins with.
 
     Args:
         row: the gates
         targets: the expected sparsity that they have afterwards, by cost
-        multipliers: those of the step before, (costs,)
         moments: m and v, (units of all gates,) each
-        size: eta, which is how far a log_alpha moves at most
+        size: eta, which is about how far the loss moves a log_alpha at most
 
     Returns:
         the multipliers of this step, (costs,)
     """
     mean, square = moments
-    start, (_, slopes) = row.values, row.sparsity(targets)
-    epsilon = (EPSILON * square.sqrt().mean()).clamp_min(1e-30)
-    for _ in range(ROUNDS):
-        pull = multipliers @ slopes
-        rates = size / ((square + pull.square()).sqrt() + epsilon)
-        row.set_(start - rates * mean)
-        multipliers = project_(row, targets, rates)
-    return multipliers
+    deviation = square.sqrt()
+    rates = size / (deviation + (EPSILON * deviation.mean()).clamp_min(1e-30))
+    _, slopes = row.sparsity(targets)
+    along = _inverse(slopes, rates) @ (slopes @ (rates * mean))
+    row.set_(row.values - rates * (mean - along @ slopes))
+    return along + project_(row, targets, rates)
 
 
 @torch.no_grad()
@@ -107,8 +104,8 @@ def project_(row: Row, targets: Mapping[str, float], rates: Tensor) -> Tensor:
     """Move the gates the shortest way to where the expected sparsities are the targets.
 
     The way is d = rates sum_c lambda_c dS_c / dlog_alpha, which has the least
-    sum_i d_i^2 / rates_i. Where no gates meet all targets at once, these go as near as
-    steps of Gauss and Newton take them.
+    sum_i d_i^2 / rates_i, to first order. Where no gates meet all targets at once, these
+    go as near as Gauss-Newton steps take them.
 
     Args:
         row: the gates
@@ -126,8 +123,7 @@ def project_(row: Row, targets: Mapping[str, float], rates: Tensor) -> Tensor:
         if float(missing.abs().max()) <= TOLERANCE or reach < TOLERANCE:
             break
         ways = slopes * rates
-        inverse = torch.linalg.pinv(ways @ slopes.T, rtol=1e-9, hermitian=True)
-        step = inverse @ missing
+        step = _inverse(slopes, rates) @ missing
         step *= min(1.0, reach / float((step @ ways).abs().max()))
         before = row.values
         row.set_(before + step @ ways)
@@ -138,6 +134,12 @@ def project_(row: Row, targets: Mapping[str, float], rates: Tensor) -> Tensor:
             row.set_(before)
             reach /= 4
     return multipliers
+
+
+def _inverse(slopes: Tensor, rates: Tensor) -> Tensor:
+    """Return what makes multipliers of changes of the sparsities, (costs, costs)."""
+    product = (slopes * rates) @ slopes.T
+    return torch.linalg.pinv(product, rtol=1e-9, hermitian=True)
 
 
 @torch.no_grad()

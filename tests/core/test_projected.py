@@ -85,7 +85,7 @@ def quadratic_run(row, gradient, target, updates: int) -> None:
         for gate, part in zip(row.gates, of_each, strict=True):
             gate.log_alpha.grad = part.float()
         optimizer.move_(gate_lr=0.0)
-        pace = Pace(0.2 / (1 + i / 20), None)
+        pace = Pace(1 / (1 + i / 20), None)
         constraint.step_(row.budget, target, multipliers, optimizer, pace)
         found = expected(row)
         assert found == pytest.approx({**found, **target}, abs=1e-5)
@@ -122,10 +122,9 @@ def test_steps_end_at_the_optimum(target):
     )
     assert best.success
     quadratic_run(at(centre), gradient, target, 250)
-    near = 0.04 if len(target) == 1 else 0.2  # both surfaces are nearly parallel
-    torch.testing.assert_close(row.values, torch.as_tensor(best.x), atol=near, rtol=0)
+    torch.testing.assert_close(row.values, torch.as_tensor(best.x), atol=0.02, rtol=0)
     found = float((scale * (row.values - centre) ** 2).sum())
-    assert found == pytest.approx(best.fun, rel=2e-3)
+    assert found == pytest.approx(best.fun, rel=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
@@ -156,6 +155,38 @@ def test_a_target_below_what_new_gates_expect_leaves_them_as_they_are():
     target = {"params": 0.0, "macs": 0.001}
     constraint.step_(row.budget, target, multipliers, optimizer, Pace(0.1, None))
     torch.testing.assert_close(row.values, before, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "target", "rise", "size"),
+    [
+        (100, 0.5, lambda done: done, 1.0),
+        (1000, 0.8, lambda done: 1 - (1 - done) ** 3, 1.0),
+        (10_000, 0.8, lambda done: done, 1.0),
+        (100_000, 0.9, lambda done: done, 1e4),
+    ],
+)
+def test_ramps_of_any_length(ramp, target, rise, size):
+    """At their start, all gates are sure to be open, and move little for a large step: so
+    the targets ask for more than the loss does, and yet the loss says which gates go."""
+    row = Row(network(20, 20)[2])
+    begin = expected(row)["params"]
+    worth = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    noise = torch.Generator().manual_seed(0)
+    constraint = ProjectedConstraint()
+    optimizer = L0AdamW([gate.log_alpha for gate in row.gates])
+    multipliers, ways = {"params": constraint.start()}, row.gates[0].way_to_close
+    for i in range(min(ramp, 300)):
+        gradient = -worth + torch.randn(40, generator=noise)
+        for gate, part in zip(row.gates, gradient.split(row.sizes), strict=True):
+            gate.log_alpha.grad = size * part.float()
+        optimizer.move_(gate_lr=0.0)
+        goal = {"params": max(target * rise((i + 1) / ramp), begin)}
+        pace = Pace(4 * ways / ramp, None)
+        constraint.step_(row.budget, goal, multipliers, optimizer, pace)
+        assert expected(row) == pytest.approx({**expected(row), **goal}, abs=1e-5)
+        assert abs(multipliers["params"]["lambda"]) < 1e5 * size
+    assert float(torch.corrcoef(torch.stack([row.values, worth]))[0, 1]) > 0.5
 
 
 # Apart
@@ -229,11 +260,11 @@ def test_gates_are_decided_when_they_are_fixed():
         ProjectedConstraint(),
         (20, 30),
         target=0.5,
-        ramp_steps=20,
+        ramp_steps=4,
         hold_steps=10,
         gate_lr=0.02,
     )
-    update(*run, 22)
+    update(*run, 6)
     assert controller.phase == "hold"
     assert controller.report()["gates_undecided"] > 0.1
     update(*run, 9)
