@@ -23,7 +23,7 @@ class BuildWithAutoload(build_py):
 
 setup(
     name="espnet_l0prune",
-    version="0.1.0",
+    version="0.2.0",
     description="Structured pruning with L0 gates for ESPnet's Conformer recognizers",
     long_description=Path("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",

@@ -7,6 +7,6 @@ torch nor ESPnet.
 
 from espnet_l0prune.autoload import install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 install()

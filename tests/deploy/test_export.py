@@ -146,7 +146,7 @@ def test_it_is_whole_and_decodes_to_the_same_text(form, experiment, tmp_path, ca
         "license": "cc-by-4.0",
         "datasets": ["digits"],
     }
-    wheel = "espnet_l0prune-0.1.0-py3-none-any.whl"
+    wheel = "espnet_l0prune-0.2.0-py3-none-any.whl"
     packages = {"plugin": f" {wheel}", "onnx": f" onnxruntime {wheel}"}.get(form, "")
     assert f"pip install espnet espnet_model_zoo{packages}\n```" in text
     source = f"{wheel} is in no registry: `make dist`"
