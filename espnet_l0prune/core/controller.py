@@ -101,11 +101,8 @@ class SparsityController:
         Before it, a forward has drawn the gates, the loss has gained `penalty`, and a
         backward has computed the gradients, as often as the trainer accumulates them.
         """
-        progress, constraint, moves = (
-            self.optimizer.progress,
-            self.constraint,
-            self._moves,
-        )
+        progress, constraint = self.optimizer.progress, self.constraint
+        moves = self._moves
         targets = self.scheduler.targets(progress.update, self.goal.targets)
         following = self.scheduler.targets(progress.update + 1, self.goal.targets)
         projects = isinstance(constraint, AbsProjection)
@@ -243,10 +240,13 @@ class SparsityController:
         """Warn of gates that may as well be open as closed, if there are many."""
         share = undecided(self.budget)
         if share > MANY:
+            remedy = "Raise hold_steps"
+            if isinstance(self.constraint, AbsPenalty):
+                remedy += ", or take sparsity_constraint: projected, which decides them"
             logging.warning(
                 f"{share:.1%} of the gates are undecided: they are open with a "
-                "probability between 0.1 and 0.9. To fix them changes the network. Raise "
-                "hold_steps, or take sparsity_constraint: projected, which decides them."
+                "probability between 0.1 and 0.9. To fix them changes the network. "
+                f"{remedy}."
             )
 
     def check_settings(self, before: Mapping[str, object]) -> None:

@@ -13,8 +13,8 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.constraints import AbsPenalty
+from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.costs import COSTS
-from espnet_l0prune.core.feasibility import check_compatible, check_reachable
 from espnet_l0prune.core.files import claimed
 from espnet_l0prune.core.gates import HardConcrete, LogAlpha
 from espnet_l0prune.core.optim import L0AdamW, Progress
@@ -38,7 +38,7 @@ from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_name
-from espnet_l0prune.plugin.counting import make_budget, sites_of
+from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
 from espnet_l0prune.plugin.options import make_constraint, make_goal, make_scheduler
@@ -155,16 +155,17 @@ def _adopt(
     args = _as_trained(prune, gpus)
     step("building it with gates, and counting what it can lose")
     goal, scheduler, gated = make_goal(args), make_scheduler(args), build_model(args)
-    budget = make_budget(gated, goal)
-    check_reachable(budget, goal.targets)
-    check_compatible(budget, goal.targets)
+    budget, constraint = make_budget(gated, goal), make_constraint(args)
+    parts = make_parts(gated, goal, budget)
+    optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
+    # refuses what the training would
+    SparsityController(budget, parts, goal, scheduler, constraint, optimizer)
     step("computing what the cut will compare")
     outputs(gated)  # the cut will need them, so this must work before the training
     held = _holding(gated, args.freeze_param)
-    optimizer = L0AdamW(gated.parameters(), **args.optim_conf)
     gates, updates = [*budget.gates.values()], updates_of_an_epoch({**config, **prune})
     phases = sum(scheduler.lengths)
-    if updates:
+    if updates is not None:
         fit_to_run_(scheduler, Progress(), updates, args.max_epoch, epoch=0)
     elif scheduler.in_epochs and phases >= args.max_epoch:
         raise ValueError(
@@ -173,7 +174,7 @@ def _adopt(
             "network must be trained too"
         )
     pace = _phases(scheduler, goal.targets, args.max_epoch, updates)
-    if isinstance(make_constraint(args), AbsPenalty):
+    if isinstance(constraint, AbsPenalty):
         pace += _pace(updates, scheduler, gates, optimizer)
 
     if link is not None:

@@ -79,12 +79,14 @@ class Rehearsal:
     @property
     def problem(self) -> str | None:
         """Return what is wrong, with a remedy; None if the pruning lands."""
-        if not math.isfinite(self.loss) or self.skipped > SKIPPED:
+        slower = "lower the learning rate, by --set optim_conf.lr=0.0001, say"
+        if self.skipped > SKIPPED:
             return (
                 f"{self.skipped} updates had gradients that are no finite numbers, and "
-                "ESPnet skipped them; lower the learning rate, by --set "
-                "optim_conf.lr=0.0001, say"
+                f"ESPnet skipped them; {slower}"
             )
+        if not math.isfinite(self.loss):
+            return f"the loss of the validation is no finite number; {slower}"
         if any(self.actual[cost] < goal - SHORT for cost, goal in self.target.items()):
             return "too little is removed; choose more --units, or a smaller round_to"
         if self.follows and self.distance > NEAR:

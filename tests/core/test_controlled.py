@@ -10,6 +10,7 @@ from espnet_l0prune.core.constraints import (
     InequalityConstraint,
     LagrangianConstraint,
     PenaltyConstraint,
+    ProjectedConstraint,
 )
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.goal import Goal
@@ -359,6 +360,10 @@ def test_gates_that_are_undecided_are_told_before_and_when_they_are_fixed(caplog
     assert "100.0% of the gates are undecided: they are open with" in told(caplog)
     update(*run, 2)
     assert controller.phase == "frozen"
-    assert "of the gates are undecided" in told(caplog)
+    assert "Raise hold_steps, or take sparsity_constraint: projected" in told(caplog)
     update(*run, 2)
     assert not told(caplog)
+    run = _, controller, _ = controlled(ProjectedConstraint(), ramp_steps=1, hold_steps=0)
+    update(*run, 9)
+    assert controller.phase == "frozen"
+    assert "To fix them changes the network. Raise hold_steps.\n" in told(caplog)

@@ -95,6 +95,33 @@ def cut_sparsity(out) -> float:
     return yaml.safe_load((out / "cut/cut.json").read_text())["sparsity"]["params"]
 
 
+REFUSED = [
+    (
+        ["--params", "0.5", "sparsity_scheduler_conf.start=0.6"],
+        "start is 0.6; expected at",
+    ),
+    (
+        ["--macs", "0.5", "--params", "0.5", "sparsity_constraint=controlled_l2"],
+        "holds all gates to one target; expected one cost",
+    ),
+    (["--params", "0.7", "--macs", "0.1"], "or take sparsity_constraint: inequality"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_the_training_would_refuse(words, message, tmp_path, capsys):
+    save_experiment(tmp_path / "dense")
+    *words, last = words
+    words += ["--set", last] if "=" in last else [last]
+    command = ["adopt", str(tmp_path / "dense"), *words, "--out"]
+    assert main([*command, str(tmp_path / "l0")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "l0").exists()
+    if "inequality" in message:
+        inequality = ["--set", "sparsity_constraint=inequality"]
+        assert main([*command, str(tmp_path / "l0"), *inequality]) == 0
+
+
 TOO_LONG = [  # an epoch has 8 batches, so 4 updates
     (True, "but this run ends after 16: 4 epochs of 4. Raise max_epoch to 5, or shorten"),
     (False, "are 4.17 epochs in all; expected fewer than max_epoch, which is 4"),
@@ -307,9 +334,12 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
     shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(5)))  # 1 update
     assert main([*command, "--epochs", "1"]) == 1
     assert "hold_steps is 0.125 epochs, which is no update" in capsys.readouterr().err
+    assert main([*command, "--set", "accum_grad=9"]) == 1
+    assert "an epoch has fewer batches than accum_grad" in capsys.readouterr().err
     for text in ("u1 ?\n", None):
         shape.write_text(text) if text else shape.unlink()
-        said = told(f"without_{text and 'figures'}")
+        how = "--set", "batch_type=sorted"  # which needs the figures
+        said = told(f"without_{text and 'figures'}", *how)
         assert "To close a gate takes some 270 updates. Ramp and hold have 9.75" in said
         assert "fewer than 28 updates, give more --epochs" in said
         assert "dense for 0.54 epochs, loses units for 8.12, keeps its size" in said

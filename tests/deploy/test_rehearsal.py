@@ -128,7 +128,7 @@ def test_what_is_wrong_is_told_with_a_remedy():
         "minutes, fine-tuning 1 hour.",
     ]
     for changes, said in (
-        ({"loss": math.nan}, "lower the learning rate"),
+        ({"loss": math.nan}, "the loss of the validation is no finite number; lower the"),
         ({"skipped": 6}, "6 updates had gradients that are no finite numbers"),
         (
             {"actual": {"params": 0.5, "macs": 0.5}},
