@@ -67,7 +67,7 @@ def fit_to_run_(
         )
 
 
-QUICK = 4  # how often a gate could close and open again on the ramp
+QUICK = 4  # how often the loss alone could take a gate to closed on the ramp
 LARGEST = 1.0  # step of a log_alpha
 
 

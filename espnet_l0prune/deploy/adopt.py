@@ -45,6 +45,12 @@ from espnet_l0prune.plugin.options import make_constraint, make_goal, make_sched
 from espnet_l0prune.plugin.prepare import check_optimizer, check_trainable
 from espnet_l0prune.plugin.register import MODELS
 
+# Options of learning-rate schedulers that depend on how long a training is
+OF_A_LENGTH = (
+    *("T_max", "T_0", "first_cycle_steps", "max_steps", "milestones", "step_size"),
+    *("steps_per_epoch", "total_steps", "warmup_steps_list"),
+)
+
 
 @dataclass
 class Adopted:
@@ -237,6 +243,13 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
         notes.append(
             f"optim: {dense.get('optim')} has another learning rate than l0_adamw would; "
             "prune.yaml leaves it at the default: set lr in its optim_conf"
+        )
+    kept = [key for key in dense.get("scheduler_conf") or {} if key in OF_A_LENGTH]
+    if kept:
+        notes.append(
+            f"scheduler: {dense.get('scheduler')} has {', '.join(kept)} of the dense "
+            "training, which was of another length: give yours, by --set "
+            f"scheduler_conf.{kept[0]}=..., and by --set_finetune"
         )
     if dense.get("use_deepspeed"):
         notes.append("use_deepspeed is left out: pruning needs ESPnet's own trainer")

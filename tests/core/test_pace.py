@@ -5,7 +5,7 @@ import torch
 
 from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.pace import shortage, updates_to_close
+from espnet_l0prune.core.pace import pace_of, shortage, updates_to_close
 from espnet_l0prune.core.schedules import LinearSparsityScheduler
 from espnet_l0prune.core.steps import how_long
 
@@ -31,6 +31,21 @@ def test_in_turns_it_takes_twice_as_many():
         for order in ("joint", "alternating")
     )
     assert (once, twice) == (270, 540)
+
+
+def test_the_loss_alone_could_close_a_gate_four_times_on_the_ramp():
+    """In the hold, what is left are the updates that move gates, to the last one."""
+    gate, lengths = HardConcrete(3), {"warmup_steps": 5, "hold_steps": 10}
+    for order, turns in (("joint", 1), ("alternating", 2)):
+        optimizer = L0AdamW(gate.parameters(), order=order)
+        for ramp, size in ((400, 0.054 * turns), (4, 1.0), (0, 1.0)):
+            scheduler = LinearSparsityScheduler(ramp_steps=ramp, **lengths)
+            begin, first, last, after = (
+                pace_of(scheduler, 5 + ramp + i, [gate], optimizer) for i in (0, 1, 9, 10)
+            )
+            assert begin.size == pytest.approx(size, rel=0.01)
+            assert begin.left is None
+            assert (first.left, last.left, after.left) == (9 // turns + turns - 1, 1, 1)
 
 
 def test_a_schedule_with_too_few_updates_says_what_would_do():

@@ -361,6 +361,15 @@ def test_phases_that_are_longer_than_the_run(data, message, tmp_path, capsys):
     assert not (tmp_path / "l0").exists()
 
 
+def test_a_schedule_of_the_rate_that_has_a_length_of_its_own(tmp_path, capsys):
+    conf = {"warmup_steps_list": [0, 30_000], "warmup_lr_list": [0.0, 0.001]}
+    schedule = {"scheduler": "piecewiselinearwarmuplr", "scheduler_conf": conf}
+    save_experiment(tmp_path / "dense", **schedule)
+    assert main(["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]) == 0
+    said = capsys.readouterr().out
+    assert "scheduler: piecewiselinearwarmuplr has warmup_steps_list of the dense" in said
+
+
 def test_rates_of_other_optimizers(tmp_path, capsys):
     """The peak of noamlr's rate is lr / sqrt(model_size warmup_steps)."""
     dense = tmp_path / "a dense one"

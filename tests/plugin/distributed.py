@@ -8,8 +8,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from espnet_l0prune.core.gates import HardConcrete, LogAlpha
 from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.plugin.layer_weight import NAME
 from espnet_l0prune.testing.runs import CONFIG, run
 
+TEACHER = {"teacher_config": "config.yaml", "teacher_model_file": "model.pth"}
 PLAIN = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0, "use_cnn_module": False}
 DECODER = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}
 
@@ -20,7 +22,8 @@ def train(folder: Path, rank: int | None) -> None:
     It is to be called in a process of its own, some of whose classes it changes.
 
     Args:
-        folder: that has the data, and gets the history, in RANK.pth
+        folder: that has the data and the teacher, in dense, and gets the history, in
+            RANK.pth
         rank: of the process among two; None for one that trains alone
     """
     history = []
@@ -30,6 +33,7 @@ def train(folder: Path, rank: int | None) -> None:
         state = {
             "update": optimizer.progress.update,
             "multipliers": optimizer.progress.multipliers,
+            "layer_weight": optimizer.param_groups[0][NAME],
             "log_alpha": [alpha for alpha in alphas if isinstance(alpha, LogAlpha)],
         }
         history.append(copy.deepcopy(state))
@@ -42,7 +46,9 @@ def train(folder: Path, rank: int | None) -> None:
         more = ["--dist_backend", "gloo", "--dist_init_method", f"file://{folder}/meet"]
         more += ["--dist_world_size", "2", "--dist_rank", str(rank)]
     out = folder / ("alone" if rank is None else "together")
+    teacher = {name: f"{folder}/dense/{file}" for name, file in TEACHER.items()}
     conf = {
+        "model_conf": {**CONFIG["model_conf"], **teacher},
         "encoder_conf": {**CONFIG["encoder_conf"], **PLAIN},
         "decoder_conf": {**CONFIG["decoder_conf"], **DECODER},
         "train_dtype": "float64",

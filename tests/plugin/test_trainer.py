@@ -17,8 +17,9 @@ from espnet_l0prune.cli import main
 from espnet_l0prune.core.files import is_whole
 from espnet_l0prune.plugin.resume import EARLIER
 from espnet_l0prune.plugin.trainer import PREVIOUS, keep_checkpoint
+from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.runs import CONFIG, UTTERANCES, final, make_data, run
-from tests.plugin.distributed import train
+from tests.plugin.distributed import DECODER, PLAIN, train
 
 
 @pytest.fixture(scope="module")
@@ -532,6 +533,7 @@ def test_two_processes_train_as_one(tmp_path):
     Utterances are of one length: ESPnet's subsampling counts frames by the longest.
     """
     make_data(tmp_path, 64, 64)
+    save_experiment(tmp_path / "dense", encoder_conf=PLAIN, decoder_conf=DECODER)
     fork = multiprocessing.get_context("fork").Process
     ranks = [fork(target=train, args=(tmp_path, rank)) for rank in (0, 1, None)]
     for process in ranks:
@@ -546,7 +548,9 @@ def test_two_processes_train_as_one(tmp_path):
     assert_same(first, second)
     for one, two in zip(first, alone, strict=True):
         assert one["update"] == two["update"]
+        assert one["layer_weight"] == pytest.approx(two["layer_weight"])
+        assert one["layer_weight"]["size"] > 0
         for cost, multipliers in one["multipliers"].items():
-            assert multipliers == pytest.approx(two["multipliers"][cost])
+            assert multipliers == pytest.approx(two["multipliers"][cost], rel=1e-4)
         for a, b in zip(one["log_alpha"], two["log_alpha"], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
