@@ -28,7 +28,7 @@ from espnet_l0prune.core.budget import Budget
 
 EPSILON = 0.1  # of the mean of sqrt(v), so that gates without a gradient have a rate
 TOLERANCE = 1e-6  # of a sparsity
-STEPS = 50  # of Gauss-Newton; some three are enough on a ramp
+STEPS = 200  # of Gauss-Newton, at most; some three are enough on a ramp
 REACH = 1.0  # how far a log_alpha moves in one of them, at most
 UNDECIDED = 0.1, 0.9  # a gate is decided if it is open with a probability outside
 SURE = 0.05  # the probability of the other state in a gate that has been moved apart
@@ -124,7 +124,10 @@ def project_(row: Row, targets: Mapping[str, float], rates: Tensor) -> Tensor:
             break
         ways = slopes * rates
         step = _inverse(slopes, rates) @ missing
-        step *= min(1.0, reach / float((step @ ways).abs().max()))
+        longest = float((step @ ways).abs().max())
+        if not longest:  # all gates are too sure to move
+            break
+        step *= min(1.0, reach / longest)
         before = row.values
         row.set_(before + step @ ways)
         now, there = row.sparsity(targets)

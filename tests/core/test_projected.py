@@ -45,6 +45,15 @@ def test_one_target_is_met_from_anywhere(first, second, target, cost, data):
     assert expected(row)[cost] == pytest.approx(target, abs=1e-5)
 
 
+def test_a_far_target_is_met_gate_by_gate():
+    """Gates that are nearly open hardly move before the others have closed."""
+    row = gated([3.0, 5.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 5.0, 6.0])
+    rates = torch.ones(10).double()
+    rates[1] = rates[7] = 2
+    project_(row, {"params": 0.78125}, rates)
+    assert expected(row)["params"] == pytest.approx(0.78125, abs=1e-5)
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 999))
 def test_what_gates_can_meet_they_meet_in_both_costs(seed):
@@ -64,6 +73,14 @@ def test_what_is_met_stays_as_it_is():
     found = project_(row, expected(row), torch.ones(4).double())
     assert torch.equal(row.values, before)
     assert found.tolist() == [0, 0]
+
+
+def test_gates_that_are_too_sure_to_move_stay():
+    row = gated([1000.0, -1000.0], [1000.0, 1000.0])
+    before = row.values
+    found = project_(row, {"params": 0.9}, torch.ones(4).double())
+    assert torch.equal(row.values, before)
+    assert found.tolist() == [0]
 
 
 def test_the_way_is_along_the_rates_times_the_gradient():

@@ -220,17 +220,19 @@ def test_what_adopt_refuses_stops_the_recipe(work, tmp_path):
 
 
 def test_a_dense_experiment_keeps_its_tokens_and_its_normalization(work, tmp_path):
-    """It was trained elsewhere, and is not like what this recipe trains."""
+    """It was trained elsewhere, on other tokens and statistics than this recipe makes."""
     dense, exp = tmp_path / "dense", tmp_path / "exp"
     exp.mkdir()
     (exp / "asr_stats").symlink_to(work / "exp/asr_stats")
     shutil.copytree(work / "exp/asr_dense", dense)
     config = yaml.safe_load((dense / "config.yaml").read_text())
-    config |= {"normalize": "utterance_mvn", "normalize_conf": {}}
+    theirs = shutil.copy(work / "exp/asr_stats/train/feats_stats.npz", dense)
+    config["normalize_conf"] = {"stats_file": str(theirs)}
     config["token_list"][2:-1] = config["token_list"][-2:1:-1]
     (dense / "config.yaml").write_text(yaml.safe_dump(config))
     options = ["--dense_exp", dense, "--expdir", exp, "--train_program", "echo"]
-    run(work, *options, "--stage", "5", "--stop_stage", "5", check=False)
+    done = run(work, *options, "--stage", "5", "--stop_stage", "5", check=False)
+    assert "stage 5 ended without writing" in done.stderr, done.stderr
     words = (exp / "asr_pruned/train.log").read_text().split()
     args = ASRTask.get_parser().parse_args(words)
     for name in ("token_list", "normalize", "normalize_conf"):
