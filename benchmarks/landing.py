@@ -305,7 +305,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = json.loads(args.json.read_text("utf-8"))["rows"] if args.resume else []
     done = {tuple(row[key] for key in KEYS) for row in rows}
     with TemporaryDirectory() as made:
-        for data, loss, updates, share, costs in sorted(grid, key=lambda run: run[2]):
+        short_first = sorted(grid, key=lambda run: (run[1] == "transducer", run[2]))
+        for data, loss, updates, share, costs in short_first:
             run = data, loss, updates, f"{share:.0%} {' and '.join(costs)}"
             if run in done:
                 continue
