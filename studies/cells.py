@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from common import DECODE, read_test_set
 from conditions import CONDITIONS, count_errors, load, step_of
 from one_shot import prune_at_once
 from settings import RECIPE, SCHEDULE, merged, recipe_conf, short_hash, written
 
 from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.reading import read_yaml
 
 AVERAGE = "valid.acc.ave.pth"
 LAST_TRAINING = 7  # stage of the recipe
@@ -73,7 +73,7 @@ class Corpus:
         """The folder of the dense model and its statistics, made now if need be."""
         conf, last = recipe_conf("train"), 4
         if self.trained is not None:
-            conf, last = yaml.safe_load((self.trained / "config.yaml").read_text()), 3
+            conf, last = read_yaml(self.trained / "config.yaml"), 3
         folder = self.work / f"dense-{short_hash([conf, self.options])}"
         train = written(folder / "train.yaml", recipe_conf("train"))
         self.run(folder, 1, last, train_config=train)

@@ -236,17 +236,17 @@ statistics() {
 }
 
 fit() {
-    local out=$1 config=$2 of_dense
+    local out=$1 config=$2 given
     shift 2
     if [ "$(dirname "$config")" = "$adopted" ]; then
         # adopt keeps the dense model's tokens and normalization; it leaves out the lengths
         # for batch_type: folded, and asr.sh has the same
-        of_dense=(--fold_length 80000 --fold_length 150)
+        given=(--fold_length 80000 --fold_length 150)
     else
-        of_dense=("${tokens[@]}" --normalize global_mvn
+        given=("${tokens[@]}" --normalize global_mvn
             --normalize_conf "stats_file=$stats/train/feats_stats.npz")
     fi
-    train "$out" "$config" --resume true "${of_dense[@]}" \
+    train "$out" "$config" --resume true "${given[@]}" \
         --train_shape_file "$stats/train/speech_shape" \
         --train_shape_file "$stats/train/text_shape" \
         --valid_shape_file "$stats/valid/speech_shape" \

@@ -94,8 +94,9 @@ def step_(
     deviation = square.sqrt()
     rates = size / (deviation + (EPSILON * deviation.mean()).clamp_min(1e-30))
     _, slopes = row.sparsity(targets)
-    along = _inverse(slopes, rates) @ (slopes @ (rates * mean))
-    row.set_(row.values - rates * (mean - along @ slopes))
+    ways = slopes * rates
+    along = _inverse(ways, slopes) @ (ways @ mean)
+    row.set_(row.values - rates * mean + along @ ways)
     return along + project_(row, targets, rates)
 
 
@@ -123,26 +124,33 @@ def project_(row: Row, targets: Mapping[str, float], rates: Tensor) -> Tensor:
         if float(missing.abs().max()) <= TOLERANCE or reach < TOLERANCE:
             break
         ways = slopes * rates
-        step = _inverse(slopes, rates) @ missing
-        longest = float((step @ ways).abs().max())
+        step = _inverse(ways, slopes) @ missing
+        way = step @ ways
+        longest = float(way.abs().max())
         if not longest:  # all gates are too sure to move
             break
-        step *= min(1.0, reach / longest)
-        before = row.values
-        row.set_(before + step @ ways)
+        part, before = min(1.0, reach / longest), row.values
+        row.set_(before + part * way)
         now, there = row.sparsity(targets)
         if float((aim - now).norm()) < float(missing.norm()):
-            found, slopes, multipliers = now, there, multipliers + step
+            found, slopes, multipliers = now, there, multipliers + part * step
         else:
             row.set_(before)
             reach /= 4
     return multipliers
 
 
-def _inverse(slopes: Tensor, rates: Tensor) -> Tensor:
-    """Return what makes multipliers of changes of the sparsities, (costs, costs)."""
-    product = (slopes * rates) @ slopes.T
-    return torch.linalg.pinv(product, rtol=1e-9, hermitian=True)
+def _inverse(ways: Tensor, slopes: Tensor) -> Tensor:
+    """Return the matrix that turns changes of the sparsities into multipliers.
+
+    Args:
+        ways: how gates move for a multiplier of 1, (costs, units)
+        slopes: the gradients of the sparsities, (costs, units)
+
+    Returns:
+        the matrix, (costs, costs)
+    """
+    return torch.linalg.pinv(ways @ slopes.T, rtol=1e-9, hermitian=True)
 
 
 @torch.no_grad()
