@@ -59,7 +59,7 @@ RUNS = [  # data, loss, updates, target and the costs that have it
 ]
 KEYS = "data", "loss", "updates", "target"  # these tell runs apart
 EPOCHS = 6
-POINTS = 100  # of a path that are kept
+POINTS = 50  # of a path that are kept
 DENSE = 200  # updates of a dense training
 HELD_OUT = 40  # utterances, and at most a quarter
 SECONDS = 6.0  # of the longest utterance
@@ -191,6 +191,11 @@ def train_dense(folder: Path, speech: Speech, loss: str, updates: int) -> None:
     save_experiment(folder, args, model)
 
 
+def rounded(goals: list[float], found: list[float]) -> list[list[float]]:
+    """As exact as a picture is."""
+    return [[round(value, 4) for value in values] for values in (goals, found)]
+
+
 def prune(
     dense: Path, speech: Speech, updates: int, target: dict, constraint: str | None
 ) -> dict[str, object]:
@@ -245,7 +250,7 @@ def prune(
         "above at the end (points)": 100 * max(actual[c] - target[c] for c in target),
         **row,
         "rise (%)": 100 * (row["loss after"] / row["loss before"] - 1),
-        "path": [(goals, found) for goals, found, _ in path[::every]],
+        "path": [rounded(goals, found) for goals, found, _ in path[::every]],
     }
 
 
