@@ -22,7 +22,7 @@ matrix: env
 
 env: .venv/.done
 
-.venv/.done: setup.py tools/install.sh tools/overrides.txt tools/constraints.txt
+.venv/.done: setup.py tools/install.sh tools/overrides.txt tools/constraints.txt tools/build_constraints.txt
 	tools/install.sh
 
 lint: env

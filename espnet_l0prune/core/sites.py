@@ -47,7 +47,12 @@ class Site(ABC):
     @property
     @abstractmethod
     def module(self) -> nn.Module:
-        """Return the module that the site is about; its gates are children of it."""
+        """Return the module that the site is about."""
+
+    @property
+    def gate_holder(self) -> nn.Module:
+        """Return the module whose children the gates are."""
+        return self.module
 
     @property
     @abstractmethod
@@ -137,7 +142,8 @@ class Site(ABC):
     @property
     def gates(self) -> dict[str, HardConcrete]:
         """Return the gates of this site, by the kind of unit."""
-        gates = {kind: getattr(self.module, f"{kind}_gate", None) for kind in self.kinds}
+        holder = self.gate_holder
+        gates = {kind: getattr(holder, f"{kind}_gate", None) for kind in self.kinds}
         return {kind: gate for kind, gate in gates.items() if gate is not None}
 
     def attach_(
@@ -164,7 +170,7 @@ class Site(ABC):
             multiple = round_to if kind in self.fine else 1
             alike = uniform and kind in self.alike
             gate = gate_type(size, open_probability, multiple, alike)
-            self.module.add_module(f"{kind}_gate", gate)
+            self.gate_holder.add_module(f"{kind}_gate", gate)
             for layer, hook in self.hooks(kind, gate):
                 hook.attach_(layer)
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.counting import FRAMES_A_SECOND, input_size_of
 
 
@@ -72,7 +73,7 @@ def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, 
         (samples,), or (frames, size) for a model that reads features; and how many of
         these make a second
     """
-    if model.frontend is None:
+    if model.frontend is None and not reads_waveform(model.encoder):
         frames = torch.randn(int(seconds * FRAMES_A_SECOND), input_size_of(model))
         return frames, FRAMES_A_SECOND
     return 0.1 * torch.randn(int(seconds * rate)), rate

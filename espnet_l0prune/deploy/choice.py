@@ -149,8 +149,12 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
     """Return the networks in scope as our classes, with more options."""
     options: dict[str, Any] = {}
     known: dict[str, Mapping[str, type]] = {"encoder": ENCODERS, "decoder": DECODERS}
-    for part in ("encoder", "decoder") if choice.scope == "model" else ("encoder",):
-        stock = str(dense.get(part))
+    for part in ("encoder", "decoder"):
+        stock, within = str(dense.get(part)), choice.scope in (part, "model")
+        if not within and stock != "whisper":
+            continue
+        # Whisper's, too: only ours can be built where the published model is not
+        conf = more[part] if within else {"units": []}
         name = stock if stock in known[part] else f"l0_{stock}"
         if name not in known[part]:
             able = ", ".join(name.removeprefix("l0_") for name in known[part])
@@ -159,7 +163,7 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
                 "Choose another --scope or another experiment."
             )
         options[part] = name
-        options[f"{part}_conf"] = {**_conf(dense, part), **more[part]}
+        options[f"{part}_conf"] = {**_conf(dense, part), **conf}
     return options
 
 

@@ -151,7 +151,8 @@ def cut_config(config: dict, model: nn.Module) -> dict:
         network = getattr(model, name)
         if isinstance(network, L0Network):
             change = {"units": [], "structure": network.structure()}
-            new[f"{name}_conf"] = {**config[f"{name}_conf"], **change}
+            conf = {**config[f"{name}_conf"], **change, **network.portable_conf()}
+            new[f"{name}_conf"] = conf
     new["optim"], new["optim_conf"] = "adamw", {}
     return new
 

@@ -8,13 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.networks.espnet_modules import BaseTransformerDecoder
+from espnet_l0prune.networks.espnet_modules import (
+    BaseTransformerDecoder,
+    OpenAIWhisperDecoder,
+)
+from espnet_l0prune.networks.whisper import (
+    encode_waveform,
+    exact,
+    last_norm,
+    reads_waveform,
+)
 from espnet_l0prune.plugin.counting import evaluation
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 ROUNDED = 1e-7  # the tolerance where weights in float32 were scaled
 REPORT = "Nothing was written: please report this with the experiment's config.yaml."
 TOKENS = 9  # number of tokens that the decoder reads
+STEP = 160  # samples of a frame, for an encoder that reads audio
 Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
 
@@ -30,6 +40,14 @@ class Difference:
             f"{self.float64:.1e} in float64, {self.float32:.1e} in float32, of the "
             "output's scale"
         )
+
+
+def probe_of(encoder: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return random input in float64 for an encoder, and its lengths; see `probe`."""
+    if reads_waveform(encoder):
+        waves, frames = probe(STEP)
+        return waves.flatten(1), frames * STEP
+    return probe(encoder.input_size)
 
 
 def probe(
@@ -51,7 +69,7 @@ def outputs(model: nn.Module) -> Outputs:
 
     Returns:
         for each type, the encoder's valid frames (frames, size) and, if the decoder is a
-        Transformer's, its logits (batch, tokens, vocabulary)
+        Transformer's, its logits (batch, tokens, vocabulary); see `decode`
     """
     with evaluation(model):
         return {dtype: _outputs(model, dtype) for dtype in (torch.float64, torch.float32)}
@@ -76,9 +94,11 @@ def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Te
 
     Args:
         model: ESPnet's model
-        feats: (batch, time, input_size)
+        feats: (batch, time, input_size), or audio (batch, samples)
         lengths: number of valid frames, (batch,)
     """
+    if reads_waveform(model.encoder):
+        return encode_waveform(model.encoder, feats, lengths)
     needs = ("interctc_use_conditioning", "ctc_trim")
     with_ctc = any(getattr(model.encoder, name, False) for name in needs)
     more = {"ctc": model.ctc} if with_ctc else {}
@@ -87,17 +107,40 @@ def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Te
 
 
 def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    feats, lengths = probe(model.encoder.input_size)
+    feats, lengths = probe_of(model.encoder)
     with _converted(dtype, model.encoder, model.ctc):
         output, valid = encode(model, feats.to(dtype), lengths)
     mask = torch.arange(output.size(1)) < valid[:, None]
     by_part = {"encoder": output[mask]}
-    if isinstance(model.decoder, BaseTransformerDecoder):
+    if isinstance(model.decoder, (BaseTransformerDecoder, OpenAIWhisperDecoder)):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
         with _converted(dtype, model.decoder):
-            by_part["decoder"], _ = model.decoder(output, valid, tokens, counts)
+            by_part["decoder"] = decode(model.decoder, output, valid, tokens, counts)
     return by_part
+
+
+def decode(decoder: nn.Module, *args: Tensor) -> Tensor:
+    """Return what an attention decoder makes of tokens, (batch, tokens, size).
+
+    These are the scores, but of Whisper's the states from which it computes them, since
+    it rounds its scores to float32.
+
+    Args:
+        decoder: ESPnet's decoder
+        args: the encoder's output (batch, frames, size), the lengths (batch,), the tokens
+            (batch, tokens), and their numbers (batch,)
+    """
+    norm, states = last_norm(decoder), []
+    if norm is None:
+        return decoder(*args)[0]
+    hook = norm.register_forward_hook(lambda *call: states.append(call[-1]))
+    try:
+        with exact(decoder):
+            decoder(*args)
+    finally:
+        hook.remove()
+    return states[0]
 
 
 def difference_of(one: Outputs, two: Outputs) -> Difference:

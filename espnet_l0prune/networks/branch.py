@@ -24,11 +24,13 @@ class BranchSite(Site):
 
     Attributes:
         module_types: the classes of modules that such a site can cut
+        constant_type: the class of what takes the place of the module once it is emptied
         label: the name of this kind of module
     """
 
     label: str
     module_types: tuple[type[nn.Module], ...]
+    constant_type: type[Constant] = Constant
 
     def __init__(self, name: str, block: Block, attribute: str):
         self.name, self.block, self.attribute = name, block, attribute
@@ -88,7 +90,7 @@ class BranchSite(Site):
             return
         bias = self.consumer.bias if stays else None
         sizes = dict.fromkeys(self.kinds, 0) | {self.kinds[0]: int(bias is not None)}
-        constant = Constant(bias, self.consumer.weight.size(0), sizes)
+        constant = self.constant_type(bias, self.consumer.weight.size(0), sizes)
         if self.removable_norm is not None:
             norm = self.block.layout[self.attribute].norm
             setattr(self.block.module, norm, nn.Identity())

@@ -23,7 +23,7 @@ class BlockSite(Site):
 
     kinds = ("blocks",)
 
-    def __init__(self, name: str, blocks: nn.Sequential, index: int):
+    def __init__(self, name: str, blocks: nn.Sequential | nn.ModuleList, index: int):
         self.name, self.blocks, self.index = name, blocks, index
 
     @property

@@ -1,7 +1,8 @@
 """This file imports ESPnet's networks and layers, wherever the installed ESPnet has them.
 
 Up to version 202511 the layers are in `espnet.nets`, from 202609 on in
-`espnet2.legacy.nets`.
+`espnet2.legacy.nets`. Those of Whisper are in the package openai-whisper, which ESPnet
+does not need for anything else.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from espnet2.asr.decoder.transformer_decoder import (
     BaseTransformerDecoder,
     TransformerDecoder,
 )
+from espnet2.asr.decoder.whisper_decoder import OpenAIWhisperDecoder
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.encoder.branchformer_encoder import (
     BranchformerEncoder,
@@ -23,9 +25,11 @@ from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoderLayer,
 )
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
+from torch import nn
 
 __all__ = [
     "SUBSAMPLINGS",
@@ -47,6 +51,8 @@ __all__ = [
     "EBranchformerEncoderLayer",
     "MultiHeadedAttention",
     "MultiLayeredConv1d",
+    "OpenAIWhisperDecoder",
+    "OpenAIWhisperEncoder",
     "PositionalEncoding",
     "PositionwiseFeedForward",
     "RNNTLossNumba",
@@ -55,6 +61,9 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerLayer",
+    "WhisperAttention",
+    "WhisperLayer",
+    "WhisperNorm",
     "check_short_utt",
 ]
 
@@ -101,3 +110,16 @@ SUBSAMPLINGS = tuple(
         "Conv2dSubsampling8",
     )
 )
+
+
+def _find_whisper(name: str) -> type[nn.Module]:
+    """Return a layer of openai-whisper; without it, a class that no layer is of."""
+    try:
+        return getattr(importlib.import_module("whisper.model"), name)
+    except ImportError:
+        return type(name, (nn.Module,), {})
+
+
+WhisperLayer = _find_whisper("ResidualAttentionBlock")
+WhisperAttention = _find_whisper("MultiHeadAttention")
+WhisperNorm = _find_whisper("LayerNorm")

@@ -56,7 +56,7 @@ class FrontendSite(Site):
     def module(self) -> nn.Module:
         return self.conv
 
-    def part(self, per: str) -> tuple[str, nn.Module]:
+    def part(self, per: str) -> tuple[str, nn.Module] | None:
         return "frontend", self.embed
 
     @property

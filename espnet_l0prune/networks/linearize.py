@@ -3,9 +3,10 @@
 from torch import nn
 
 from espnet_l0prune.networks.blocks import block_of
-from espnet_l0prune.networks.branches import SELF_ATTENTION
+from espnet_l0prune.networks.branches import SELF_ATTENTION, WHISPER_SELF_ATTENTION
 from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 from espnet_l0prune.networks.linear_attention import LinearAttention
+from espnet_l0prune.networks.sites import layers_of
 
 
 def linearize_(network: nn.Module, features: int, where: str) -> None:
@@ -24,9 +25,9 @@ def linearize_(network: nn.Module, features: int, where: str) -> None:
             f"{where}: random_features is {features}; expected it of an encoder: what a "
             "decoder attends to differs from token to token"
         )
-    for block in network.encoders:
+    for block in layers_of(network):
         for name, place in block_of(block).branches.items():
-            if place.sites is not SELF_ATTENTION:
+            if place.sites not in (SELF_ATTENTION, WHISPER_SELF_ATTENTION):
                 continue
             old = getattr(block, name)
             if type(old) is not MultiHeadedAttention:

@@ -12,13 +12,20 @@ from espnet_l0prune.networks.branch import BranchSite, ConstantSite
 from espnet_l0prune.networks.depth import BlockSite
 from espnet_l0prune.networks.frontend import FrontendSite
 from espnet_l0prune.networks.stream import BlockWidthSite, Branch, StreamSite
+from espnet_l0prune.networks.whisper import find_whisper_sites, whisper_blocks
 
 
-def blocks_of(network: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
+def blocks_of(network: nn.Module) -> Iterator[tuple[str, nn.Sequential | nn.ModuleList]]:
     """Yield an encoder's or a decoder's blocks with their name in it, if it has some."""
     for name in ("encoders", "decoders"):
         if isinstance(getattr(network, name, None), nn.Sequential):
             yield name, getattr(network, name)
+    yield from whisper_blocks(network)
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """Return an encoder's or a decoder's blocks, in the order of computation."""
+    return [layer for _, blocks in blocks_of(network) for layer in blocks]
 
 
 def branch_type(place: Place, module: nn.Module) -> type[BranchSite] | None:
@@ -31,7 +38,7 @@ def branch_type(place: Place, module: nn.Module) -> type[BranchSite] | None:
 
 def find_sites(network: nn.Module) -> list[Site]:
     """Return all sites of an ESPnet encoder or decoder, in the order of computation."""
-    sites: list[Site] = list(FrontendSite.find(network))
+    sites: list[Site] = [*FrontendSite.find(network), *find_whisper_sites(network)]
     by_block: list[tuple[str, Block, list[Branch]]] = []
     for name, blocks in blocks_of(network):
         for i, layer in enumerate(blocks):

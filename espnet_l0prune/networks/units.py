@@ -15,7 +15,8 @@ from espnet_l0prune.networks.sites import blocks_of, branch_type, find_sites
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
 
 OTHERS: tuple[type[Site], ...] = (FrontendSite, BlockSite, StreamSite, BlockWidthSite)
-UNITS = tuple(kind for site in (*BRANCHES, *OTHERS) for kind in site.kinds)
+SITES = *BRANCHES, *OTHERS
+UNITS = tuple(dict.fromkeys(kind for site in SITES for kind in site.kinds))
 WORDS = {
     "default": (
         "heads",

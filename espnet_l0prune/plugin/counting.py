@@ -13,6 +13,7 @@ from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.building import SAMPLE_RATE
 
 FRAMES_A_SECOND = 100  # assumed for a model that reads features
@@ -108,7 +109,7 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
             "that nothing can be counted or tried without one; expected a model without"
         )
     parameter = next(model.parameters())
-    if model.frontend is None:
+    if model.frontend is None and not reads_waveform(model.encoder):
         frames = int(goal.seconds * FRAMES_A_SECOND)
         size = input_size_of(model)
         speech = torch.zeros(1, frames, size, device=parameter.device)

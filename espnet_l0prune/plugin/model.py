@@ -19,6 +19,7 @@ from espnet_l0prune.core.distillation import (
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.depth import is_closed
+from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.stream import open_stream
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.layer_weight import LayerWeight
@@ -288,7 +289,7 @@ class L0Distilled(MixedWith):
 
         students: dict[int, Tensor | None] = {}
         teachers = teacher.blocks
-        for i, block in enumerate(self.encoder.encoders):
+        for i, block in enumerate(layers_of(self.encoder)):
             if not is_closed(block):
                 hidden = student.blocks.get(i)  # None for a layer that was dropped
                 if hidden is not None and self.layer_input == "teacher":

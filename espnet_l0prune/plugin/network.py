@@ -12,6 +12,8 @@ from espnet_l0prune.networks.espnet_modules import (
     BranchformerEncoder,
     ConformerEncoder,
     EBranchformerEncoder,
+    OpenAIWhisperDecoder,
+    OpenAIWhisperEncoder,
     TransformerDecoder,
     TransformerEncoder,
 )
@@ -20,6 +22,7 @@ from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.units import choose_units
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.weight_names import read_any_names_
+from espnet_l0prune.plugin.whisper import WhisperNetwork
 
 if TYPE_CHECKING:
     from espnet_l0prune.networks.espnet_modules import ConformerEncoder as MixedWith
@@ -55,7 +58,8 @@ class L0Network(MixedWith):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if L0Network in cls.__bases__:
-            show_stock_options(cls, L0Network, cls.__mro__[2])
+            stock = cls.__mro__[cls.__mro__.index(L0Network) + 1]
+            show_stock_options(cls, L0Network, stock)
 
     def __init__(
         self,
@@ -138,6 +142,10 @@ class L0Network(MixedWith):
         """Return what is left of each site now."""
         return structure_of(self.sites())
 
+    def portable_conf(self) -> dict[str, object]:
+        """Return options with which the network is built where only its weights are."""
+        return {}
+
 
 def _units_left(left: object) -> object:
     """Return a structure's entry as a plan's: a number stands for the first units."""
@@ -174,10 +182,23 @@ class L0TransformerDecoder(L0Network, TransformerDecoder):
     conf_name = "decoder_conf"
 
 
+class L0WhisperEncoder(WhisperNetwork, L0Network, OpenAIWhisperEncoder):
+    """This is `encoder: l0_whisper`; see `L0Network` and `WhisperNetwork`."""
+
+    conf_name = "encoder_conf"
+
+
+class L0WhisperDecoder(WhisperNetwork, L0Network, OpenAIWhisperDecoder):
+    """This is `decoder: l0_whisper`; see `L0Network` and `WhisperNetwork`."""
+
+    conf_name = "decoder_conf"
+
+
 ENCODERS = {
     "l0_conformer": L0ConformerEncoder,
     "l0_transformer": L0TransformerEncoder,
     "l0_branchformer": L0BranchformerEncoder,
     "l0_e_branchformer": L0EBranchformerEncoder,
+    "l0_whisper": L0WhisperEncoder,
 }
-DECODERS = {"l0_transformer": L0TransformerDecoder}
+DECODERS = {"l0_transformer": L0TransformerDecoder, "l0_whisper": L0WhisperDecoder}

@@ -23,6 +23,7 @@ from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
+from espnet_l0prune.plugin.whisper import WhisperNetwork
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -30,6 +31,7 @@ PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
 def schema() -> dict:
     """Return the schema of all options that this package adds; others are accepted."""
     network, model = options(L0Network), options(L0Distilled)
+    network |= options(WhisperNetwork)
     network["gate"]["enum"] = [*GATES]
     kinds = {"type": "array", "items": {"enum": [*UNITS]}}
     network["units"]["anyOf"] = [{"enum": [*WORDS]}, kinds]

@@ -18,8 +18,8 @@ from espnet_l0prune.networks.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # numbers of units before and now, by kind
 WIDTH = "stream", "width"  # a block's width: its name in paths, and in pictures
-BLOCK = re.compile(r"(\w+)\.(?:encoders|decoders)\.(\d+)\.(\w+)$")
-CONVOLUTION = re.compile(r"(\w+)\.embed\.conv\.\d+$")
+BLOCK = re.compile(r"(\w+)\.(?:encoders|decoders)\.(?:blocks\.)?(\d+)\.(\w+)$")
+CONVOLUTION = re.compile(r"(\w+)\.(?:embed\.conv\.\d+|encoders\.conv1)$")
 Cell = tuple[float, str]  # the share that is left, and its label
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.experiment import load_model
 
@@ -58,7 +59,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
             trace.ctc_out = output
 
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
-    for i, block in enumerate(model.encoder.encoders):
+    for i, block in enumerate(layers_of(model.encoder)):
         hooks.append(block.register_forward_hook(partial(on_block, i)))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
@@ -117,7 +118,10 @@ class Teacher:
             raise differ("another token list: first different token", *map(repr, pair))
         checks = [
             ("features of size", lambda m: m.encoder.input_size),
-            ("a front end of type", lambda m: type(m.encoder.embed).__name__),
+            (
+                "a front end of type",
+                lambda m: type(getattr(m.encoder, "embed", None)).__name__,
+            ),
             ("a decoder:", lambda m: m.decoder is not None),
             ("a transducer:", is_transducer),
             ("a CTC head:", lambda m: m.ctc is not None),
@@ -131,7 +135,7 @@ class Teacher:
                 ("an encoder output of size", lambda m: m.encoder.output_size())
             )
             if student.layer_map == "same":
-                checks.append(("encoder blocks:", lambda m: len(m.encoder.encoders)))
+                checks.append(("encoder blocks:", lambda m: len(layers_of(m.encoder))))
         for what, read in checks:
             if read(teacher) != read(student):
                 raise differ(what, read(teacher), read(student))

@@ -11,6 +11,7 @@ from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.networks.block import Block, Skip
 from espnet_l0prune.networks.blocks import KINDS, block_of
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
+from espnet_l0prune.networks.blocks.whisper import WhisperBlock
 from espnet_l0prune.testing.models import ENCODER, arguments, model
 
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 1}
@@ -61,7 +62,15 @@ def test_an_unknown_block_has_no_branches():
     assert block_of(torch.nn.Linear(1, 1)).branches == {}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_of_whisper_takes_and_gives_the_stream_alone():
+    x, memory, gate = torch.randn(1, 3, 2), torch.randn(1, 4, 2), torch.tensor([0.25])
+    skip = WhisperBlock(torch.nn.Identity()).skip()
+    assert skip(x, memory, mask=None) is x
+    mixed = WhisperBlock.mix(gate, (x, memory), {}, 2 * x)
+    assert torch.allclose(mixed, 1.25 * x)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not WhisperBlock])
 def test_a_block_that_is_skipped_gives_what_it_takes(kind):
     x, mask = torch.randn(1, 3, 2), torch.ones(1, 1, 3)
     skip = kind(torch.nn.Identity()).skip()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.terms import terms_of
-from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.deploy.verify import STEP, decode, probe
+from espnet_l0prune.networks.whisper import encode_waveform
 from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
     L0BranchformerEncoder,
@@ -16,6 +17,8 @@ from espnet_l0prune.plugin.network import (
     L0EBranchformerEncoder,
     L0TransformerDecoder,
     L0TransformerEncoder,
+    L0WhisperDecoder,
+    L0WhisperEncoder,
 )
 from espnet_l0prune.testing.models import disturb_
 
@@ -47,7 +50,24 @@ KINDS = {
     "branchformer": L0BranchformerEncoder,
     "e_branchformer": L0EBranchformerEncoder,
     "decoder": L0TransformerDecoder,
+    "whisper": L0WhisperEncoder,
+    "whisper_decoder": L0WhisperDecoder,
 }
+
+
+DECODERS = ("decoder", "whisper_decoder")
+WHISPER = ("whisper", "whisper_decoder")
+WHISPER_SIZES = ("attention_heads", "output_size", "num_blocks")
+
+
+def whisper_options(heads: int, size: int, blocks: int) -> dict:
+    """Options of a small Whisper network, which no file holds."""
+    sizes = {"state": size, "head": heads, "layer": blocks}
+    dimensions = {
+        f"n_{kind}_{k}": v for kind in ("audio", "text") for k, v in sizes.items()
+    }
+    dimensions |= {"n_mels": 80, "n_audio_ctx": 60, "n_vocab": 12, "n_text_ctx": 20}
+    return {"whisper_model": "tiny.en", "dimensions": dimensions}
 
 
 def branchformer_attention(attention: dict) -> dict:
@@ -66,6 +86,8 @@ def confs(draw, kind: str) -> dict:
         "num_blocks": draw(st.integers(1, 2)),
         "dropout_rate": 0.1,
     }
+    if kind in WHISPER:
+        return conf | {"output_size": heads * draw(st.sampled_from([4, 6]))}
     if kind == "decoder":
         conf |= {
             "linear_units": draw(st.integers(1, 9)),
@@ -132,9 +154,14 @@ def make(kind: str, conf: dict, units, seed: int, **more):
     conf, torch_seed = dict(conf), seed
     torch.manual_seed(torch_seed)
     sizes = (20,)
-    if kind == "decoder":
-        sizes = (12, conf.pop("output_size"))
+    if kind in DECODERS:
+        sizes = (12, conf["output_size"])
+    if kind in WHISPER:
+        conf |= whisper_options(*map(conf.pop, WHISPER_SIZES))
+    elif kind in DECODERS:
+        del conf["output_size"]
     network = KINDS[kind](*sizes, **conf, units=units, **more).double().eval()
+    network.memory_size = sizes[-1]
     disturb_(network, seed)
     return network
 
@@ -142,12 +169,14 @@ def make(kind: str, conf: dict, units, seed: int, **more):
 @torch.no_grad()
 def output(network, seed: int = 0) -> torch.Tensor:
     """What a network gives for random input of unequal lengths, padding left out."""
-    if isinstance(network, L0TransformerDecoder):
-        size = network._output_size_bf_softmax
-        memory, lengths = probe(size, (13, 7, 4), seed)
+    if isinstance(network, tuple(KINDS[kind] for kind in DECODERS)):
+        memory, lengths = probe(network.memory_size, (13, 7, 4), seed)
         tokens = torch.arange(18).view(3, 6) % 12
         counts = torch.tensor([6, 4, 1])
-        out, valid = network(memory, lengths, tokens, counts)[0], counts
+        out, valid = decode(network, memory, lengths, tokens, counts), counts
+    elif isinstance(network, L0WhisperEncoder):
+        waves, lengths = probe(STEP, LENGTHS, seed)
+        out, valid = encode_waveform(network, waves.flatten(1), STEP * lengths)
     else:
         feats, lengths = probe(20, LENGTHS, seed)
         out, valid, _ = network(feats, lengths)

@@ -57,6 +57,8 @@ SMALL = {
         "linear_units": 12,
     },
     "decoder": {"linear_units": 12},
+    "whisper": {},
+    "whisper_decoder": {},
 }
 WIDTHS = ("width", "block_width")
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}

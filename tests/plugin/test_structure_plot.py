@@ -56,6 +56,20 @@ def test_rows_and_columns():
     assert grid(MODULES, "decoder") == {"block 1": [(0.0, "0")]}
 
 
+def test_whisper_has_its_blocks_elsewhere():
+    modules = {
+        "encoder.encoders.conv1": {"frontend_channels": (8, 6)},
+        "encoder.encoders.blocks.0.attn": {"heads": (4, 2)},
+        "encoder.encoders.blocks.0.mlp": {"ffn_channels": (12, 3)},
+        "encoder.encoders.blocks.0": {"blocks": (1, 1)},
+    }
+    assert grid(modules) == {
+        "front end": [(0.75, "conv 1\n6/8")],
+        "block 1": [(0.5, "2/4"), (0.25, "3/12")],
+    }
+    assert [*columns(modules).values()] == ["attention", "FFN"]
+
+
 def test_a_new_kind_of_module_has_its_own_column():
     adapter = {"encoder.encoders.0.adapter": {"adapter_channels": (8, 2)}}
     assert grid({**MODULES, **adapter})["block 1"][-1] == (0.25, "2/8")

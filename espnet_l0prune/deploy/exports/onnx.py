@@ -37,6 +37,7 @@ from espnet_l0prune.networks.espnet_modules import (
     PositionalEncoding,
     RelPositionalEncoding,
 )
+from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.weight_names import portable
 
@@ -57,7 +58,17 @@ class OnnxForm(ExportForm):
     def pack(
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
-        """Pack the model; see `ExportForm.pack`, and `write_onnx` for the errors."""
+        """Pack the model; see `ExportForm.pack`, and `write_onnx` for further errors.
+
+        Raises:
+            ValueError: an encoder that reads audio, of which torch writes no graph
+        """
+        if reads_waveform(model.encoder):
+            raise ValueError(
+                f"the encoder, a {type(model.encoder).__name__}, computes its features "
+                "from the audio by itself, of which torch writes no graph; expected an "
+                "encoder that reads features. Export it as a plugin model."
+            )
         files = {}
         for graph in write_onnx(model, folder, int8):
             files[graph.file] = graph.text

@@ -8,6 +8,7 @@ from torch import nn
 from espnet_l0prune.deploy.card import PLUGIN_PACKAGES
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import TOLERANCE
+from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.weight_names import portable
 
 
@@ -18,4 +19,9 @@ class PluginForm(ExportForm):
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
         """Pack the model; see `ExportForm.pack`."""
+        for name in ("encoder", "decoder"):
+            network = getattr(model, name)
+            if isinstance(network, L0Network):
+                conf = {**getattr(args, f"{name}_conf"), **network.portable_conf()}
+                setattr(args, f"{name}_conf", conf)
         return Packed(portable(model), args, same_as(model, TOLERANCE), PLUGIN_PACKAGES)

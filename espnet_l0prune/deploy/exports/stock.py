@@ -34,6 +34,7 @@ from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.weight_names import portable
+from espnet_l0prune.plugin.whisper import WhisperNetwork
 
 PARTS = ("encoder", "decoder")
 
@@ -142,6 +143,8 @@ def _check(network: L0Network, part: str) -> None:
 
     if network.gated_sites():
         raise ValueError(f"the {part} has gates; expected a model that was cut")
+    if isinstance(network, WhisperNetwork):
+        raise refuse("is smaller than the published Whisper")
     if any(features_of(module) is not None for module in network.modules()):
         raise refuse("was cut in width")
     if any(isinstance(module, LinearAttention) for module in network.modules()):

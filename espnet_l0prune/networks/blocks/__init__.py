@@ -8,6 +8,7 @@ from espnet_l0prune.networks.blocks.conformer import ConformerBlock
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
 from espnet_l0prune.networks.blocks.e_branchformer import EBranchformerBlock
 from espnet_l0prune.networks.blocks.transformer import TransformerBlock
+from espnet_l0prune.networks.blocks.whisper import WhisperBlock
 
 KINDS: tuple[type[Block], ...] = (
     ConformerBlock,
@@ -15,6 +16,7 @@ KINDS: tuple[type[Block], ...] = (
     BranchformerBlock,
     EBranchformerBlock,
     DecoderBlock,
+    WhisperBlock,
 )
 BLOCKS = {kind.module_type: kind for kind in KINDS}
 

@@ -8,16 +8,27 @@ from espnet_l0prune.networks.branches.attention import AttentionSite, SourceAtte
 from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.convolution import ConvolutionSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+from espnet_l0prune.networks.branches.whisper import (
+    WhisperAttentionSite,
+    WhisperFeedForwardSite,
+    WhisperSourceAttentionSite,
+)
 
 SELF_ATTENTION: tuple[type[BranchSite], ...] = (AttentionSite,)
 SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (SourceAttentionSite,)
 FEED_FORWARD: tuple[type[BranchSite], ...] = (FeedForwardSite,)
 CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite,)
 GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite,)
+WHISPER_SELF_ATTENTION: tuple[type[BranchSite], ...] = (WhisperAttentionSite,)
+WHISPER_SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (WhisperSourceAttentionSite,)
+WHISPER_FEED_FORWARD: tuple[type[BranchSite], ...] = (WhisperFeedForwardSite,)
 BRANCHES = (
     *SELF_ATTENTION,
     *SOURCE_ATTENTION,
     *FEED_FORWARD,
     *CONVOLUTION,
     *GATING,
+    *WHISPER_SELF_ATTENTION,
+    *WHISPER_SOURCE_ATTENTION,
+    *WHISPER_FEED_FORWARD,
 )

@@ -1,0 +1,105 @@
+"""The branches of Whisper's blocks are its attention and its feed-forward network."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from espnet_l0prune.core.claims import Claim, input_claims, output_claims
+from espnet_l0prune.core.replacements import Constant
+from espnet_l0prune.core.sites import Shapes
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+from espnet_l0prune.networks.espnet_modules import WhisperAttention
+
+
+class AttentionConstant(Constant):
+    """An `AttentionConstant` returns no scores beside its output, as Whisper's does."""
+
+    def forward(self, x: Tensor, *args: Tensor, **kwargs) -> tuple[Tensor, None]:
+        """Return (batch, time, size), and None for the scores."""
+        return super().forward(x), None
+
+
+class WhisperAttentionSite(BranchSite):
+    """A `WhisperAttentionSite` has heads, and dimensions inside them.
+
+    A dimension is cut from the queries, keys and values of all heads together, by whose
+    number Whisper divides the width to scale its scores.
+    """
+
+    label = "attention"
+    module_types = (WhisperAttention,)
+    constant_type = AttentionConstant
+    kinds: tuple[str, ...] = ("att_modules", "heads", "head_dims")
+    fine = ("head_dims",)
+    scaled = ("head_dims",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        module, heads, dims = self.kinds
+        h = self.module.n_head
+        return {module: 1, heads: h, dims: self.module.query.out_features // h}
+
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        return self.module.query, self.module.key, self.module.value
+
+    @property
+    def consumer(self) -> nn.Module:
+        return self.module.out
+
+    def unit_claims(self) -> Iterator[Claim]:
+        _, heads, dims = self.kinds
+        h, d_k = self.sizes[heads], self.sizes[dims]
+        for layer in self.readers:
+            folds = layer is self.module.key  # scores multiply queries by keys
+            yield from output_claims(layer, heads, inner=d_k)
+            yield from output_claims(layer, dims, outer=h, folds=folds)
+        yield from input_claims(self.module.out, heads, inner=d_k, folds=True)
+        yield from input_claims(self.module.out, dims, outer=h, folds=True)
+
+    def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
+        keys = shapes.get(self.module.key, ())
+        for query, key in zip(shapes.get(self.module.query, ()), keys, strict=True):
+            batch, queries, size = query.output
+            # queries by keys, weights by values
+            yield 2 * batch * queries * key.output[1] * size, self.kinds[1:]
+
+    def resize_(self, masks: Mapping[str, Tensor]) -> None:
+        _, heads, dims = self.kinds
+        self.module.n_head = int(masks[heads].sum())
+        # the model divided its scores by the root of the old number
+        scale = float(masks[dims].double().mean().sqrt())
+        if scale != 1:
+            self.module.query.weight.mul_(scale)
+            self.module.query.bias.mul_(scale)
+
+
+class WhisperSourceAttentionSite(WhisperAttentionSite):
+    """A `WhisperSourceAttentionSite` is the decoder's attention to the encoder's output.
+
+    Its keys and values come from there, so that only the queries read its norm.
+    """
+
+    label = "source_attention"
+    kinds = ("src_att_modules", "src_heads", "src_head_dims")
+    fine = ("src_head_dims",)
+    scaled = ("src_head_dims",)
+
+
+class WhisperFeedForwardSite(FeedForwardSite):
+    """A `WhisperFeedForwardSite` has the channels between two layers in a sequence."""
+
+    module_types = (nn.Sequential,)
+
+    @property
+    def gate_holder(self) -> nn.Module:
+        return self.consumer  # a sequence would run a gate as one of its layers
+
+    @property
+    def first(self) -> nn.Module:
+        return self.module[0]
+
+    @property
+    def consumer(self) -> nn.Module:
+        return self.module[-1]
