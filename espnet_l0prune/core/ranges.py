@@ -91,6 +91,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "ctc_kl_weight": WEIGHT,
         "transducer_kl_weight": WEIGHT,
         "temperature": Range(0.01, 100),
+        "disturb_probability": Range(0, 1),
     },
     "optim_conf": {
         "lr": Range(0, 1000),  # noamlr multiplies it by far less than 1

@@ -13,6 +13,7 @@ import humanfriendly
 from torch import nn
 
 from espnet_l0prune.core.ranges import check
+from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
@@ -88,7 +89,7 @@ def note_input_(model: nn.Module, args: argparse.Namespace) -> None:
     These are the audio's sample rate in Hz, the number of features that a model without a
     front end reads, and the number of features that the encoder reads.
     """
-    if model.frontend is not None:
+    if model.frontend is not None or reads_waveform(model.encoder):
         model.sample_rate = sample_rate_of(args)
     model.input_size = size = args.input_size
     for part in (model.frontend, model.preencoder):

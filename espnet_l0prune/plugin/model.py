@@ -16,6 +16,7 @@ from espnet_l0prune.core.distillation import (
     prediction_kl,
     transducer_kl,
 )
+from espnet_l0prune.core.disturbance import disturb
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.depth import is_closed
@@ -24,7 +25,13 @@ from espnet_l0prune.networks.stream import open_stream
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
-from espnet_l0prune.plugin.teacher import Teacher, Trace, record
+from espnet_l0prune.plugin.teacher import (
+    Teacher,
+    Trace,
+    Undisturbed,
+    random_states,
+    record,
+)
 from espnet_l0prune.plugin.transducer import loss_at_hand
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
@@ -70,6 +77,9 @@ class L0Distilled(MixedWith):
         transducer_kl_weight: weight of the KL divergence over a transducer's lattice
         temperature: temperature of the attention decoder's and the CTC posteriors'
             divergences
+        disturb_probability: share of the utterances that the student hears with noise,
+            babble, echo or in a narrow band, in training alone; the teacher hears all of
+            them as they are
 
     The loss is the weighted sum of ESPnet's own loss and the distillation losses, plus
     the penalty of the sparsity constraint. Two criteria for choosing a model prefer any
@@ -105,6 +115,7 @@ class L0Distilled(MixedWith):
         ctc_kl_frames: str = "all",
         transducer_kl_weight: float = 0.5,
         temperature: float = 1.0,
+        disturb_probability: float = 0.0,
         **espnet_conf: Any,
     ):
         files = {
@@ -126,6 +137,7 @@ class L0Distilled(MixedWith):
             "ctc_kl_weight": ctc_kl_weight,
             "transducer_kl_weight": transducer_kl_weight,
             "temperature": temperature,
+            "disturb_probability": disturb_probability,
         }
         check("model_conf", numbers)
         chosen = {
@@ -153,7 +165,7 @@ class L0Distilled(MixedWith):
         self.layer_weight, self.layer_input = layer_weight, layer_input
         self.att_kl_weight, self.ctc_kl_weight = att_kl_weight, ctc_kl_weight
         self.transducer_kl_weight = transducer_kl_weight
-        self.temperature = temperature
+        self.temperature, self.disturb_probability = temperature, disturb_probability
         self.teacher: Teacher | None = None
         self.chosen_layer_weight: LayerWeight | None = None
         self.register_parameter("projection", None)
@@ -198,14 +210,20 @@ class L0Distilled(MixedWith):
             text: token ids, (batch, tokens), -1 where there is padding
             text_lengths: (batch,)
         """
+        heard, undisturbed = speech, None
+        if self.training and self.disturb_probability:
+            rate = self.sample_rate
+            heard = disturb(speech, speech_lengths, self.disturb_probability, rate)
+            states = random_states(speech.device)
+            undisturbed = Undisturbed(speech, speech_lengths, states)
         with record(self) as trace:
             loss, stats, weight = super().forward(
-                speech, speech_lengths, text, text_lengths, **kwargs
+                heard, speech_lengths, text, text_lengths, **kwargs
             )
         stats = {**stats, "loss_task": loss.detach()}
         loss = self.task_weight * loss
         if self.teacher is not None:
-            teacher = self.teacher.follow(trace)
+            teacher = self.teacher.follow(trace, undisturbed)
             chosen = self.chosen_layer_weight
             if chosen is not None and self.training and not chosen.is_fixed():
                 chosen.update_(stats["loss_task"], self._size_of_layers(teacher))

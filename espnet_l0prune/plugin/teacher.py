@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
@@ -74,6 +75,44 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
             hook.remove()
 
 
+class Undisturbed(NamedTuple):
+    """An `Undisturbed` is a batch that the student hears disturbed.
+
+    Attributes:
+        speech: (batch, samples)
+        lengths: (batch,)
+        draws: the states of torch's random numbers before the student heard it
+    """
+
+    speech: Tensor
+    lengths: Tensor
+    draws: list[Tensor]
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """Return the states of torch's random numbers, on the CPU and on a device."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+@contextmanager
+def drawn_again(states: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Draw the random numbers that follow on some states, within a `with` block.
+
+    Afterwards those follow that would have followed without the block.
+
+    Args:
+        states, device: see `random_states`
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], device)
+        yield
+
+
 class Teacher:
     """A `Teacher` is a trained model that only gives targets.
 
@@ -141,20 +180,26 @@ class Teacher:
                 raise differ(what, read(teacher), read(student))
 
     @torch.no_grad()
-    def follow(self, student: Trace) -> Trace:
+    def follow(self, student: Trace, heard: Undisturbed | None = None) -> Trace:
         """Run the teacher on the student's encoder input and decoder input.
 
         Args:
             student: the trace of the student's forward
+            heard: what the teacher hears instead, with the same SpecAugment
 
         Returns:
             the trace of the teacher's forward
         """
-        kwargs = dict(student.encoder_kwargs)
-        if "ctc" in kwargs:
-            kwargs["ctc"] = self.model.ctc
         with record(self.model) as trace:
-            output = Block.stream(self.model.encoder(*student.encoder_args, **kwargs))
+            if heard is None:
+                kwargs = dict(student.encoder_kwargs)
+                if "ctc" in kwargs:
+                    kwargs["ctc"] = self.model.ctc
+                self.model.encoder(*student.encoder_args, **kwargs)
+            else:
+                self._hear(heard)
+            output = trace.encoder_out
+            assert output is not None  # the hook has set it
             if self.model.ctc is not None:
                 self.model.ctc.ctc_lo(output)
             if is_transducer(self.model):
@@ -164,3 +209,12 @@ class Teacher:
             elif student.decoder_args:
                 self.model.decoder(output, *student.decoder_args[1:])
         return trace
+
+    def _hear(self, heard: Undisturbed) -> None:
+        """Encode a batch with the SpecAugment that the student had, frame by frame."""
+        self.model.training = True  # ESPnet asks the model alone whether to augment
+        try:
+            with drawn_again(heard.draws, heard.speech.device):
+                self.model.encode(heard.speech, heard.lengths)
+        finally:
+            self.model.training = False
