@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import DECODE, read_test_set
-from conditions import CONDITIONS, count_errors, load, step_of
+from conditions import CONDITIONS, Errors, count_errors, load, step_of
 from one_shot import prune_at_once
 from settings import RECIPE, SCHEDULE, merged, recipe_conf, short_hash, written
 
+from espnet_l0prune.cli import main
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.reading import read_yaml
 
 AVERAGE = "valid.acc.ave.pth"
 LAST_TRAINING = 7  # stage of the recipe
-ERRORS_FILE = "errors.json"  # words that are wrong in each utterance, by condition
+ERRORS_FILE = "errors.json"  # of each utterance, by unit and condition
 IDLE = 100 * 1024  # KiB; less is run.sh alone, with nothing left to do
 
 
@@ -82,6 +83,18 @@ class Corpus:
         self.decode(folder, "asr_dense")
         return folder
 
+    def data_conf(self, dense: Path) -> dict[str, list]:
+        """The training data, as ESPnet's configurations name it.
+
+        Args:
+            dense: the folder with the statistics
+        """
+        train, stats = self.work / "data/train", dense / "asr_stats/train"
+        named = [("wav.scp", "speech", "sound"), ("text", "text", "text")]
+        paths = [[str(train / file), *rest] for file, *rest in named]
+        shapes = [str(stats / f"{name}_shape") for name in ("speech", "text")]
+        return {"train_data_path_and_name_and_type": paths, "train_shape_file": shapes}
+
     @property
     def test_set(self) -> Path:
         return self.work / "data/test" / self.test
@@ -93,11 +106,12 @@ class Corpus:
             return
         waves, texts = read_test_set(self.test_set)
         models = {name: load(folder / name, search)}
-        errors = {}
+        errors: dict[str, Errors] = {}
         for condition in CONDITIONS:
             step = step_of(condition)
             found = count_errors(models, waves[::step], texts[::step], condition)
-            errors[condition] = found[name]
+            for unit, edits in found[name].items():
+                errors.setdefault(unit, {})[condition] = edits
         (folder / ERRORS_FILE).write_text(json.dumps(errors), "utf-8")
 
 
@@ -168,6 +182,15 @@ class Cell:
         conf["model_conf"] |= self.teacher_conf
         return merged(conf | {"encoder": "conformer"}, *changes)
 
+    def adopt(self, options: str) -> Path:
+        """Write prune.yaml and finetune.yaml for the dense model, once; see `main`."""
+        folder = self.folder / "adopted"
+        if not folder.exists():
+            words = [self.teacher, "--checkpoint", AVERAGE, "--out", folder, "--no_data"]
+            if main(["adopt", *map(str, words), *options.split()]):
+                raise SystemExit(f"adopt has refused {self.teacher}")
+        return folder
+
     def cut_and_finetune(self, *changes: Mapping) -> None:
         """From the chosen units in asr_pruned to asr_finetuned."""
         tune = written(
@@ -191,4 +214,6 @@ class Cell:
         pruned = self.folder / "asr_pruned"
         if not (pruned / "latest.pth").exists():
             shutil.rmtree(pruned, ignore_errors=True)
+            data = dict(self.corpus.data_conf(self.dense))
+            conf = {**conf, **data}
             prune_at_once(source, AVERAGE, conf, importance, pruned, seed=self.seed)

@@ -16,7 +16,7 @@ import torch
 from cells import ERRORS_FILE, Cell, Corpus, peak, within
 from common import DECODE, RATE, ROOT, machine, read_test_set, table, write
 from conditions import load
-from methods import METHODS, Adopted, config_of
+from methods import METHODS, AnyModel, config_of
 from rows import CLEAN_ALONE, Score, disturbed, draw, draw_structures, read_rows, summary
 from settings import EPOCHS
 
@@ -43,6 +43,11 @@ def modules(cut: Path) -> dict | None:
     return {row.module: row.units for row in found if row.units}
 
 
+def errors_of(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Of each utterance, by unit and condition, as `Corpus.decode` has kept them."""
+    return json.loads((folder / ERRORS_FILE).read_text("utf-8"))
+
+
 def costs_of(cell: Cell, waves: list[np.ndarray]) -> dict[str, dict[str, float]]:
     """Sizes and times of the encoder, dense beside pruned, on the first utterances."""
     ends = {"dense": cell.teacher, "pruned": cell.folder / "asr_finetuned"}
@@ -64,9 +69,10 @@ def row_of(cell: Cell) -> dict:
         "peak MiB": peak(cell.folder),
         "dense peak MiB": peak(cell.dense),
         "modules": modules(cell.folder / "asr_cut"),
-        "errors": json.loads((cell.folder / ERRORS_FILE).read_text("utf-8")),
-        "dense errors": json.loads((cell.dense / ERRORS_FILE).read_text("utf-8")),
+        **errors_of(cell.folder),
+        **{f"dense {name}": value for name, value in errors_of(cell.dense).items()},
         "words": [len(text.split()) for text in texts],
+        "letters": [len(text) for text in texts],
         "speakers": [name.split("-")[0] for name in table(cell.corpus.test_set / "text")],
         # without this machine's folders
         "command": " ".join(w.rsplit("/", 1)[-1] for w in sys.argv),
@@ -119,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         sets = {"corpus": args.corpus, "train_sets": args.train_sets}
         sets["valid_sets"] = args.valid_sets
         given = [word for name, value in sets.items() for word in (f"--{name}", value)]
-        others = [n for n in args.methods if not isinstance(METHODS[n], Adopted)]
+        others = [n for n in args.methods if not isinstance(METHODS[n], AnyModel)]
         if args.dense and others:
             raise SystemExit(
                 f"--dense: {others[0]} has the recipe's model; expected l0_adopted, say"

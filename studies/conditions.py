@@ -21,6 +21,9 @@ from scipy.signal import fftconvolve, resample_poly
 
 from espnet_l0prune.plugin.experiment import average_of
 
+# substituted, deleted and inserted words of each utterance, and letters
+Errors = dict[str, list[int]]
+UNITS = {"errors": jiwer.process_words, "letter errors": jiwer.process_characters}
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -83,18 +86,18 @@ def count_errors(
     texts: list[str],
     condition: str,
     seed: int = 0,
-) -> dict[str, list[int]]:
-    """Substituted, deleted and inserted words of each model in each utterance, which all
-    of them hear disturbed in the same way."""
-    errors: dict[str, list[int]] = {model: [] for model in models}
+) -> dict[str, Errors]:
+    """The errors of each model, by the names in `UNITS`. All models hear an utterance
+    disturbed in the same way."""
+    errors: dict[str, Errors] = {model: {u: [] for u in UNITS} for model in models}
     for i, (wave, text) in enumerate(track([*zip(waves, texts, strict=True)], condition)):
         changed = CONDITIONS[condition](wave, np.random.default_rng([seed, i]))
         for model, speech2text in models.items():
-            found = jiwer.process_words(
-                text, speech2text(changed.astype("float32"))[0][0]
-            )
-            edits = found.substitutions + found.deletions + found.insertions
-            errors[model].append(edits)
+            heard = speech2text(changed.astype("float32"))[0][0]
+            for unit, process in UNITS.items():
+                found = process(text, heard)
+                edits = found.substitutions + found.deletions + found.insertions
+                errors[model][unit].append(edits)
     return errors
 
 
@@ -121,11 +124,18 @@ def main(argv: list[str] | None = None) -> None:
     waves, texts = read_test_set(args.data)
     step = max(len(waves) // (args.utterances or len(waves)), 1)
     waves, texts = waves[::step], texts[::step]
-    words = sum(len(text.split()) for text in texts)
+    sizes = {
+        "WER (%)": ("errors", sum(len(text.split()) for text in texts)),
+        "CER (%)": ("letter errors", sum(len(text) for text in texts)),
+    }
     rows = []
     for condition in CONDITIONS:
         errors = count_errors(models, waves, texts, condition, args.seed)
-        rates = {f"{m} WER (%)": 100 * sum(e) / words for m, e in errors.items()}
+        rates = {
+            f"{model} {rate}": 100 * sum(found[unit]) / size
+            for model, found in errors.items()
+            for rate, (unit, size) in sizes.items()
+        }
         rows.append({"condition": condition, **rates})
     write(args, rows)
 

@@ -15,6 +15,7 @@ from settings import EPOCHS, SCHEDULE, merged, recipe_conf, short_hash, written
 from svd import factorize
 
 from espnet_l0prune.core.importance import IMPORTANCES
+from espnet_l0prune.core.reading import read_yaml
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
 from espnet_l0prune.plugin.building import sample_rate_of
@@ -53,6 +54,10 @@ FINETUNE_TUNED = {
     "scheduler_conf.warmup_steps": 100,
     "keep_nbest_models": 3,
 }
+
+YAMLS = ("prune", "finetune")  # that `adopt` writes
+RANKED_UNITS = {"encoder_conf.units": f"[{','.join(SINGLE)}]"}
+DISTURBED = {"model_conf.disturb_probability": 0.5}
 
 # Leaves asr_finetuned in the cell's folder; may return options of the search for it.
 Method = Callable[[Cell], Path | None]
@@ -94,8 +99,8 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """L0 gates as `adopt` writes them, for any dense model. Given are the budget, the
+class AnyModel:
+    """A method for any dense model, by what `adopt` writes. Given are the budget, the
     epochs, and the rounding of all other methods.
 
     Args:
@@ -109,15 +114,46 @@ class Adopted:
     def options(self, cell: Cell) -> str:
         """Of `espnet-l0prune adopt`."""
         words = [f"--params {cell.budget} --macs {cell.budget}"]
-        words += [f"--epochs {EPOCHS['prune']} --finetune_epochs {EPOCHS['finetune']}"]
+        words += [f"--epochs {EPOCHS['prune']} --finetune_epochs {self.last_epochs}"]
         settings = {"encoder_conf.round_to": 8, **self.settings}
         words += [f"--set {key}={value}" for key, value in settings.items()]
         words += [f"--set_finetune {key}={value}" for key, value in self.finetune.items()]
         return " ".join(words)
 
+    @property
+    def last_epochs(self) -> int:
+        """How many there are once the units are chosen."""
+        return EPOCHS["finetune"]
+
+
+class Adopted(AnyModel):
+    """L0 gates as `adopt` writes them."""
+
     def __call__(self, cell: Cell) -> None:
         how = {"dense_exp": cell.teacher, "prune_args": self.options(cell)}
         cell.run(cell.folder, 5, 7, **how)
+
+
+@dataclass(frozen=True)
+class AdoptedAtOnce(AnyModel):
+    """Units are chosen once, by an importance; all epochs are fine-tuning, by what
+    `adopt` writes.
+
+    Args:
+        importance: a name in `IMPORTANCES`
+    """
+
+    importance: str = "magnitude_l2_even"
+
+    @property
+    def last_epochs(self) -> int:
+        return EPOCHS["prune"] + EPOCHS["finetune"]
+
+    def __call__(self, cell: Cell) -> None:
+        adopted = cell.adopt(self.options(cell))
+        names = {f"{name}_config": adopted / f"{name}.yaml" for name in YAMLS}
+        cell.choose(self.importance, cell.teacher, read_yaml(names["prune_config"]))
+        cell.run(cell.folder, 6, 7, dense_exp=cell.teacher, **names)
 
 
 def not_finetuned(cell: Cell) -> None:
@@ -260,6 +296,9 @@ METHODS: dict[str, Method] = {
     "l0": Gates(),
     "l0_adopted": Adopted(),
     "l0_tuned": Adopted(TUNED, FINETUNE_TUNED),
+    "l0_adopted_disturbed": Adopted(DISTURBED, DISTURBED),
+    "even_adopted": AdoptedAtOnce(RANKED_UNITS, importance="magnitude_l2_even"),
+    "random_adopted": AdoptedAtOnce(RANKED_UNITS, importance="random"),
     "l0_long": Gates(finetune={"max_epoch": 14}),
     "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's
@@ -308,7 +347,7 @@ def config_of(name: str, corpus: Corpus, dense: Path) -> str:
     method = METHODS[name]
     how = repr(method) if is_dataclass(method) else name
     settings = [dense.name, corpus.test, EPOCHS, how]
-    if not isinstance(method, (Adopted, FromScratch)):
+    if not isinstance(method, (AnyModel, FromScratch)):
         settings += [recipe_conf("prune"), recipe_conf("finetune")]
         settings += [SCHEDULE, RANKED, PARP_ROUNDS]
     return short_hash(settings)

@@ -22,7 +22,8 @@ from espnet_l0prune.plugin.options import make_goal
 from espnet_l0prune.plugin.prepare import require_gates_in_scope
 
 NETWORKS = ("encoder", "encoder_conf", "decoder", "decoder_conf")
-PRUNING = (*NETWORKS, "sparsity_goal", "sparsity_scheduler")
+DATA = ("train_data_path_and_name_and_type", "train_shape_file")
+PRUNING = (*NETWORKS, *DATA, "sparsity_goal", "sparsity_scheduler")
 
 
 def gate_names(model: nn.Module) -> set[str]:
@@ -37,7 +38,8 @@ def gated(
 
     Args:
         dense: its folder
-        conf: what a pruning configuration says of networks and budget
+        conf: what a pruning configuration says of networks and budget, and of the data
+            where they are elsewhere now
 
     Raises:
         ValueError: files that are missing or damaged, networks that do not fit, gates
@@ -85,7 +87,7 @@ def prune_at_once(
 
     Args:
         dense: the trained experiment, with its configuration and its data
-        conf: of a pruning: networks, budget
+        conf: of a pruning: networks, budget, and data if they are elsewhere now
         name: of `IMPORTANCES`
         out: a new folder: config.yaml and latest.pth
         batches: of the training data to look at

@@ -43,7 +43,7 @@ class Score:
 
     Args:
         errors: of each utterance or speaker, summed over conditions; (seeds, utterances)
-        words: of each, as often as they were heard; (utterances,)
+        words: of each, as often as they were heard; (utterances,). Or these are letters
     """
 
     errors: np.ndarray
@@ -56,11 +56,13 @@ class Score:
         conditions: Sequence[str],
         whose: str = "",
         by_speaker: bool = False,
+        letters: bool = False,
     ) -> "Score":
         (step,) = {step_of(condition) for condition in conditions}
-        found = [[row[f"{whose}errors"][c] for c in conditions] for row in rows]
+        unit, size = ("letter errors", "letters") if letters else ("errors", "words")
+        found = [[row[f"{whose}{unit}"][c] for c in conditions] for row in rows]
         errors = np.array(found).sum(1)
-        words = len(conditions) * np.array(rows[0]["words"][::step])
+        words = len(conditions) * np.array(rows[0][size][::step])
         if by_speaker:
             names, which = np.unique(rows[0]["speakers"][::step], return_inverse=True)
             theirs = which == np.arange(len(names))[:, None]  # (speakers, utterances)
@@ -129,6 +131,9 @@ def summary(
             line[f"WER{name} (%)"] = str(mine)
             versus = f"against {against or 'dense'}{name} (points)"
             line[versus] = f"[{low:+.2f}, {high:+.2f}]"
+            if all("letters" in row for row in same):
+                mine = Score.of(same, conditions, "", by_speaker, letters=True)
+                line[f"CER{name} (%)"] = str(mine)
         lines.append(
             line
             | {

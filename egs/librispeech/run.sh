@@ -238,9 +238,9 @@ statistics() {
 fit() {
     local out=$1 config=$2 given
     shift 2
-    if [ "$(dirname "$config")" = "$adopted" ]; then
-        # adopt keeps the dense model's tokens and normalization; it leaves out the lengths
-        # for batch_type: folded, and asr.sh has the same
+    if grep -q '^token_list:' "$config"; then
+        # what adopt wrote has the dense model's tokens and normalization; it leaves out the
+        # lengths for batch_type: folded, and asr.sh has the same
         given=(--fold_length 80000 --fold_length 150)
     else
         given=("${tokens[@]}" --normalize global_mvn

@@ -37,6 +37,7 @@ def test_a_table_of_experiments(tmp_path):
         logging.disable(logging.NOTSET)
     rows = json.loads(file.read_text())["rows"]
     assert [row.pop("condition") for row in rows] == [*conditions.CONDITIONS]
-    assert all(row.keys() == {"dense WER (%)", "small WER (%)"} for row in rows)
+    names = {f"{model} {r} (%)" for model in ("dense", "small") for r in ("WER", "CER")}
+    assert all(row.keys() == names for row in rows)
     # of three words, which an untrained model can hardly say
     assert all(rate >= 100 for row in rows for rate in row.values())
