@@ -15,7 +15,7 @@ from espnet_l0prune.core.constraints import (
     AbsProjection,
     Multipliers,
 )
-from espnet_l0prune.core.feasibility import check_compatible, check_reachable
+from espnet_l0prune.core.feasibility import check_targets
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import Goal
@@ -24,7 +24,7 @@ from espnet_l0prune.core.pace import fit_to_run_, pace_of, shortage
 from espnet_l0prune.core.projected import undecided
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select_each
-from espnet_l0prune.core.tracking import Tracking
+from espnet_l0prune.core.tracking import Tracking, unmet
 
 MANY = 0.05  # gates that are undecided: more deserve a warning
 MEANING = {
@@ -79,10 +79,7 @@ class SparsityController:
                 "one cost, or another sparsity_constraint"
             )
         for part in parts.values():
-            check_reachable(part, targets)
-            _check_not_met(part, targets)
-            if constraint.equality:
-                check_compatible(part, targets)
+            check_targets(part, targets, constraint.equality)
         progress = optimizer.progress
         progress.settings, progress.scale = self.settings, scheduler.scale
         names = [name for name, *_ in self._expected()]
@@ -230,11 +227,22 @@ class SparsityController:
 
     def tell_remedies(self) -> None:
         """Warn of what left its target since the last call, and name the remedy."""
+        held = self.update > 1 and self.scheduler.phase(self.update - 2) == "hold"
+        if isinstance(self.constraint, AbsProjection) and held:
+            self._tell_unmet()
         for name, tracking in self._tracking.items():
             remedy = tracking.remedy(self.phase)
             if remedy and self.multipliers[name]:  # a price has none
                 logging.warning(f"The expected sparsity in {name} {remedy}")
             self._tracking[name] = Tracking(self.constraint.equality)
+
+    @torch.no_grad()
+    def _tell_unmet(self) -> None:
+        """Warn of targets that stand, and that a projection does not meet."""
+        for name, cost, expected, _ in self._expected():
+            remedy = unmet(self.goal.targets[cost] - float(expected))
+            if remedy:
+                logging.warning(f"The expected sparsity in {name} {remedy}")
 
     def _tell_undecided(self) -> None:
         """Warn of gates that may as well be open as closed, if there are many."""
@@ -327,19 +335,6 @@ class SparsityController:
 def _named(cost: str, part: str) -> str:
     """Return the name of one target's multipliers and figures."""
     return f"{cost}_{part}" if part else cost
-
-
-@torch.no_grad()
-def _check_not_met(budget: Budget, targets: Mapping[str, float]) -> None:
-    """Raise ValueError for a target that new gates, nearly all open, meet already."""
-    expected = budget.expected()
-    for cost, target in targets.items():
-        if target <= float(expected[cost]):
-            raise ValueError(
-                f"the target sparsity in {cost} is {target}, but the gates' expected "
-                f"sparsity at the start is {float(expected[cost]):.4f} already; expected "
-                "a higher target, or an open_probability nearer to 1"
-            )
 
 
 def _check_finite(cost: str, multipliers: Multipliers) -> None:

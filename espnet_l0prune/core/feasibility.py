@@ -8,6 +8,20 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.ranking import closing_order
 
 
+def check_targets(budget: Budget, targets: Mapping[str, float], equality: bool) -> None:
+    """Raise ValueError for targets that a training could not meet, or has met before.
+
+    Args:
+        budget: counts the network, whose gates are new
+        targets: the sparsity to reach, by cost
+        equality: whether a sparsity beyond its target is wrong too
+    """
+    check_reachable(budget, targets)
+    check_not_met(budget, targets)
+    if equality:
+        check_compatible(budget, targets)
+
+
 def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
     """Raise ValueError where the units cannot reach a target; name what they reach."""
     reachable = budget.reachable()
@@ -22,6 +36,19 @@ def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
                 f"the target sparsity in {cost} is {target}, but these units reach at "
                 f"most {reachable[cost]:.4f} of the {budget.totals[cost]:,.0f} in scope; "
                 "choose a lower target or add kinds of units"
+            )
+
+
+@torch.no_grad()
+def check_not_met(budget: Budget, targets: Mapping[str, float]) -> None:
+    """Raise ValueError for a target that new gates, nearly all open, meet already."""
+    expected = budget.expected()
+    for cost, target in targets.items():
+        if target <= float(expected[cost]):
+            raise ValueError(
+                f"the target sparsity in {cost} is {target}, but the gates' expected "
+                f"sparsity at the start is {float(expected[cost]):.4f} already; expected "
+                "a higher target, or an open_probability nearer to 1"
             )
 
 

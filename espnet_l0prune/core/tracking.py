@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 OFF_TARGET = 0.05  # a distance from the target beyond which a warning names the remedy
+UNMET = 0.01  # the same of a projection, which meets its targets if gates can
 
 
 class Tracking:
@@ -39,3 +40,18 @@ class Tracking:
                 "multiplier_lr or gate_lr, or lengthen ramp_steps or hold_steps."
             )
         return None
+
+
+def unmet(shortfall: float) -> str | None:
+    """Return what is wrong with a projection's expected sparsity, or None.
+
+    Args:
+        shortfall: target minus expected sparsity, after an update
+    """
+    if abs(shortfall) <= UNMET:
+        return None
+    return (
+        f"is {shortfall:.3f} from its target: no gates were found that meet all targets "
+        "at once. Leave a target out, bring the targets closer to one another, or take "
+        "sparsity_constraint: inequality."
+    )

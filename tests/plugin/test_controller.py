@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from espnet_l0prune.core.feasibility import check_compatible, check_reachable
+from espnet_l0prune.core.feasibility import _least, check_compatible, check_reachable
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.cut import largest_step
@@ -350,6 +350,22 @@ def test_a_run_too_short_for_its_gates_says_so_once(updates, caplog):
     net, _ = start(optim_conf={"gate_lr": 0.5})
     net.controller.begin_epoch(updates, 9)
     assert not caplog.text
+
+
+def test_targets_that_no_gates_meet_are_named(caplog):
+    """They are too close to a contradiction to be refused before."""
+    least = _least(budget(model(encoder_conf=WIDER)), "params", 0.4, "macs")
+    projected = {"sparsity_constraint": "projected", "sparsity_constraint_conf": {}}
+    for macs in (least - 0.02, least + 0.05):
+        caplog.clear()
+        conf = {**SCHEDULE, "target": {"params": 0.4, "macs": macs}}
+        more = {"encoder_conf": WIDER, "sparsity_scheduler_conf": conf}
+        net, optimizer = start(**more, **projected)
+        for epoch in range(5):
+            net.controller.begin_epoch(3, 6, epoch)
+            train(net, optimizer, range(3 * epoch, 3 * epoch + 3))
+        named = "The expected sparsity in macs is -0.01" in caplog.text
+        assert named == (macs < least)
 
 
 def test_gates_that_lag_are_named(caplog):
