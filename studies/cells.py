@@ -11,13 +11,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import DECODE, read_test_set
 from conditions import CONDITIONS, Errors, count_errors, load, step_of
 from one_shot import prune_at_once
-from settings import RECIPE, SCHEDULE, merged, recipe_conf, short_hash, written
+from settings import EPOCHS, RECIPE, SCHEDULE, merged, recipe_conf, short_hash, written
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.costs import COSTS
@@ -47,12 +47,18 @@ class Corpus:
 
     Args:
         trained: a dense experiment that is there already
+        epochs: of dense training, pruning and fine-tuning
+        search: options of the search
+        adopt: more options of `adopt`, for methods that take any dense model
     """
 
     options: list[str]
     test: str
     work: Path
     trained: Path | None = None
+    epochs: Mapping[str, int] = field(default_factory=lambda: EPOCHS)
+    search: Path = DECODE
+    adopt: str = ""
 
     def run(self, expdir: Path, first: int, last: int, **options: object) -> None:
         """Run stages of the recipe; note the peak memory of their largest process."""
@@ -99,13 +105,13 @@ class Corpus:
     def test_set(self) -> Path:
         return self.work / "data/test" / self.test
 
-    def decode(self, folder: Path, name: str, search: Path = DECODE) -> None:
+    def decode(self, folder: Path, name: str, search: Path | None = None) -> None:
         """Write the errors of an experiment in a folder there: in all utterances of the
         test set, and in some of them under each condition."""
         if (folder / ERRORS_FILE).exists():
             return
         waves, texts = read_test_set(self.test_set)
-        models = {name: load(folder / name, search)}
+        models = {name: load(folder / name, search or self.search)}
         errors: dict[str, Errors] = {}
         for condition in CONDITIONS:
             step = step_of(condition)

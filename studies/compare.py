@@ -61,7 +61,7 @@ def row_of(cell: Cell) -> dict:
     waves, texts = read_test_set(cell.corpus.test_set)
     costs = costs_of(cell, waves)
     return {
-        "epochs": EPOCHS,
+        "epochs": dict(cell.corpus.epochs),
         **costs["pruned"],
         "dense": costs["dense"],
         "training seconds": training_seconds(cell.folder),
@@ -89,6 +89,15 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument(
         "--dense", type=Path, help="a trained experiment, for methods that take any"
     )
+    options.add_argument(
+        "--epochs",
+        nargs=2,
+        type=int,
+        metavar=("PRUNE", "FINETUNE"),
+        help="of these methods; default: 6 6",
+    )
+    options.add_argument("--adopt_args", default="", help="more options of their `adopt`")
+    options.add_argument("--decode", type=Path, default=DECODE, help="how to search")
     options.add_argument("--work", type=Path, help="folder for all that is trained")
     options.add_argument("--rows", type=Path, default=ROOT / "studies/compare.jsonl")
     options.add_argument(
@@ -126,11 +135,17 @@ def main(argv: list[str] | None = None) -> None:
         sets["valid_sets"] = args.valid_sets
         given = [word for name, value in sets.items() for word in (f"--{name}", value)]
         others = [n for n in args.methods if not isinstance(METHODS[n], AnyModel)]
-        if args.dense and others:
-            raise SystemExit(
-                f"--dense: {others[0]} has the recipe's model; expected l0_adopted, say"
-            )
-        corpus = Corpus(given, args.test_set, args.work.resolve(), args.dense)
+        for name in ("dense", "epochs", "adopt_args"):
+            if getattr(args, name) and others:
+                raise SystemExit(
+                    f"--{name}: {others[0]} is made for the recipe's model and epochs; "
+                    "expected l0_adopted, say"
+                )
+        epochs = dict(EPOCHS)
+        if args.epochs:
+            epochs |= zip(("prune", "finetune"), args.epochs, strict=True)
+        how = args.dense, epochs, args.decode.resolve(), args.adopt_args
+        corpus = Corpus(given, args.test_set, args.work.resolve(), *how)
         run_cells(corpus, args)
     rows = read_rows(args.rows)
     if not rows:
@@ -153,7 +168,7 @@ def run_cells(corpus: Corpus, args: argparse.Namespace) -> None:
         if any(cell.key.items() <= row.items() for row in read_rows(args.rows)):
             print(f"compare: {cell.folder.name}: done before")
             continue
-        search = METHODS[method](cell) or DECODE
+        search = METHODS[method](cell)
         corpus.decode(cell.folder, "asr_finetuned", search)
         row = cell.key | row_of(cell)
         with args.rows.open("a", encoding="utf-8") as file:

@@ -114,16 +114,17 @@ class AnyModel:
     def options(self, cell: Cell) -> str:
         """Of `espnet-l0prune adopt`."""
         words = [f"--params {cell.budget} --macs {cell.budget}"]
-        words += [f"--epochs {EPOCHS['prune']} --finetune_epochs {self.last_epochs}"]
+        epochs = cell.corpus.epochs
+        words += [f"--epochs {epochs['prune']}"]
+        words += [f"--finetune_epochs {self.last_epochs(epochs)}"]
         settings = {"encoder_conf.round_to": 8, **self.settings}
         words += [f"--set {key}={value}" for key, value in settings.items()]
         words += [f"--set_finetune {key}={value}" for key, value in self.finetune.items()]
-        return " ".join(words)
+        return " ".join([*words, cell.corpus.adopt])
 
-    @property
-    def last_epochs(self) -> int:
+    def last_epochs(self, epochs: Mapping[str, int]) -> int:
         """How many there are once the units are chosen."""
-        return EPOCHS["finetune"]
+        return epochs["finetune"]
 
 
 class Adopted(AnyModel):
@@ -145,9 +146,8 @@ class AdoptedAtOnce(AnyModel):
 
     importance: str = "magnitude_l2_even"
 
-    @property
-    def last_epochs(self) -> int:
-        return EPOCHS["prune"] + EPOCHS["finetune"]
+    def last_epochs(self, epochs: Mapping[str, int]) -> int:
+        return epochs["prune"] + epochs["finetune"]
 
     def __call__(self, cell: Cell) -> None:
         adopted = cell.adopt(self.options(cell))
@@ -346,7 +346,9 @@ def config_of(name: str, corpus: Corpus, dense: Path) -> str:
     """A hash of all settings that a method's rows depend on, but for budget and seed."""
     method = METHODS[name]
     how = repr(method) if is_dataclass(method) else name
-    settings = [dense.name, corpus.test, EPOCHS, how]
+    settings = [dense.name, corpus.test, dict(corpus.epochs), how]
+    if corpus.adopt or corpus.search != DECODE:
+        settings += [corpus.adopt, corpus.search.read_text("utf-8")]
     if not isinstance(method, (AnyModel, FromScratch)):
         settings += [recipe_conf("prune"), recipe_conf("finetune")]
         settings += [SCHEDULE, RANKED, PARP_ROUNDS]

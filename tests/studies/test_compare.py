@@ -219,7 +219,7 @@ def test_bad_use_is_said(tmp_path):
     with pytest.raises(SystemExit, match="no row is of a cut network"):
         compare.main([*none, "--structures", str(tmp_path / "left.png")])
     bound = ["--corpus", "none", "--work", str(tmp_path), "--dense", str(tmp_path)]
-    with pytest.raises(SystemExit, match="--dense: svd has the recipe's model"):
+    with pytest.raises(SystemExit, match="--dense: svd is made for the recipe"):
         compare.main([*bound, "--methods", "l0_adopted", "svd"])
     with pytest.raises(SystemExit, match="--work is missing"):
         compare.main(["--corpus", str(tmp_path)])
