@@ -4,13 +4,15 @@
 # mini_an4 and speechocean, and so_dense: speechocean's dense model, trained on until the
 # loss of its development set stands (some 50 minutes on one thread). What OUT has is kept.
 set -euo pipefail
+[ $# = 2 ] || { sed -n '2,6s/^# //p' "$0" >&2; exit 1; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 shared=$(realpath "$1")
 mkdir -p "$2"
 cd "$2"
 recipe=$here/../egs/librispeech/local
+export PATH=$here/../.venv/bin:$PATH
 
-# read NAME SPLIT: the train set of a corpus as a data folder
+# read_corpus NAME SPLIT: the train set of a corpus as a data folder
 read_corpus() {
     python3 "$recipe/data.py" --corpus "$1_corpus" --datadir "$1_data" \
         --train_sets "train-$2" --valid_sets "dev-$2" --test_sets "test-$2"
@@ -27,12 +29,14 @@ if [ ! -e synthetic ]; then
 fi
 if [ ! -e mini_an4 ]; then
     tar xzf "$shared/data/mini_an4/downloads.tar.gz"
-    mkdir mini_an4
+    rm -rf mini_an4.part
+    mkdir mini_an4.part
     sed -E 's/<\/?s>//g; s/^ *(.*[^ ]) *\((.*)\)$/\2 \1/' \
-        downloads/an4/etc/*.transcription >mini_an4/text
+        downloads/an4/etc/*.transcription >mini_an4.part/text
     while read -r name _; do
         echo "$name $(find "$PWD/downloads/an4/wav" -name "$name.sph")"
-    done <mini_an4/text >mini_an4/wav.scp
+    done <mini_an4.part/text >mini_an4.part/wav.scp
+    mv mini_an4.part mini_an4
 fi
 dense=$shared/data/speechocean/dense
 if [ ! -e speechocean ]; then

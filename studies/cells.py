@@ -220,6 +220,5 @@ class Cell:
         pruned = self.folder / "asr_pruned"
         if not (pruned / "latest.pth").exists():
             shutil.rmtree(pruned, ignore_errors=True)
-            data = dict(self.corpus.data_conf(self.dense))
-            conf = {**conf, **data}
+            conf = {**conf, **self.corpus.data_conf(self.dense)}
             prune_at_once(source, AVERAGE, conf, importance, pruned, seed=self.seed)

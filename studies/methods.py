@@ -18,7 +18,9 @@ from espnet_l0prune.core.importance import IMPORTANCES
 from espnet_l0prune.core.reading import read_yaml
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.bench import encoder_macs
-from espnet_l0prune.plugin.building import sample_rate_of
+from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.units import WORDS
+from espnet_l0prune.plugin.building import build_model, sample_rate_of
 from espnet_l0prune.plugin.experiment import read_config
 
 PARP_ROUNDS = 2  # of training without a mask, in the epochs of pruning
@@ -56,7 +58,6 @@ FINETUNE_TUNED = {
 }
 
 YAMLS = ("prune", "finetune")  # that `adopt` writes
-RANKED_UNITS = {"encoder_conf.units": f"[{','.join(SINGLE)}]"}
 DISTURBED = {"model_conf.disturb_probability": 0.5}
 
 # Leaves asr_finetuned in the cell's folder; may return options of the search for it.
@@ -137,8 +138,8 @@ class Adopted(AnyModel):
 
 @dataclass(frozen=True)
 class AdoptedAtOnce(AnyModel):
-    """Units are chosen once, by an importance; all epochs are fine-tuning, by what
-    `adopt` writes.
+    """Single units, and no whole modules, are chosen once, by an importance; all epochs
+    are fine-tuning, by what `adopt` writes.
 
     Args:
         importance: a name in `IMPORTANCES`
@@ -152,7 +153,14 @@ class AdoptedAtOnce(AnyModel):
     def __call__(self, cell: Cell) -> None:
         adopted = cell.adopt(self.options(cell))
         names = {f"{name}_config": adopted / f"{name}.yaml" for name in YAMLS}
-        cell.choose(self.importance, cell.teacher, read_yaml(names["prune_config"]))
+        conf = read_yaml(names["prune_config"])
+        dense = build_model(read_config(cell.teacher / "config.yaml"))
+        for part in ("encoder", "decoder"):
+            has = {k for site in find_sites(getattr(dense, part)) for k in site.kinds}
+            kinds = [k for k in WORDS["default"] if k in has and k != "conv_modules"]
+            if conf[f"{part}_conf"].get("units"):
+                conf[f"{part}_conf"]["units"] = kinds
+        cell.choose(self.importance, cell.teacher, conf)
         cell.run(cell.folder, 6, 7, dense_exp=cell.teacher, **names)
 
 
@@ -297,8 +305,8 @@ METHODS: dict[str, Method] = {
     "l0_adopted": Adopted(),
     "l0_tuned": Adopted(TUNED, FINETUNE_TUNED),
     "l0_adopted_disturbed": Adopted(DISTURBED, DISTURBED),
-    "even_adopted": AdoptedAtOnce(RANKED_UNITS, importance="magnitude_l2_even"),
-    "random_adopted": AdoptedAtOnce(RANKED_UNITS, importance="random"),
+    "even_adopted": AdoptedAtOnce(importance="magnitude_l2_even"),
+    "random_adopted": AdoptedAtOnce(importance="random"),
     "l0_long": Gates(finetune={"max_epoch": 14}),
     "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's

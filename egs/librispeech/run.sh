@@ -238,7 +238,7 @@ statistics() {
 fit() {
     local out=$1 config=$2 given
     shift 2
-    if grep -q '^token_list:' "$config"; then
+    if head -n 1 "$config" | grep -q '^# By espnet-l0prune adopt'; then
         # what adopt wrote has the dense model's tokens and normalization; it leaves out the
         # lengths for batch_type: folded, and asr.sh has the same
         given=(--fold_length 80000 --fold_length 150)

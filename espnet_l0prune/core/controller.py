@@ -239,6 +239,8 @@ class SparsityController:
     @torch.no_grad()
     def _tell_unmet(self) -> None:
         """Warn of targets that stand, and that a projection does not meet."""
+        if all(gate.is_decided() for gate in self._gates()):
+            return
         for name, cost, expected, _ in self._expected():
             remedy = unmet(self.goal.targets[cost] - float(expected))
             if remedy:

@@ -80,10 +80,13 @@ def narrow_band(wave: Tensor, others: list[Tensor], rate: int) -> Tensor:
     return peak * mu_law_decoding(mu_law_encoding(band / peak, LEVELS), LEVELS)
 
 
-DISTURBANCES: tuple[Disturbance, ...] = (noise, babble, room, narrow_band)
+ALONE: tuple[Disturbance, ...] = (noise, room, narrow_band)
+DISTURBANCES = (*ALONE, babble)
 
 
-def disturb(speech: Tensor, lengths: Tensor, probability: float, rate: int) -> Tensor:
+def disturb_speech(
+    speech: Tensor, lengths: Tensor, probability: float, rate: int
+) -> Tensor:
     """Return a batch of which some utterances are disturbed, each in one way.
 
     Args:
@@ -104,7 +107,8 @@ def disturb(speech: Tensor, lengths: Tensor, probability: float, rate: int) -> T
     disturbed = speech.clone()
     for i, wave in enumerate(waves):
         if float(torch.rand(())) < probability and bool(wave.any()):
-            change = DISTURBANCES[int(torch.randint(len(DISTURBANCES), ()))]
             others = [other for j, other in enumerate(waves) if j != i]
+            kinds = DISTURBANCES if others else ALONE
+            change = kinds[int(torch.randint(len(kinds), ()))]
             disturbed[i, : len(wave)] = change(wave, others, rate)
     return disturbed

@@ -51,7 +51,7 @@ def unmet(shortfall: float) -> str | None:
     if abs(shortfall) <= UNMET:
         return None
     return (
-        f"is {shortfall:.3f} from its target: no gates were found that meet all targets "
-        "at once. Leave a target out, bring the targets closer to one another, or take "
-        "sparsity_constraint: inequality."
+        f"is {shortfall:.3f} from its target: no gates were found that meet what is "
+        "asked for. Of several targets, leave one out, bring them closer to one another, "
+        "or take sparsity_constraint: inequality."
     )

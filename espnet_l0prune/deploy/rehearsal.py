@@ -20,6 +20,7 @@ from espnet_l0prune.core.python import run_python
 from espnet_l0prune.core.reading import read_tensors, read_yaml
 from espnet_l0prune.core.schedules import LENGTHS, AbsSparsityScheduler
 from espnet_l0prune.core.steps import Step, quiet
+from espnet_l0prune.core.tracking import UNMET
 from espnet_l0prune.deploy.adopt import Adopted
 from espnet_l0prune.deploy.configuration import parse
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
@@ -27,7 +28,6 @@ from espnet_l0prune.plugin.options import make_constraint, make_goal, make_sched
 from espnet_l0prune.plugin.reporter import reported_seconds, reported_types
 
 GATED = 25  # updates until the gates are fixed, about
-NEAR = 0.01  # of the expected sparsity to its target
 SHORT = 0.005  # of the sparsity in the end
 SKIPPED = 5  # updates; use_amp skips some at first, while it looks for its scale
 QUIET = {
@@ -89,7 +89,7 @@ class Rehearsal:
             return f"the loss of the validation is no finite number; {slower}"
         if any(self.actual[cost] < goal - SHORT for cost, goal in self.target.items()):
             return "too little is removed; choose more --units, or a smaller round_to"
-        if self.follows and self.distance > NEAR:
+        if self.follows and self.distance > UNMET:
             return (
                 "the expected sparsity does not follow its target; bring the targets "
                 "nearer to each other, or choose more --units"

@@ -15,7 +15,6 @@ from espnet_l0prune.networks.espnet_modules import (
 from espnet_l0prune.networks.whisper import (
     encode_waveform,
     exact,
-    last_norm,
     reads_waveform,
 )
 from espnet_l0prune.plugin.counting import evaluation
@@ -121,26 +120,25 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def decode(decoder: nn.Module, *args: Tensor) -> Tensor:
-    """Return what an attention decoder makes of tokens, (batch, tokens, size).
+    """Return an attention decoder's scores, (batch, tokens, vocabulary).
 
-    These are the scores, but of Whisper's the states from which it computes them, since
-    it rounds its scores to float32.
+    Whisper's rounds them to float32, so that they are computed here from its last states.
 
     Args:
         decoder: ESPnet's decoder
         args: the encoder's output (batch, frames, size), the lengths (batch,), the tokens
             (batch, tokens), and their numbers (batch,)
     """
-    norm, states = last_norm(decoder), []
-    if norm is None:
+    if not isinstance(decoder, OpenAIWhisperDecoder):
         return decoder(*args)[0]
-    hook = norm.register_forward_hook(lambda *call: states.append(call[-1]))
+    layers, states = decoder.decoders, list[Tensor]()
+    hook = layers.ln.register_forward_hook(lambda *call: states.append(call[-1]))
     try:
         with exact(decoder):
             decoder(*args)
     finally:
         hook.remove()
-    return states[0]
+    return states[0] @ layers.token_embedding.weight.T
 
 
 def difference_of(one: Outputs, two: Outputs) -> Difference:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from espnet_l0prune.networks.blocks import block_of
-from espnet_l0prune.networks.branches import SELF_ATTENTION, WHISPER_SELF_ATTENTION
+from espnet_l0prune.networks.branches import SELF_ATTENTION
 from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 from espnet_l0prune.networks.linear_attention import LinearAttention
 from espnet_l0prune.networks.sites import layers_of
@@ -27,7 +27,7 @@ def linearize_(network: nn.Module, features: int, where: str) -> None:
         )
     for block in layers_of(network):
         for name, place in block_of(block).branches.items():
-            if place.sites not in (SELF_ATTENTION, WHISPER_SELF_ATTENTION):
+            if place.sites is not SELF_ATTENTION:
                 continue
             old = getattr(block, name)
             if type(old) is not MultiHeadedAttention:

@@ -142,9 +142,15 @@ def _attend(
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), None
 
 
-def last_norm(network: nn.Module) -> nn.Module | None:
-    """Return the norm whose output Whisper's decoder multiplies by its embedding.
+def augmenting(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return where a model has its SpecAugment, and whose training mode turns it on.
 
-    It is None for any other network.
+    Whisper's encoder, which computes the features, has its own as `specaug`; other models
+    of ESPnet's have it themselves.
+
+    Args:
+        model: ESPnet's model
     """
-    return network.decoders.ln if isinstance(network, OpenAIWhisperDecoder) else None
+    if isinstance(model.encoder, OpenAIWhisperEncoder):
+        return model.encoder, model.encoder.encoders
+    return model, model

@@ -17,7 +17,9 @@ from espnet_l0prune.plugin.building import build_model, refuse_adapters
 WHOLE = 32  # how many times larger than its checkpoint an uncut network may be
 SMALL_NETWORK = (1_000, 2**26)  # tensors and values that any network may have
 LARGEST_OPTION = 2**14  # positions and widths are some thousands
-RATES = ("fs", "sample_rate", "fmin", "fmax")  # in Hz; they size no tensor
+# Rates in Hz, which size no tensor; and what sizes an embedding, whose parameters are
+# counted before they are filled
+LARGE = ("fs", "sample_rate", "fmin", "fmax", "n_vocab")
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 
 
@@ -188,7 +190,7 @@ def check_sizes(args: argparse.Namespace) -> None:
         options += values_in(getattr(args, f"{part}_conf", None) or {})
     for name, value in options:
         large = isinstance(value, (int, float)) and abs(value) > LARGEST_OPTION
-        if large and name not in RATES:
+        if large and name not in LARGE:
             raise ValueError(
                 f"the configuration has {name}: {value}; expected at most "
                 f"{LARGEST_OPTION}, since no network has more"

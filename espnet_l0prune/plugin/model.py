@@ -16,22 +16,17 @@ from espnet_l0prune.core.distillation import (
     prediction_kl,
     transducer_kl,
 )
-from espnet_l0prune.core.disturbance import disturb
+from espnet_l0prune.core.disturbance import disturb_speech
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.depth import is_closed
 from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.stream import open_stream
+from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
-from espnet_l0prune.plugin.teacher import (
-    Teacher,
-    Trace,
-    Undisturbed,
-    random_states,
-    record,
-)
+from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 from espnet_l0prune.plugin.transducer import loss_at_hand
 
 OFF_BUDGET = 1e4  # more than any loss of an utterance
@@ -158,6 +153,12 @@ class L0Distilled(MixedWith):
                 f"model_conf: layer_map is {layer_map!r}, layer_input is 'teacher'; "
                 "expected layer_map: same, as blocks at the same place read the same"
             )
+        hears = self.frontend is not None or reads_waveform(self.encoder)
+        if disturb_probability and not hears:
+            raise ValueError(
+                f"model_conf: disturb_probability is {disturb_probability}; expected 0, "
+                "as this model reads features, and no audio that could be disturbed"
+            )
         self.layer_map, self.layer_loss = layer_map, layer_loss
         self.layer_projection, self.ctc_kl_frames = layer_projection, ctc_kl_frames
         self.teacher_files = teacher_config, teacher_model_file
@@ -210,15 +211,15 @@ class L0Distilled(MixedWith):
             text: token ids, (batch, tokens), -1 where there is padding
             text_lengths: (batch,)
         """
-        heard, undisturbed = speech, None
+        undisturbed = None
         if self.training and self.disturb_probability:
-            rate = self.sample_rate
-            heard = disturb(speech, speech_lengths, self.disturb_probability, rate)
-            states = random_states(speech.device)
-            undisturbed = Undisturbed(speech, speech_lengths, states)
+            undisturbed = speech, speech_lengths
+            speech = disturb_speech(
+                *undisturbed, self.disturb_probability, self.sample_rate
+            )
         with record(self) as trace:
             loss, stats, weight = super().forward(
-                heard, speech_lengths, text, text_lengths, **kwargs
+                speech, speech_lengths, text, text_lengths, **kwargs
             )
         stats = {**stats, "loss_task": loss.detach()}
         loss = self.task_weight * loss

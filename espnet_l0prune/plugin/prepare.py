@@ -131,10 +131,6 @@ def check_trainable(args: argparse.Namespace) -> None:
         more = getattr(args, name, None)  # the last two exist in slu
         expected = "none, as no teacher follows one: choose an experiment without"
         _require(more is None, name, more, expected)
-    disturbs = args.model_conf.get("disturb_probability")
-    hears = args.input_size is None or args.encoder in ("whisper", "l0_whisper")
-    expected = "0, as the model reads features and no audio"
-    _require(hears or not disturbs, "disturb_probability", disturbs, expected)
     durations = args.model_conf.get("transducer_multi_blank_durations")
     expected = "1 or more: the loss of multi-blank transducers has no code for CPUs"
     _require(args.ngpu or not durations, "ngpu", args.ngpu, expected)

@@ -48,7 +48,7 @@ def check_options(
         ValueError: an unknown option, or a value of a wrong type
     """
     known = [*inspect.signature(cls).parameters, *more]
-    hints = typing.get_type_hints(cls.__init__)
+    hints = _hints(cls)
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -57,6 +57,22 @@ def check_options(
             raise ValueError(f"{where}: unknown option {name!r}; {hint}")
         if name in hints and name not in RANGES.get(where, {}):
             _check_type(value, hints[name], f"{where}: {name}")
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """Return the types of a class's options, and of those that its bases add.
+
+    A class that is mixed with one of ESPnet's has its own options keyword-only.
+    """
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        init = vars(base).get("__init__")
+        if init and any(
+            parameter.kind == parameter.KEYWORD_ONLY
+            for parameter in inspect.signature(init).parameters.values()
+        ):
+            hints |= typing.get_type_hints(init)
+    return hints | typing.get_type_hints(cls.__init__)
 
 
 def _check_type(value: object, hint: Any, name: str) -> None:

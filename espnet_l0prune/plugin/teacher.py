@@ -5,23 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.sites import layers_of
+from espnet_l0prune.networks.whisper import augmenting
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.experiment import load_model
 
 
 @dataclass
 class Trace:
-    """A `Trace` holds what encoder, decoder and heads take and return in a forward."""
+    """A `Trace` holds what encoder, decoder and heads take and return in a forward.
 
+    Attributes:
+        augmentation: the SpecAugment that took part, if one did, and repeats what it drew
+    """
+
+    augmentation: "Again | None" = None
     encoder_args: tuple = ()
     encoder_kwargs: dict = field(default_factory=dict)
     block_args: dict[int, tuple] = field(default_factory=dict)
@@ -34,10 +39,40 @@ class Trace:
     ctc_out: Tensor | None = None  # logits, (batch, time, vocabulary)
 
 
+class Again(nn.Module):
+    """An `Again` augments as another module did, with the same random numbers.
+
+    Args:
+        module: the other module, ESPnet's SpecAug, which is about to be called
+        device: where it is called
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        super().__init__()
+        self.modules_before = [module]  # in a list, so that it is no child
+        self.devices = [device] if device.type == "cuda" else []
+        self.states = [
+            torch.get_rng_state(),
+            *map(torch.cuda.get_rng_state, self.devices),
+        ]
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (batch, time, size) and their lengths (batch,), augmented."""
+        (module,) = self.modules_before
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return module(features, lengths)
+
+
 @contextmanager
 def record(model: AbsESPnetModel) -> Iterator[Trace]:
     """Record one forward of a model's encoder, its blocks and its heads, by hooks."""
     trace = Trace()
+
+    def on_augmentation(module, args):
+        trace.augmentation = Again(module, args[0].device)
 
     def on_encoder(_, args, kwargs, output):
         trace.encoder_args, trace.encoder_kwargs = args, kwargs
@@ -60,6 +95,9 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
             trace.ctc_out = output
 
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
+    specaug = augmenting(model)[0].specaug
+    if isinstance(specaug, nn.Module):
+        hooks.append(specaug.register_forward_pre_hook(on_augmentation))
     for i, block in enumerate(layers_of(model.encoder)):
         hooks.append(block.register_forward_hook(partial(on_block, i)))
     if model.decoder is not None:
@@ -73,44 +111,6 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class Undisturbed(NamedTuple):
-    """An `Undisturbed` is a batch that the student hears disturbed.
-
-    Attributes:
-        speech: (batch, samples)
-        lengths: (batch,)
-        draws: the states of torch's random numbers before the student heard it
-    """
-
-    speech: Tensor
-    lengths: Tensor
-    draws: list[Tensor]
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    """Return the states of torch's random numbers, on the CPU and on a device."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-@contextmanager
-def drawn_again(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Draw the random numbers that follow on some states, within a `with` block.
-
-    Afterwards those follow that would have followed without the block.
-
-    Args:
-        states, device: see `random_states`
-    """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(states[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], device)
-        yield
 
 
 class Teacher:
@@ -180,24 +180,26 @@ class Teacher:
                 raise differ(what, read(teacher), read(student))
 
     @torch.no_grad()
-    def follow(self, student: Trace, heard: Undisturbed | None = None) -> Trace:
+    def follow(self, student: Trace, heard: tuple[Tensor, Tensor] | None = None) -> Trace:
         """Run the teacher on the student's encoder input and decoder input.
 
         Args:
             student: the trace of the student's forward
-            heard: what the teacher hears instead, with the same SpecAugment
+            heard: the audio (batch, samples) and its lengths (batch,) that the teacher
+                hears instead, in a pass of its own, with the same SpecAugment
 
         Returns:
             the trace of the teacher's forward
         """
         with record(self.model) as trace:
-            if heard is None:
-                kwargs = dict(student.encoder_kwargs)
-                if "ctc" in kwargs:
-                    kwargs["ctc"] = self.model.ctc
-                self.model.encoder(*student.encoder_args, **kwargs)
-            else:
-                self._hear(heard)
+            with self._augmented_as(student):
+                if heard is not None:
+                    self.model.encode(*heard)
+                else:
+                    kwargs = dict(student.encoder_kwargs)
+                    if "ctc" in kwargs:
+                        kwargs["ctc"] = self.model.ctc
+                    self.model.encoder(*student.encoder_args, **kwargs)
             output = trace.encoder_out
             assert output is not None  # the hook has set it
             if self.model.ctc is not None:
@@ -210,11 +212,13 @@ class Teacher:
                 self.model.decoder(output, *student.decoder_args[1:])
         return trace
 
-    def _hear(self, heard: Undisturbed) -> None:
-        """Encode a batch with the SpecAugment that the student had, frame by frame."""
-        self.model.training = True  # ESPnet asks the model alone whether to augment
+    @contextmanager
+    def _augmented_as(self, student: Trace) -> Iterator[None]:
+        """Augment what the teacher hears by itself as the student did, frame by frame."""
+        owner, switch = augmenting(self.model)
+        own, owner.specaug = owner.specaug, student.augmentation
+        switch.training = True  # of this module alone: the others stay as they are
         try:
-            with drawn_again(heard.draws, heard.speech.device):
-                self.model.encode(heard.speech, heard.lengths)
+            yield
         finally:
-            self.model.training = False
+            owner.specaug, switch.training = own, False

@@ -66,19 +66,26 @@ def _loading(
 
     Args:
         dimensions: the sizes of a model to build instead of loading one
-        where: the part of the configuration that has them, for the message
+        where: the part of the configuration that has them, which is `encoder_conf` or
+            `decoder_conf`
     """
     import whisper
 
     found: dict[str, int] = {}
     load = whisper.load_model
 
-    def load_model(*args: Any, **kwargs: Any) -> nn.Module:
-        if dimensions is None:
-            model = load(*args, **kwargs)
-        else:
-            model = whisper.model.Whisper(_sizes(dimensions, where))
-            nn.init.normal_(model.decoder.positional_embedding, std=0.02)
+    def load_model(name: str, **options: Any) -> nn.Module:
+        if dimensions is not None:
+            found.update(dimensions)
+            return _build(dimensions, where)
+        try:
+            model = load(name, **options)
+        except OSError as e:
+            raise ValueError(
+                f"{where}: whisper_model is {name}, whose file is not in download_dir, "
+                f"{options.get('download_root')}, and cannot be downloaded ({e}); "
+                "expected it there. A model that was cut needs none."
+            ) from e
         found.update(dataclasses.asdict(model.dims))
         return model
 
@@ -89,14 +96,20 @@ def _loading(
         whisper.load_model = load
 
 
-def _sizes(dimensions: Mapping[str, int], where: str) -> Any:
-    from whisper.model import ModelDimensions
+def _build(dimensions: Mapping[str, int], where: str) -> nn.Module:
+    """Return a Whisper of random weights, without the blocks that ESPnet leaves aside."""
+    from whisper.model import ModelDimensions, Whisper
 
-    try:
-        return ModelDimensions(**dimensions)
-    except TypeError as e:
-        names = ", ".join(field.name for field in dataclasses.fields(ModelDimensions))
+    names = [field.name for field in dataclasses.fields(ModelDimensions)]
+    numbers = all(type(value) is int and value > 0 for value in dimensions.values())
+    if dimensions.keys() != {*names} or not numbers:
         raise ValueError(
-            f"{where}: dimensions is {dimensions!r}; expected a number for each of "
-            f"{names}"
-        ) from e
+            f"{where}: dimensions is {dict(dimensions)}; expected a number above 0 for "
+            f"each of {', '.join(names)}"
+        )
+    other = {"n_text_layer": 0, "n_vocab": 1}  # of what ESPnet leaves aside
+    if where == "decoder_conf":
+        other = {"n_audio_layer": 0}
+    model = Whisper(ModelDimensions(**{**dimensions, **other}))
+    nn.init.normal_(model.decoder.positional_embedding, std=0.02)
+    return model

@@ -14,7 +14,7 @@ SIZES = {"state": 16, "head": 4, "layer": 2}
 DIMENSIONS = {
     "n_mels": 80,
     "n_audio_ctx": 60,
-    "n_vocab": 12,
+    "n_vocab": 20_000,  # as that of the published ones, it is more than any width
     "n_text_ctx": 60,
     **{f"n_{kind}_{k}": v for kind in ("audio", "text") for k, v in SIZES.items()},
 }

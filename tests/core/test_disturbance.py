@@ -13,7 +13,7 @@ from espnet_l0prune.core.disturbance import (
     DISTURBANCES,
     NOISE_RATIO,
     babble,
-    disturb,
+    disturb_speech,
     narrow_band,
     noise,
     room,
@@ -46,7 +46,7 @@ def test_lengths_and_padding_stay(lengths, silent, double, seed):
     waves, counts = speech(*lengths, dtype=torch.float64 if double else torch.float32)
     waves[0] *= not silent
     before = waves.clone()
-    heard = disturb(waves, counts, 1.0, RATE)
+    heard = disturb_speech(waves, counts, 1.0, RATE)
     assert heard.shape == waves.shape
     assert heard.dtype == waves.dtype
     assert bool(heard.isfinite().all())
@@ -57,16 +57,16 @@ def test_lengths_and_padding_stay(lengths, silent, double, seed):
         assert not bool(heard[0].any())
     torch.manual_seed(seed)
     speech(*lengths, dtype=waves.dtype)
-    assert torch.equal(disturb(waves, counts, 1.0, RATE), heard)
+    assert torch.equal(disturb_speech(waves, counts, 1.0, RATE), heard)
 
 
 def test_as_many_are_disturbed_as_the_probability_says():
     torch.manual_seed(0)
     waves, counts = speech(*[300] * 1000)
-    assert torch.equal(disturb(waves, counts, 0.0, RATE), waves)
-    same = (disturb(waves, counts, 0.3, RATE) == waves).all(1)
+    assert torch.equal(disturb_speech(waves, counts, 0.0, RATE), waves)
+    same = (disturb_speech(waves, counts, 0.3, RATE) == waves).all(1)
     assert int(same.sum()) == pytest.approx(700, abs=50)
-    assert not bool((disturb(waves, counts, 1.0, RATE) == waves).all(1).any())
+    assert not bool((disturb_speech(waves, counts, 1.0, RATE) == waves).all(1).any())
 
 
 def test_each_kind_is_drawn(monkeypatch):
@@ -77,7 +77,7 @@ def test_each_kind_is_drawn(monkeypatch):
         for i in range(len(DISTURBANCES))
     ]
     monkeypatch.setattr(disturbance, "DISTURBANCES", marked)
-    disturb(*speech(*[10] * 200), 1.0, RATE)
+    disturb_speech(*speech(*[10] * 200), 1.0, RATE)
     assert {*seen} == {*range(len(DISTURBANCES))}
     assert len(seen) == 200
 
@@ -139,7 +139,7 @@ def test_a_narrow_band_has_no_other_frequencies():
 
 def test_several_channels_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 9, 3\); expected \(batch, sampl"):
-        disturb(torch.randn(2, 9, 3), torch.tensor([9, 9]), 1.0, RATE)
+        disturb_speech(torch.randn(2, 9, 3), torch.tensor([9, 9]), 1.0, RATE)
 
 
 def test_a_rate_so_low_that_the_room_has_no_echo():

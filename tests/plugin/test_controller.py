@@ -364,8 +364,21 @@ def test_targets_that_no_gates_meet_are_named(caplog):
         for epoch in range(5):
             net.controller.begin_epoch(3, 6, epoch)
             train(net, optimizer, range(3 * epoch, 3 * epoch + 3))
-        named = "The expected sparsity in macs is -0.01" in caplog.text
-        assert named == (macs < least)
+        assert ("no gates were found" in caplog.text) == (macs < least)
+
+
+def test_what_freezing_adds_is_no_unmet_target(caplog):
+    """One unit takes more than a hundredth, and the gates are fixed at an epoch's end."""
+    conf = {**SCHEDULE, "target": {"params": 0.5}}
+    projected = {"sparsity_constraint": "projected", "sparsity_constraint_conf": {}}
+    coarse = {"encoder_conf": {**WIDER, "round_to": 16}}
+    net, optimizer = start(sparsity_scheduler_conf=conf, **coarse, **projected)
+    frozen = net.controller.scheduler.frozen_begins
+    net.controller.begin_epoch(frozen, 2, 0)
+    train(net, optimizer, range(frozen))
+    assert net.controller.report()["sparsity_expected_params"] > 0.51
+    net.controller.begin_epoch(frozen, 2, 1)
+    assert "no gates were found" not in caplog.text
 
 
 def test_gates_that_lag_are_named(caplog):

@@ -5,10 +5,9 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.plugin.building import note_input_
-from espnet_l0prune.plugin.prepare import check_trainable
 from espnet_l0prune.plugin.teacher import record
 from espnet_l0prune.testing.experiments import save_experiment
-from espnet_l0prune.testing.models import arguments
+from espnet_l0prune.testing.models import arguments, model
 
 AUDIO = {
     "input_size": None,
@@ -20,12 +19,13 @@ AUDIO = {
 }
 
 
-def student(folder, probability: float):
+def student(folder, probability: float, **changes):
     """With its teacher, which is the same network, and in training mode."""
     save_experiment(folder, **AUDIO)
     files = {"teacher_config": "config.yaml", "teacher_model_file": "model.pth"}
     conf = {name: str(folder / file) for name, file in files.items()}
-    args = arguments(model_conf={"disturb_probability": probability, **conf}, **AUDIO)
+    conf["disturb_probability"] = probability
+    args = arguments(model_conf=conf, **{**AUDIO, **changes})
     torch.manual_seed(0)
     model = ASRTask.build_model(args)
     note_input_(model, args)
@@ -60,6 +60,24 @@ def test_where_nobody_is_disturbed_both_hear_the_same(probability, tmp_path):
     assert torch.equal(mine, its)
     assert not torch.equal(mine, heard(model.eval())[0])  # which has no SpecAugment
     assert not any(module.training for module in model.teacher.model.modules())
+
+
+@pytest.mark.parametrize("conf", [{"apply_time_mask": False}, {"apply_freq_mask": False}])
+def test_the_teacher_has_the_students_specaugment(conf, tmp_path):
+    """Also where the student's differs from its own, and where others draw before it."""
+    conf = {**AUDIO["specaug_conf"], **conf}
+    model = student(tmp_path / "dense", 1e-12, specaug_conf=conf)
+    own = model.teacher.model.specaug
+    model.frontend.register_forward_hook(lambda *_: torch.rand(1) and None)
+    mine, its, _ = heard(model)
+    assert torch.equal(mine, its)
+    assert model.teacher.model.specaug is own
+
+
+def test_a_student_without_specaugment_has_a_teacher_without(tmp_path):
+    model = student(tmp_path / "dense", 1e-12, specaug=None, specaug_conf={})
+    mine, its, _ = heard(model)
+    assert torch.equal(mine, its)
 
 
 def test_the_teacher_hears_what_is_not_disturbed(tmp_path):
@@ -97,7 +115,5 @@ def test_the_teachers_pass_draws_nothing_that_others_would_have_drawn(tmp_path):
 
 
 def test_a_model_that_reads_features_is_refused():
-    args = arguments(model_conf={"disturb_probability": 0.5})
-    args.ngpu = 0
-    with pytest.raises(ValueError, match=r"disturb_probability is 0\.5; pruning expects"):
-        check_trainable(args)
+    with pytest.raises(ValueError, match=r"disturb_probability is 0\.5; expected 0"):
+        model(model_conf={"disturb_probability": 0.5})

@@ -144,7 +144,7 @@ def _check(network: L0Network, part: str) -> None:
     if network.gated_sites():
         raise ValueError(f"the {part} has gates; expected a model that was cut")
     if isinstance(network, WhisperNetwork):
-        raise refuse("is smaller than the published Whisper")
+        raise refuse("is a Whisper that need not have its published sizes")
     if any(features_of(module) is not None for module in network.modules()):
         raise refuse("was cut in width")
     if any(isinstance(module, LinearAttention) for module in network.modules()):

@@ -4,9 +4,9 @@ from torch import Tensor
 
 from espnet_l0prune.networks.block import Block, Place
 from espnet_l0prune.networks.branches import (
+    SELF_ATTENTION,
+    SOURCE_ATTENTION,
     WHISPER_FEED_FORWARD,
-    WHISPER_SELF_ATTENTION,
-    WHISPER_SOURCE_ATTENTION,
 )
 from espnet_l0prune.networks.espnet_modules import WhisperLayer
 
@@ -19,8 +19,8 @@ class WhisperBlock(Block):
 
     module_type = WhisperLayer
     layout = {
-        "attn": Place("attn_ln", "attention", WHISPER_SELF_ATTENTION),
-        "cross_attn": Place("cross_attn_ln", "source att.", WHISPER_SOURCE_ATTENTION),
+        "attn": Place("attn_ln", "attention", SELF_ATTENTION),
+        "cross_attn": Place("cross_attn_ln", "source att.", SOURCE_ATTENTION),
         "mlp": Place("mlp_ln", "FFN", WHISPER_FEED_FORWARD),
     }
 

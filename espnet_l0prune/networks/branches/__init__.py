@@ -14,13 +14,14 @@ from espnet_l0prune.networks.branches.whisper import (
     WhisperSourceAttentionSite,
 )
 
-SELF_ATTENTION: tuple[type[BranchSite], ...] = (AttentionSite,)
-SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (SourceAttentionSite,)
+SELF_ATTENTION: tuple[type[BranchSite], ...] = (AttentionSite, WhisperAttentionSite)
+SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (
+    SourceAttentionSite,
+    WhisperSourceAttentionSite,
+)
 FEED_FORWARD: tuple[type[BranchSite], ...] = (FeedForwardSite,)
 CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite,)
 GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite,)
-WHISPER_SELF_ATTENTION: tuple[type[BranchSite], ...] = (WhisperAttentionSite,)
-WHISPER_SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (WhisperSourceAttentionSite,)
 WHISPER_FEED_FORWARD: tuple[type[BranchSite], ...] = (WhisperFeedForwardSite,)
 BRANCHES = (
     *SELF_ATTENTION,
@@ -28,7 +29,5 @@ BRANCHES = (
     *FEED_FORWARD,
     *CONVOLUTION,
     *GATING,
-    *WHISPER_SELF_ATTENTION,
-    *WHISPER_SOURCE_ATTENTION,
     *WHISPER_FEED_FORWARD,
 )

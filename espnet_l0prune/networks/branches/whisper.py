@@ -76,10 +76,7 @@ class WhisperAttentionSite(BranchSite):
 
 
 class WhisperSourceAttentionSite(WhisperAttentionSite):
-    """A `WhisperSourceAttentionSite` is the decoder's attention to the encoder's output.
-
-    Its keys and values come from there, so that only the queries read its norm.
-    """
+    """A `WhisperSourceAttentionSite` attends to the encoder's output."""
 
     label = "source_attention"
     kinds = ("src_att_modules", "src_heads", "src_head_dims")
