@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import whisper
+import yaml
+from espnet2.tasks.asr import ASRTask
+
+from espnet_l0prune.testing.models import arguments
 
 SIZES = {"state": 16, "head": 4, "layer": 2}
 DIMENSIONS = {
@@ -40,3 +44,20 @@ def publish(folder: Path) -> dict[str, str]:
         packed = base64.b85encode(gzip.compress(heads.tobytes()))
         whisper._ALIGNMENT_HEADS[NAME] = packed
     return {"whisper_model": NAME, "download_dir": str(folder)}
+
+
+def save_whisper(folder: Path, options: dict[str, str]) -> None:
+    """Write a dense experiment of ESPnet's Whisper, a config.yaml and a checkpoint.
+
+    Args:
+        folder: the folder to make
+        options: what `publish` has returned
+    """
+    args = arguments(input_size=1, normalize=None, model="espnet", optim="adamw")
+    args.encoder, args.encoder_conf = "whisper", dict(options)
+    args.decoder, args.decoder_conf = "whisper", dict(options)
+    args.model_conf = {"ctc_weight": 0.0}
+    model = ASRTask.build_model(args)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(model.state_dict(), folder / "model.pth")

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import whisper
 import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
@@ -13,6 +14,7 @@ from espnet_model_zoo.downloader import ModelDownloader
 from espnet_l0prune.cli import main
 from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.testing.runs import CONFIG, data_options, make_data, run
+from espnet_l0prune.testing.whisper import NAME, publish, save_whisper
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
@@ -46,12 +48,14 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """A folder with exp/asr_dense; the tutorial is followed in it."""
+    """A folder with dense experiments, in which the pages are followed."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "exp").mkdir()
     make_data(folder)
     run(folder, folder / "exp/asr_dense", **DENSE)
-    return folder
+    save_whisper(folder / "exp/asr_whisper", publish(folder))
+    yield folder
+    del whisper._MODELS[NAME]
 
 
 def follow(lines: list[str], capsys) -> str:
