@@ -261,14 +261,15 @@ def draw(rows: list[dict], file: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(4, 6, figsize=(18, 10), sharey=True)
+    figure, axes = plt.subplots(4, 6, figsize=(18, 10), sharey=True, layout="constrained")
+    for axis in axes.flat[len(rows) :]:
+        axis.axis("off")
     for axis, row in zip(axes.flat, rows, strict=False):
         axis.plot([goals for goals, _ in row["path"]], "k--")
         axis.plot([found for _, found in row["path"]])
         axis.set_title(", ".join(str(row[key]) for key in KEYS), fontsize=8)
     figure.supxlabel("time, in ramp and hold")
     figure.supylabel("target (dashed) and expected sparsity of the encoder")
-    figure.tight_layout()
     figure.savefig(file)
 
 
