@@ -29,7 +29,7 @@ lint: env
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/shellcheck egs/librispeech/run.sh egs/librispeech/asr1/*.sh tools/install.sh benchmarks/*.sh .ci/run
+	.venv/bin/shellcheck egs/librispeech/run.sh egs/librispeech/asr1/*.sh tools/install.sh benchmarks/*.sh studies/whisper/dense.sh .ci/run
 
 docs: env
 	.venv/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
