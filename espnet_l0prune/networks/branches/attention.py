@@ -12,18 +12,38 @@ from espnet_l0prune.networks.espnet_modules import MultiHeadedAttention
 from espnet_l0prune.networks.linear_attention import LinearAttention
 
 
-class AttentionSite(BranchSite):
-    """An `AttentionSite` has heads, and dimensions inside them.
+class HeadsSite(BranchSite):
+    """A `HeadsSite` has the heads of an attention, and dimensions inside them.
 
-    A dimension is cut from the queries, keys and values of all heads together, since
-    ESPnet's forward has one `d_k` for all of them, and divides the scores by its root.
+    A dimension is cut from the queries, keys and values of all heads together, since a
+    forward has one number of them for all heads, and divides the scores by its root.
     """
 
     label = "attention"
-    module_types = (MultiHeadedAttention,)
     kinds: tuple[str, ...] = ("att_modules", "heads", "head_dims")
     fine = ("head_dims",)
     scaled = ("head_dims",)
+
+    @property
+    def multiplied(self) -> tuple[nn.Module, ...]:
+        """Return the layers by whose outputs the queries are multiplied, for scores."""
+        raise NotImplementedError
+
+    def unit_claims(self) -> Iterator[Claim]:
+        _, heads, dims = self.kinds
+        h, d_k = self.sizes[heads], self.sizes[dims]
+        for layer in dict.fromkeys((*self.readers, *self.multiplied)):
+            folds = layer in self.multiplied
+            yield from output_claims(layer, heads, inner=d_k)
+            yield from output_claims(layer, dims, outer=h, folds=folds)
+        yield from input_claims(self.consumer, heads, inner=d_k, folds=True)
+        yield from input_claims(self.consumer, dims, outer=h, folds=True)
+
+
+class AttentionSite(HeadsSite):
+    """An `AttentionSite` is one of ESPnet's attentions."""
+
+    module_types = (MultiHeadedAttention,)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -46,21 +66,18 @@ class AttentionSite(BranchSite):
     def _positions(self) -> nn.Module | None:
         return getattr(self.module, "linear_pos", None)
 
+    @property
+    def multiplied(self) -> tuple[nn.Module, ...]:
+        keys, positions = self.module.linear_k, self._positions
+        return (keys,) if positions is None else (keys, positions)
+
     def unit_claims(self) -> Iterator[Claim]:
-        attention, (_, heads, dims) = self.module, self.kinds
-        h, d_k = attention.h, attention.d_k
-        for layer in (*self.readers, self._positions):
-            if layer is not None:
-                # scores multiply queries by keys and positions: gate the latter two
-                folds = layer in (attention.linear_k, self._positions)
-                yield from output_claims(layer, heads, inner=d_k)
-                yield from output_claims(layer, dims, outer=h, folds=folds)
+        yield from super().unit_claims()
+        _, heads, dims = self.kinds
         for name in ("pos_bias_u", "pos_bias_v"):
-            if hasattr(attention, name):
-                yield Claim(attention, name, 0, heads)
-                yield Claim(attention, name, 1, dims)
-        yield from input_claims(attention.linear_out, heads, inner=d_k, folds=True)
-        yield from input_claims(attention.linear_out, dims, outer=h, folds=True)
+            if hasattr(self.module, name):
+                yield Claim(self.module, name, 0, heads)
+                yield Claim(self.module, name, 1, dims)
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield from super().dependents()

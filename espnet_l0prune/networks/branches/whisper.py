@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.replacements import Constant
 from espnet_l0prune.core.sites import Shapes
-from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.branches.attention import HeadsSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.networks.espnet_modules import WhisperAttention
 
@@ -20,19 +19,11 @@ class AttentionConstant(Constant):
         return super().forward(x), None
 
 
-class WhisperAttentionSite(BranchSite):
-    """A `WhisperAttentionSite` has heads, and dimensions inside them.
+class WhisperAttentionSite(HeadsSite):
+    """A `WhisperAttentionSite` is one of Whisper's attentions."""
 
-    A dimension is cut from the queries, keys and values of all heads together, by whose
-    number Whisper divides the width to scale its scores.
-    """
-
-    label = "attention"
     module_types = (WhisperAttention,)
     constant_type = AttentionConstant
-    kinds: tuple[str, ...] = ("att_modules", "heads", "head_dims")
-    fine = ("head_dims",)
-    scaled = ("head_dims",)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -48,15 +39,9 @@ class WhisperAttentionSite(BranchSite):
     def consumer(self) -> nn.Module:
         return self.module.out
 
-    def unit_claims(self) -> Iterator[Claim]:
-        _, heads, dims = self.kinds
-        h, d_k = self.sizes[heads], self.sizes[dims]
-        for layer in self.readers:
-            folds = layer is self.module.key  # scores multiply queries by keys
-            yield from output_claims(layer, heads, inner=d_k)
-            yield from output_claims(layer, dims, outer=h, folds=folds)
-        yield from input_claims(self.module.out, heads, inner=d_k, folds=True)
-        yield from input_claims(self.module.out, dims, outer=h, folds=True)
+    @property
+    def multiplied(self) -> tuple[nn.Module, ...]:
+        return (self.module.key,)
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
         keys = shapes.get(self.module.key, ())
