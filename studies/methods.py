@@ -143,17 +143,18 @@ class AdoptedAtOnce(AnyModel):
 
     Args:
         importance: a name in `IMPORTANCES`
+        cut: options of `espnet-l0prune cut`
     """
 
     importance: str = "magnitude_l2_even"
+    cut: str = ""
 
     def last_epochs(self, epochs: Mapping[str, int]) -> int:
         return epochs["prune"] + epochs["finetune"]
 
     def __call__(self, cell: Cell) -> None:
         adopted = cell.adopt(self.options(cell))
-        names = {f"{name}_config": adopted / f"{name}.yaml" for name in YAMLS}
-        conf = read_yaml(names["prune_config"])
+        conf = read_yaml(adopted / "prune.yaml")
         dense = build_model(read_config(cell.teacher / "config.yaml"))
         for part in ("encoder", "decoder"):
             has = {k for site in find_sites(getattr(dense, part)) for k in site.kinds}
@@ -161,7 +162,8 @@ class AdoptedAtOnce(AnyModel):
             if conf[f"{part}_conf"].get("units"):
                 conf[f"{part}_conf"]["units"] = kinds
         cell.choose(self.importance, cell.teacher, conf)
-        cell.run(cell.folder, 6, 7, dense_exp=cell.teacher, **names)
+        how = {f"{name}_config": adopted / f"{name}.yaml" for name in YAMLS}
+        cell.run(cell.folder, 6, 7, dense_exp=cell.teacher, cut_args=self.cut, **how)
 
 
 def not_finetuned(cell: Cell) -> None:
@@ -307,6 +309,7 @@ METHODS: dict[str, Method] = {
     "l0_adopted_disturbed": Adopted(DISTURBED, DISTURBED),
     "even_adopted": AdoptedAtOnce(importance="magnitude_l2_even"),
     "random_adopted": AdoptedAtOnce(importance="random"),
+    "even_reconstructed": AdoptedAtOnce(cut="--reconstruct 64"),
     "l0_long": Gates(finetune={"max_epoch": 14}),
     "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's

@@ -23,7 +23,8 @@ from espnet_l0prune.plugin.prepare import require_gates_in_scope
 
 NETWORKS = ("encoder", "encoder_conf", "decoder", "decoder_conf")
 DATA = ("train_data_path_and_name_and_type", "train_shape_file")
-PRUNING = (*NETWORKS, *DATA, "sparsity_goal", "sparsity_scheduler")
+MODEL = ("model", "model_conf")  # which names the teacher
+PRUNING = (*NETWORKS, *DATA, *MODEL, "sparsity_goal", "sparsity_scheduler")
 
 
 def gate_names(model: nn.Module) -> set[str]:

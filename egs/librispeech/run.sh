@@ -23,6 +23,7 @@ train_config=         # default: conf/train_mini.yaml for mini, else conf/train_
 prune_args=           # how to prune: options of `espnet-l0prune adopt`; default: below
 prune_config=         # your own YAML, in place of the prune.yaml that adopt writes
 finetune_config=      # your own YAML, in place of its finetune.yaml
+cut_args=             # more options of `espnet-l0prune cut`
 decode_config=conf/decode.yaml
 dense_model=valid.acc.ave.pth      # the teacher, in the dense experiment
 finetuned_model=valid.acc.ave.pth  # the model to pack
@@ -263,6 +264,7 @@ tokens=(--token_type "$token_type" --token_list "$tokendir/tokens.txt" "${bpe[@]
 distributed=()
 if [ "$ngpu" -gt 1 ]; then distributed=(--multiprocessing_distributed true); fi
 read -ra more <<<"$train_args"
+read -ra cutting <<<"$cut_args"
 read -ra program <<<"$train_program"
 stats=$expdir/asr_stats dense=${dense_exp:-$expdir/asr_dense}
 adopted=$expdir/asr_adopted pruned=$expdir/asr_pruned
@@ -297,7 +299,7 @@ step 5 "$pruned/.done" "$features $dense/$dense_model" "$pruned/latest.pth" \
     --init_param "$dense/$dense_model" "${teacher[@]}" "${more[@]}"
 step 6 "$expdir/.cut.done" "$pruned/latest.pth $pruned/config.yaml" \
     "$cut/model.pth $cut/config.yaml $cut/structure.yaml" \
-    espnet-l0prune cut "$pruned" --out "$cut" --force
+    espnet-l0prune cut "$pruned" --out "$cut" --force "${cutting[@]}"
 structures=(--encoder_conf "structure=$cut/structure.yaml")
 if [ -f "$cut/decoder_structure.yaml" ]; then
     structures+=(--decoder_conf "structure=$cut/decoder_structure.yaml")

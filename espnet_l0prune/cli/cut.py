@@ -19,6 +19,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--plan",
         help="plan.json that says which units stay; default: those with open gates",
     )
+    parser.add_argument(
+        "--reconstruct",
+        type=int,
+        metavar="N",
+        help="fit what is left to the teacher, layer by layer, in closed form, on N "
+        "utterances of the training data (64, say)",
+    )
     parser.add_argument("--force", action="store_true", help="replace the output folder")
 
 
@@ -29,7 +36,13 @@ def run(args: argparse.Namespace) -> Answer:
 
     with steps("cut") as step:
         report = cut_experiment(
-            args.experiment, args.out, args.checkpoint, args.plan, args.force, step
+            args.experiment,
+            args.out,
+            args.checkpoint,
+            args.plan,
+            args.force,
+            args.reconstruct,
+            step,
         )
     before, after = report.model_parameters
     encoder_before, encoder_after = report.encoder_parameters
@@ -43,6 +56,8 @@ def run(args: argparse.Namespace) -> Answer:
             f"sparsity of the {report.scope} in {cost}: {sparsity:.4f} (target {target})"
         )
     lines.append(f"masked and cut differ by {report.difference}")
+    if report.reconstruction is not None:
+        lines.append(str(report.reconstruction))
     return Answer({"out": args.out, **dataclasses.asdict(report)}, lines)
 
 

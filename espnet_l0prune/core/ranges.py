@@ -128,6 +128,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "--finetune_epochs": Range(1, COUNT, whole=True),
         "--seconds": SECONDS,
         "--rounds": Range(1, COUNT, whole=True),
+        "--reconstruct": Range(8, COUNT, whole=True),
     },
 }
 

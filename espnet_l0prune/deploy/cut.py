@@ -21,6 +21,7 @@ from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.reading import read_json
 from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.core.terms import count_parameters
+from espnet_l0prune.deploy.reconstruct import Reconstruction, Reconstructor
 from espnet_l0prune.deploy.verify import (
     Difference,
     difference_of,
@@ -53,6 +54,7 @@ class CutReport:
     encoder_parameters: tuple[int, int]  # before, after
     model_parameters: tuple[int, int]
     difference: Difference
+    reconstruction: Reconstruction | None = None
 
 
 def check_gated(model: nn.Module, args: argparse.Namespace, experiment: Path) -> None:
@@ -163,6 +165,7 @@ def cut_experiment(
     checkpoint: str = "latest.pth",
     plan_file: Path | None = None,
     force: bool = False,
+    reconstruct: int | None = None,
     step: Step = quiet,
 ) -> CutReport:
     """Write the cut network of a gated experiment to a new folder.
@@ -177,13 +180,15 @@ def cut_experiment(
         plan_file: plan.json of another cut, which says which units stay whatever the
             gates are; None for those that the gates have settled on
         force: whether to replace an earlier cut
+        reconstruct: the number of utterances of the training data on which the cut model
+            is fitted to its teacher, by `Reconstructor`; None to leave it as it is
         step: is called with the name of each step as it begins
 
     Raises:
         ValueError: see `check_gated` and `check_settled`; a plan of another network, or a
             file that holds none; masked and cut outputs that differ; an `out` that exists
             without `force`, or that is not an earlier cut; files that are missing or
-            damaged
+            damaged; see `Reconstructor`
         OSError: `out` cannot be written
     """
     _check_free(out, force)
@@ -205,6 +210,7 @@ def cut_experiment(
     before = count_parameters(model.encoder), count_parameters(model)
     promised, plan = before[1], plan_of(sites_of(model))
     promised -= round(budget.totals["params"] - budget.remaining())
+    fitting = Reconstructor(args, plan, reconstruct) if reconstruct is not None else None
     step("computing what it says, with its closed units masked")
     masked, tolerance = outputs(model), tolerance_of(sites_of(model))
     step("cutting them out, and building what is left")
@@ -230,6 +236,7 @@ def cut_experiment(
         encoder_parameters=(before[0], after[0]),
         model_parameters=(before[1], after[1]),
         difference=difference,
+        reconstruction=fitting.fit_(small, step) if fitting is not None else None,
     )
     step(f"writing {out}")
     _write(out, small, config, plan, result, force)

@@ -41,10 +41,12 @@ class Block:
         module_type: ESPnet's class
         layout: the branches that such a block may have, by their names in it, in the
             order of computation
+        scaled: the names of branches whose output the block multiplies by its `ff_scale`
     """
 
     module_type: type[nn.Module] = nn.Module
     layout: dict[str, Place] = {}
+    scaled: tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -63,6 +65,10 @@ class Block:
     def is_merged(self, name: str) -> bool:
         """Return whether a branch writes to `merge`, and not to the stream."""
         return False
+
+    def factor(self, name: str) -> float:
+        """Return by what a branch's output is multiplied as it is added to the stream."""
+        return self.module.ff_scale if name in self.scaled else 1.0
 
     @property
     def final_norm(self) -> nn.Module | None:

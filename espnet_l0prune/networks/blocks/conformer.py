@@ -20,6 +20,7 @@ class ConformerBlock(Block):
         "conv_module": Place("norm_conv", "conv", CONVOLUTION),
         "feed_forward": Place("norm_ff", "FFN", FEED_FORWARD),
     }
+    scaled = ("feed_forward_macaron", "feed_forward")
 
     @property
     def final_norm(self) -> nn.Module | None:

@@ -17,6 +17,7 @@ class EBranchformerBlock(Block):
         "cgmlp": Place("norm_mlp", "cgMLP", GATING),
         "feed_forward": Place("norm_ff", "FFN", FEED_FORWARD),
     }
+    scaled = ("feed_forward_macaron", "feed_forward")
 
     @property
     def merge(self) -> nn.Module:

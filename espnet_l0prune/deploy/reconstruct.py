@@ -1,0 +1,110 @@
+"""A cut model is fitted to its teacher, on some utterances of the training data."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from espnet_l0prune.core.importance import loss_of
+from espnet_l0prune.core.plan import Plan
+from espnet_l0prune.core.ranges import check
+from espnet_l0prune.core.reconstruction import (
+    HELD_OUT,
+    Utterance,
+    Writer,
+    reconstruct_,
+)
+from espnet_l0prune.core.steps import Step, quiet
+from espnet_l0prune.networks.writers import writers_of
+from espnet_l0prune.plugin.counting import sites_of
+from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.plugin.utterances import read_utterances
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A `Reconstruction` says what fitting the layers of a cut model was worth.
+
+    Attributes:
+        utterances: number of utterances, of which each fourth was held out
+        teacher, before, after: ESPnet's loss on the held-out utterances: that of the
+            teacher, and that of the cut model before and after it was fitted
+        taken: whether the loss fell; otherwise the model was left as it was
+    """
+
+    utterances: int
+    teacher: float
+    before: float
+    after: float
+    taken: bool
+
+    def __str__(self) -> str:
+        verdict = "" if self.taken else ", so that it was left as it was"
+        return (
+            f"fitted to the teacher on {self.utterances} utterances: loss "
+            f"{self.before:.4g} -> {self.after:.4g}{verdict}; the teacher's is "
+            f"{self.teacher:.4g}"
+        )
+
+
+class Reconstructor:
+    """A `Reconstructor` has all that fits a cut model to the teacher it was pruned with.
+
+    It is made before anything is cut, so that what is missing is said first.
+
+    Args:
+        args: the gated experiment's configuration
+        plan: what the cut keeps
+        count: number of utterances
+
+    Raises:
+        ValueError: too few utterances, no teacher, or data or files that cannot be read;
+            see also `writers_of`
+    """
+
+    def __init__(self, args: argparse.Namespace, plan: Plan, count: int):
+        check("command line", {"--reconstruct": count})
+        conf = args.model_conf or {}
+        config, weights = conf.get("teacher_config"), conf.get("teacher_model_file")
+        if config is None or weights is None:
+            raise ValueError(
+                "there is no teacher to fit the cut model to: model_conf has "
+                f"teacher_config: {config} and teacher_model_file: {weights}; expected "
+                "the unpruned model's. Cut without --reconstruct."
+            )
+        self.teacher, _ = load_model(config, weights)
+        self.teacher.eval()
+        self.writers: list[Writer] = writers_of(
+            self.teacher, sites_of(self.teacher), plan
+        )
+        self.utterances: Sequence[Utterance] = read_utterances(args, count)
+        if len(self.utterances) < HELD_OUT:
+            raise ValueError(
+                f"the training data have {len(self.utterances)} utterances; expected at "
+                f"least {HELD_OUT}, of which one is held out. Cut without --reconstruct."
+            )
+
+    def fit_(self, model: nn.Module, step: Step = quiet) -> Reconstruction:
+        """Fit a cut model in place, and leave it as it was if that makes it worse.
+
+        Args:
+            model: the cut model, in evaluation mode
+            step: is called with the name of each step
+        """
+        step(f"comparing it with its teacher on {len(self.utterances)} utterances")
+        teacher, before = self._loss(self.teacher), self._loss(model)
+        old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        every = self.writers, self.utterances
+        reconstruct_(model, self.teacher, *every, loss_of, step)
+        after = self._loss(model)
+        taken = after < before
+        if not taken:
+            model.load_state_dict(old)
+        return Reconstruction(len(self.utterances), teacher, before, after, taken)
+
+    @torch.no_grad()
+    def _loss(self, model: nn.Module) -> float:
+        held_out = self.utterances[HELD_OUT - 1 :: HELD_OUT]
+        return sum(float(loss_of(model, one)) for one in held_out) / len(held_out)

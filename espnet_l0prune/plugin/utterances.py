@@ -1,0 +1,43 @@
+"""Utterances are read from the data that an experiment was trained on."""
+
+import argparse
+import itertools
+from typing import Any
+
+from espnet2.train.distributed_utils import DistributedOption
+from torch import Tensor
+
+from espnet_l0prune.plugin.building import task_of
+
+
+def read_utterances(args: argparse.Namespace, count: int) -> list[dict[str, Tensor]]:
+    """Return utterances of an experiment's training data as batches of one, unaugmented.
+
+    They are drawn at random, by the experiment's seed, and without replacement.
+
+    Args:
+        args: the experiment's configuration, whose relative paths start here
+        count: how many there are at most
+
+    Raises:
+        ValueError: data that are not here, or that ESPnet cannot read
+    """
+    files = [path for path, *_ in args.train_data_path_and_name_and_type]
+    of_training: dict[str, Any] = {
+        "data_path_and_name_and_type": args.train_data_path_and_name_and_type,
+        "shape_files": args.train_shape_file,
+        "num_batches": None,
+        "train": True,  # in random order
+    }
+    args = argparse.Namespace(**{**vars(args), "iterator_type": "sequence"})
+    try:
+        # of ESPnet's modes, the one that reads utterances one by one, as they are
+        make = task_of(args).build_iter_factory
+        batches = make(args, DistributedOption(), "plot_att", of_training).build_iter(1)
+        return [batch for _, batch in itertools.islice(batches, count)]
+    except Exception as e:  # ESPnet does not check data, and may raise anything
+        raise ValueError(
+            f"the experiment's training data ({', '.join(map(str, files))}) cannot be "
+            f"read ({type(e).__name__}: {e}); expected them where training had them, and "
+            "to be called in the folder that it was started from"
+        ) from e
