@@ -142,6 +142,23 @@ def prediction_kl(
     return temperature**2 * loss / student.size(0)
 
 
+def consistency_kl(logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return 1/2 (KL(a || b) + KL(b || a)) of two views, each a target without gradient
+    for the other (CR-CTC, Yao et al. 2024, arXiv 2410.05101, equation 4).
+
+    Args:
+        logits: of the first view of all utterances, then of the second, (2 batch, time,
+            vocabulary)
+        lengths: number of valid frames, (2 batch,)
+    """
+    half = len(logits) // 2
+    one, two = logits[:half], logits[half:]
+    return 0.5 * (
+        prediction_kl(one, two.detach(), lengths[:half])
+        + prediction_kl(two, one.detach(), lengths[half:])
+    )
+
+
 def transducer_kl(
     student: Tensor,
     teacher: Tensor,

@@ -92,6 +92,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "transducer_kl_weight": WEIGHT,
         "temperature": Range(0.01, 100),
         "disturb_probability": Range(0, 1),
+        "cr_ctc_weight": WEIGHT,
     },
     "optim_conf": {
         "lr": Range(0, 1000),  # noamlr multiplies it by far less than 1

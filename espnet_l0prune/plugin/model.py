@@ -4,7 +4,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
@@ -13,16 +12,15 @@ from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.distillation import (
     LAYER_LOSSES,
     LAYER_MAPS,
+    consistency_kl,
     prediction_kl,
     transducer_kl,
 )
 from espnet_l0prune.core.disturbance import disturb_speech
 from espnet_l0prune.core.ranges import check
-from espnet_l0prune.networks.blocks import block_of
-from espnet_l0prune.networks.depth import is_closed
-from espnet_l0prune.networks.sites import layers_of
-from espnet_l0prune.networks.stream import open_stream
-from espnet_l0prune.networks.whisper import reads_waveform
+from espnet_l0prune.networks.views import in_two_views, warped_alike
+from espnet_l0prune.networks.whisper import augmenting, reads_waveform
+from espnet_l0prune.plugin.compared_layers import compared_layers
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
@@ -75,6 +73,10 @@ class L0Distilled(MixedWith):
         disturb_probability: share of the utterances that the student hears with noise,
             babble, echo or in a narrow band, in training alone; the teacher hears all of
             them as they are
+        cr_ctc_weight: weight of consistency regularization of the CTC posteriors (CR-CTC,
+            arXiv 2410.05101): in training each batch is seen in two views that differ in
+            SpecAugment's masks, and each learns from the other; an update takes twice as
+            long
 
     The loss is the weighted sum of ESPnet's own loss and the distillation losses, plus
     the penalty of the sparsity constraint. Two criteria for choosing a model prefer any
@@ -111,6 +113,7 @@ class L0Distilled(MixedWith):
         transducer_kl_weight: float = 0.5,
         temperature: float = 1.0,
         disturb_probability: float = 0.0,
+        cr_ctc_weight: float = 0.0,
         **espnet_conf: Any,
     ):
         files = {
@@ -133,6 +136,7 @@ class L0Distilled(MixedWith):
             "transducer_kl_weight": transducer_kl_weight,
             "temperature": temperature,
             "disturb_probability": disturb_probability,
+            "cr_ctc_weight": cr_ctc_weight,
         }
         check("model_conf", numbers)
         chosen = {
@@ -159,6 +163,12 @@ class L0Distilled(MixedWith):
                 f"model_conf: disturb_probability is {disturb_probability}; expected 0, "
                 "as this model reads features, and no audio that could be disturbed"
             )
+        if cr_ctc_weight and self.ctc is None:
+            raise ValueError(
+                f"model_conf: cr_ctc_weight is {cr_ctc_weight}; expected 0, as this "
+                "model has no CTC (ctc_weight is 0)"
+            )
+        self.cr_ctc_weight = cr_ctc_weight
         self.layer_map, self.layer_loss = layer_map, layer_loss
         self.layer_projection, self.ctc_kl_frames = layer_projection, ctc_kl_frames
         self.teacher_files = teacher_config, teacher_model_file
@@ -211,20 +221,30 @@ class L0Distilled(MixedWith):
             text: token ids, (batch, tokens), -1 where there is padding
             text_lengths: (batch,)
         """
-        undisturbed = None
+        undisturbed, views = None, self.training and self.cr_ctc_weight > 0
+        if views:
+            batch = speech, speech_lengths, text, text_lengths
+            speech, speech_lengths, text, text_lengths = map(in_two_views, batch)
+            kwargs = {name: in_two_views(value) for name, value in kwargs.items()}
         if self.training and self.disturb_probability:
             undisturbed = speech, speech_lengths
             speech = disturb_speech(
                 *undisturbed, self.disturb_probability, self.sample_rate
             )
-        with record(self) as trace:
-            loss, stats, weight = super().forward(
-                speech, speech_lengths, text, text_lengths, **kwargs
-            )
+        teacher, specaug = None, augmenting(self)[0].specaug
+        with warped_alike(specaug if views else None):
+            with record(self) as trace:
+                loss, stats, weight = super().forward(
+                    speech, speech_lengths, text, text_lengths, **kwargs
+                )
+            if self.teacher is not None:
+                teacher = self.teacher.follow(trace, undisturbed)
         stats = {**stats, "loss_task": loss.detach()}
         loss = self.task_weight * loss
-        if self.teacher is not None:
-            teacher = self.teacher.follow(trace, undisturbed)
+        if views:
+            kl = consistency_kl(trace.ctc_out, trace.encoder_lengths)
+            loss, stats["loss_cr_ctc"] = loss + self.cr_ctc_weight * kl, kl.detach()
+        if teacher is not None:
             chosen = self.chosen_layer_weight
             if chosen is not None and self.training and not chosen.is_fixed():
                 chosen.update_(stats["loss_task"], self._size_of_layers(teacher))
@@ -256,7 +276,7 @@ class L0Distilled(MixedWith):
         """Return each distillation loss, with its weight, by name."""
         frames = student.encoder_lengths
         losses = {}
-        pairs = self.hidden_states(student, teacher) if self.layer_weight != 0 else []
+        pairs = compared_layers(self, student, teacher) if self.layer_weight != 0 else []
         if pairs:
             compare = LAYER_LOSSES[self.layer_loss]
             students, teachers = zip(*pairs, strict=True)
@@ -289,46 +309,6 @@ class L0Distilled(MixedWith):
                 kl = kl * len(tokens) / tokens.sum()
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
-
-    def hidden_states(
-        self, student: Trace, teacher: Trace
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of outputs of the compared blocks, in the features that both have.
-
-        They are projected if there is a projection. The student's blocks are those that
-        were not cut and whose gate is not closed.
-        """
-        index, matrix = open_stream(self.encoder), self.projection
-
-        def shared(hidden: Tensor) -> Tensor:
-            """Return the features that both have; width-cut networks have no others."""
-            if index is None or hidden.size(-1) == len(index):
-                return hidden
-            return hidden.index_select(-1, index)
-
-        students: dict[int, Tensor | None] = {}
-        teachers = teacher.blocks
-        for i, block in enumerate(layers_of(self.encoder)):
-            if not is_closed(block):
-                hidden = student.blocks.get(i)  # None for a layer that was dropped
-                if hidden is not None and self.layer_input == "teacher":
-                    cut = hidden.size(-1) < teachers[i].size(-1)
-                    features = index if cut else None
-                    hidden = block_of(block).run(teacher.block_args[i], features)
-                students[i] = None if hidden is None else shared(hidden)
-        if matrix is not None and self.layer_projection == "student":
-            matrix = matrix if index is None else matrix.index_select(1, index)
-            students = {
-                i: None if hidden is None else F.linear(hidden, matrix)
-                for i, hidden in students.items()
-            }
-        else:
-            if matrix is not None:
-                teachers = {i: F.linear(hidden, matrix) for i, hidden in teachers.items()}
-            teachers = {i: shared(hidden) for i, hidden in teachers.items()}
-        places = LAYER_MAPS[self.layer_map](students, teachers, student.encoder_lengths)
-        pairs = ((students[i], teachers[j]) for i, j in places)
-        return [(mine, other) for mine, other in pairs if mine is not None]
 
 
 def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:

@@ -10,6 +10,7 @@ from espnet_l0prune.core.feasibility import _least, check_compatible, check_reac
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.cut import largest_step
+from espnet_l0prune.plugin.compared_layers import compared_layers
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import budget, model
 from espnet_l0prune.testing.updates import batch, train
@@ -442,7 +443,7 @@ def test_projection_of_a_side(side, units, tmp_path):
     trace = type("Trace", (), {"blocks": hidden, "encoder_lengths": torch.tensor([7, 7])})
     target = type("Trace", (), {"blocks": theirs})
     keep = slice(5, None) if "width" in units else slice(None)
-    for i, (a, b) in enumerate(net.hidden_states(trace, target)):
+    for i, (a, b) in enumerate(compared_layers(net, trace, target)):
         if side == "teacher":
             torch.testing.assert_close(a, hidden[i][..., keep])
             torch.testing.assert_close(b, (theirs[i] @ weight.T)[..., keep])

@@ -12,6 +12,7 @@ from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.optim import L0AdamW, is_of_gates
 from espnet_l0prune.core.plan import Plan, plan_of
+from espnet_l0prune.plugin.compared_layers import compared_layers
 from espnet_l0prune.plugin.teacher import Trace
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, budget, model
@@ -193,7 +194,7 @@ def test_a_shallower_student_learns_from_the_layers_it_has(layer_map, tmp_path):
     first, second = ({i: torch.ones(1, 2, 16) * i for i in range(n)} for n in (2, 3))
     net.encoder.encoders[0].blocks_gate.log_alpha.data.fill_(-100.0)
     trace = Trace(blocks=first, encoder_lengths=torch.tensor([2]))
-    pairs = net.hidden_states(trace, Trace(blocks=second))
+    pairs = compared_layers(net, trace, Trace(blocks=second))
     assert all(float(ours.mean()) == 1 for ours, _ in pairs)  # the closed block is out
     last = [float(theirs.mean()) for _, theirs in pairs]
     assert last == ([0, 1, 2] if layer_map == "dynamic" else [2])
