@@ -58,6 +58,7 @@ FINETUNE_TUNED = {
 }
 
 YAMLS = ("prune", "finetune")  # that `adopt` writes
+BY_ADOPT = "# By espnet-l0prune adopt"  # their first line
 DISTURBED = {"model_conf.disturb_probability": 0.5}
 
 # Leaves asr_finetuned in the cell's folder; may return options of the search for it.
@@ -164,6 +165,38 @@ class AdoptedAtOnce(AnyModel):
         cell.choose(self.importance, cell.teacher, conf)
         how = {f"{name}_config": adopted / f"{name}.yaml" for name in YAMLS}
         cell.run(cell.folder, 6, 7, dense_exp=cell.teacher, cut_args=self.cut, **how)
+
+
+@dataclass(frozen=True)
+class AdoptedFromScratch(AnyModel):
+    """A smaller model of the dense one's kind, from random weights, with the dense one's
+    predictions as targets. It trains as that did, for as many epochs as that and its
+    pruning take together.
+
+    Args:
+        cost: that the budget is on
+        more: options of `model_conf`
+    """
+
+    cost: str = "params"
+    more: Mapping[str, object] = field(default_factory=dict)
+
+    def __call__(self, cell: Cell) -> None:
+        conf = read_yaml(cell.adopt(self.options(cell)) / "finetune.yaml")
+        dense = vars(read_config(cell.teacher / "config.yaml"))
+        like = ("encoder", "decoder", "optim", "scheduler")
+        conf |= {n: v for n, v in dense.items() if n.removesuffix("_conf") in like}
+        conf["encoder_conf"] |= small_size(cell, self.cost)
+        conf["max_epoch"] = dense["max_epoch"] + self.last_epochs(cell.corpus.epochs)
+        conf["model_conf"] |= {"layer_weight": 0.0, **self.more}
+        train = written(cell.folder / "train.yaml", conf)
+        # by its first line, run.sh knows that tokens and normalization are in it
+        train.write_text(f"{BY_ADOPT}\n{train.read_text('utf-8')}", "utf-8")
+        cell.run(cell.folder, 4, 4, train_config=train)
+        cell.end_with("asr_dense")
+
+    def last_epochs(self, epochs: Mapping[str, int]) -> int:
+        return epochs["prune"] + epochs["finetune"]
 
 
 def not_finetuned(cell: Cell) -> None:
@@ -310,6 +343,8 @@ METHODS: dict[str, Method] = {
     "even_adopted": AdoptedAtOnce(importance="magnitude_l2_even"),
     "random_adopted": AdoptedAtOnce(importance="random"),
     "even_reconstructed": AdoptedAtOnce(cut="--reconstruct 64"),
+    "scratch_adopted": AdoptedFromScratch(),
+    "scratch_adopted_cr_ctc": AdoptedFromScratch(more={"cr_ctc_weight": 0.2}),
     "l0_long": Gates(finetune={"max_epoch": 14}),
     "l0_short": Gates(SHORT, finetune={"max_epoch": 9}),  # prunes for 3 epochs
     "l0_low_rate": Gates(SLOW, finetune=SLOW),  # a quarter of the dense training's

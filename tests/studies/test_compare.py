@@ -9,6 +9,7 @@ import rows
 import yaml
 from cells import Cell, Corpus
 from espnet2.tasks.asr import ASRTask
+from hold_out import hold_out
 from methods import METHODS, Gates, LayersOnDemand, config_of, small_size
 from settings import merged, recipe_conf, written
 
@@ -232,3 +233,16 @@ def test_configurations_are_merged():
         "d": {"e": 4},
     }
     assert base == yaml.safe_load("{a: {b: 1, c: [1]}, d: 2}")
+
+
+def test_speakers_that_are_held_out(tmp_path):
+    for speaker in range(7):
+        (tmp_path / f"train/{speaker}/1").mkdir(parents=True)
+    assert hold_out(tmp_path, "train", "dev2", 3) == ["0", "2", "4"]
+    left = {path.name for path in (tmp_path / "train").iterdir()}
+    assert left == {"1", "3", "5", "6"}
+    assert {path.name for path in (tmp_path / "dev2").iterdir()} == {"0", "2", "4"}
+    with pytest.raises(ValueError, match="dev2 exists; expected the name of a new set"):
+        hold_out(tmp_path, "train", "dev2", 1)
+    with pytest.raises(ValueError, match="has 4 speakers; expected to hold out fewer"):
+        hold_out(tmp_path, "train", "dev3", 4)
