@@ -187,6 +187,7 @@ class AdoptedFromScratch(AnyModel):
         like = ("encoder", "decoder", "optim", "scheduler")
         conf |= {n: v for n, v in dense.items() if n.removesuffix("_conf") in like}
         conf["encoder_conf"] |= small_size(cell, self.cost)
+        conf["init_param"] = []
         conf["max_epoch"] = dense["max_epoch"] + self.last_epochs(cell.corpus.epochs)
         conf["model_conf"] |= {"layer_weight": 0.0, **self.more}
         train = written(cell.folder / "train.yaml", conf)

@@ -157,7 +157,7 @@ def training_cost(rows: list[dict]) -> dict[str, float | None]:
     peaks = [row["peak MiB"] for row in rows if row["peak MiB"]]
     return {
         "training (minutes)": round(mine / 60, 1),
-        "of the dense training": f"{mine / dense:.2f}",
+        "of the dense training": f"{mine / dense:.2f}" if dense else "",
         "peak memory (MiB)": max(peaks, default=None),
     }
 

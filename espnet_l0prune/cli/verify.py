@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> Answer:
         small, _ = load_experiment(args.cut, last_of(args.cut))
         difference = difference_of(outputs(masked), outputs(small))
     remedy = (
-        "Compare checkpoints of the same run: the cut model before fine-tuning with the "
-        "gated one that it was cut from."
+        "Compare checkpoints of the same run: the cut model before fine-tuning, and cut "
+        "without --reconstruct, with the gated one that it was cut from."
     )
     require_equal(difference, tolerance_of(sites_of(masked)), remedy)
     return Answer(dataclasses.asdict(difference), [f"difference: {difference}"])

@@ -13,7 +13,7 @@ before, and leave the stream astray.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,8 @@ class Writer:
     kept: Tensor | None = None
 
 
-class Moments(NamedTuple):
+@dataclass
+class Moments:
     """The `Moments` of some rows of inputs X and residuals R are sums over rows.
 
     Attributes:
@@ -61,27 +62,38 @@ class Moments(NamedTuple):
 
     xx: Tensor
     xr: Tensor
-    rr: float
-    rows: int
+    rr: float = 0.0
+    rows: int = 0
 
     @classmethod
-    def of(cls, x: Tensor, r: Tensor) -> "Moments":
-        """Return the moments of x, (rows, inputs), and r, (rows, outputs)."""
-        return cls(x.T @ x, x.T @ r, float(r.square().sum()), len(x))
+    def of_none(cls, x: Tensor, r: Tensor) -> "Moments":
+        """Return the moments of no rows, of the sizes of x and r; see `add_`."""
+        return cls(x.new_zeros(x.size(1), x.size(1)), x.new_zeros(x.size(1), r.size(1)))
 
-    def plus(self, other: "Moments") -> "Moments":
-        """Return the moments of the rows of both."""
-        xx, xr = self.xx + other.xx, self.xr + other.xr
-        return Moments(xx, xr, self.rr + other.rr, self.rows + other.rows)
+    def add_(self, x: Tensor, r: Tensor) -> None:
+        """Add rows: x, (rows, inputs), and r, (rows, outputs)."""
+        self.xx.addmm_(x.T, x)
+        self.xr.addmm_(x.T, r)
+        self.rr += float(r.square().sum())
+        self.rows += len(x)
 
-    def error(self, change: Tensor) -> float:
+    def merge_(self, other: "Moments") -> None:
+        """Add the rows of others."""
+        self.xx += other.xx
+        self.xr += other.xr
+        self.rr += other.rr
+        self.rows += other.rows
+
+    def error(self, change: Tensor | None = None) -> float:
         """Return the mean square of R - X C over all rows and outputs.
 
         Args:
-            change: C, (inputs, outputs)
+            change: C, (inputs, outputs); None for zeros
         """
-        moved = (change * (self.xx @ change - 2 * self.xr)).sum()
-        return max(0.0, self.rr + float(moved)) / (self.rows * change.size(1))
+        moved = 0.0
+        if change is not None:
+            moved = float((change * (self.xx @ change - 2 * self.xr)).sum())
+        return max(0.0, self.rr + moved) / (self.rows * self.xr.size(1))
 
     def solve(self, ridge: float, intercept: bool) -> Tensor:
         """Return the C with the smallest sum of squares of R - X C and sqrt(ridge) D C.
@@ -93,15 +105,20 @@ class Moments(NamedTuple):
             ridge: the weight of C's own size
             intercept: whether the last input is a constant 1, whose row of C is free
         """
+        penalized = self.xx.clone()
         sums = self.xx.diagonal()
         penalty = ridge * sums.clamp(min=1e-12 * float(sums.max()))
         if intercept:
             penalty[-1] = 0
-        return torch.linalg.solve(self.xx + penalty.diag(), self.xr)
+        penalized.diagonal().add_(penalty)
+        return torch.linalg.solve(penalized, self.xr)
 
 
-class _Reached(Exception):
-    """The layer that is watched has been run, and nothing after it is needed."""
+class _Reached(BaseException):
+    """The layer that is watched has been run, and nothing after it is needed.
+
+    ESPnet catches every `Exception` around some of its attentions.
+    """
 
 
 @dataclass
@@ -111,6 +128,11 @@ class _Call:
     input: Any = None
     output: Any = None
     stream: Any = None
+
+
+def _first(value: Any) -> Any:
+    """Return the tensor of a layer that takes or returns more, as some attentions do."""
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _watch(
@@ -124,10 +146,10 @@ def _watch(
     call = _Call()
 
     def on_reader(_, args):
-        call.stream = args[0][0] if isinstance(args[0], tuple) else args[0]
+        call.stream = _first(args[0])
 
     def on_layer(_, args, output):
-        call.input, call.output = args[0], output
+        call.input, call.output = _first(args[0]), _first(output)
         raise _Reached
 
     hooks = [layer.register_forward_hook(on_layer)]
@@ -146,13 +168,12 @@ def _watch(
     )
 
 
-def _inputs(layer: nn.Module, x: Any) -> Tensor:
+def _inputs(layer: nn.Module, x: Tensor) -> Tensor:
     """Return what each output of a layer is a linear function of, (rows, inputs).
 
     The last input is 1 if the layer has a bias.
     """
     if isinstance(layer, Constant):
-        x = x[0] if isinstance(x, tuple) else x
         return x.new_ones(x[..., 0].numel(), 1, dtype=torch.float64)
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         x = x.unsqueeze(-1) if isinstance(layer, nn.Conv1d) else x
@@ -234,10 +255,11 @@ def reconstruct_(
         if layer is None:
             continue
         step(f"fitting layer {number} of {len(writers)}: {writer.layer}")
-        fit, held_out = _moments(cut, layer, whole, writer, utterances, run)
-        change = _best(fit, held_out, getattr(layer, "bias", True) is not None)
-        if change is not None:
-            _change_(layer, change)
+        moments = _moments(cut, layer, whole, writer, utterances, run)
+        if moments is not None:
+            change = _best(*moments, getattr(layer, "bias", True) is not None)
+            if change is not None:
+                _change_(layer, change)
 
 
 def _moments(
@@ -247,19 +269,21 @@ def _moments(
     writer: Writer,
     utterances: Sequence[Utterance],
     run: Run,
-) -> tuple[Moments, Moments]:
+) -> tuple[Moments, Moments] | None:
     """Return the moments of a layer's inputs, and of what its output lacks.
 
     Returns:
-        those of the utterances to fit, and those of the ones that are held out
+        those of the utterances to fit, and those of the ones that are held out; None
+        where no utterance lacks anything, as before the first cut unit
     """
     whole_layer = whole.get_submodule(writer.layer)
     readers = [
         None if writer.reader is None else model.get_submodule(writer.reader)
         for model in (whole, cut)
     ]
-    sums: list[Moments | None] = [None, None]
-    for i, utterance in enumerate(utterances):
+
+    def lack(utterance: Utterance) -> tuple[Tensor, Tensor]:
+        """Return what the layer reads, and what its output lacks, (rows, outputs)."""
         wanted = _watch(whole, whole_layer, readers[0], run, utterance)
         found = _watch(cut, layer, readers[1], run, utterance)
         lacks = _outputs(whole_layer, wanted.output)
@@ -269,13 +293,18 @@ def _moments(
         if writer.reader is not None:
             astray = (wanted.stream - found.stream).flatten(0, -2).double()
             lacks = lacks + astray / writer.factor
-        moments = Moments.of(_inputs(layer, found.input), lacks)
-        which = int(i % HELD_OUT == HELD_OUT - 1)
-        before = sums[which]
-        sums[which] = moments if before is None else before.plus(moments)
-    fit, held_out = sums
-    assert fit is not None
-    assert held_out is not None
+        return found.input, lacks
+
+    if not any(bool(lack(utterance)[1].any()) for utterance in utterances):
+        return None
+    parts: list[Moments] = []
+    for i, utterance in enumerate(utterances):
+        read, lacks = lack(utterance)
+        x = _inputs(layer, read)
+        if not parts:
+            parts = [Moments.of_none(x, lacks), Moments.of_none(x, lacks)]
+        parts[i % HELD_OUT == HELD_OUT - 1].add_(x, lacks)
+    fit, held_out = parts
     return fit, held_out
 
 
@@ -283,14 +312,16 @@ def _best(fit: Moments, held_out: Moments, intercept: bool) -> Tensor | None:
     """Return the change of a layer that is best on held-out rows; None if none is good.
 
     It is the solution for all rows, with the ridge that is best for the held-out ones if
-    the others are solved.
+    the others are solved. The held-out rows are then in `fit`, too.
     """
-    nothing = torch.zeros_like(fit.xr)
-    least, chosen = held_out.error(nothing), None
-    if not fit.rr or not float(fit.xx.diagonal().max()):
+    least, chosen = held_out.error(), None
+    if not float(fit.xx.diagonal().max()):
         return None
     for ridge in RIDGES:
         error = held_out.error(fit.solve(ridge, intercept))
         if error < least:
             least, chosen = error, ridge
-    return None if chosen is None else fit.plus(held_out).solve(chosen, intercept)
+    if chosen is None:
+        return None
+    fit.merge_(held_out)
+    return fit.solve(chosen, intercept)

@@ -210,7 +210,9 @@ def cut_experiment(
     before = count_parameters(model.encoder), count_parameters(model)
     promised, plan = before[1], plan_of(sites_of(model))
     promised -= round(budget.totals["params"] - budget.remaining())
-    fitting = Reconstructor(args, plan, reconstruct) if reconstruct is not None else None
+    fitting = (
+        Reconstructor(model, args, plan, reconstruct) if reconstruct is not None else None
+    )
     step("computing what it says, with its closed units masked")
     masked, tolerance = outputs(model), tolerance_of(sites_of(model))
     step("cutting them out, and building what is left")

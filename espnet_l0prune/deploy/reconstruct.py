@@ -1,11 +1,10 @@
 """A cut model is fitted to its teacher, on some utterances of the training data."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_l0prune.core.importance import loss_of
 from espnet_l0prune.core.plan import Plan
@@ -17,10 +16,13 @@ from espnet_l0prune.core.reconstruction import (
     reconstruct_,
 )
 from espnet_l0prune.core.steps import Step, quiet
+from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.writers import writers_of
 from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.utterances import read_utterances
+
+FEWEST = 8  # utterances: 2 are held out of the fit, and 1 of those that are left
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Reconstruction:
     """A `Reconstruction` says what fitting the layers of a cut model was worth.
 
     Attributes:
-        utterances: number of utterances, of which each fourth was held out
-        teacher, before, after: ESPnet's loss on the held-out utterances: that of the
-            teacher, and that of the cut model before and after it was fitted
+        utterances: number of utterances, of which each fourth was held out of the fit
+        teacher, before, after: ESPnet's loss on the utterances that were held out: that
+            of the teacher, and that of the cut model before and after it was fitted
         taken: whether the loss fell; otherwise the model was left as it was
     """
 
@@ -52,19 +54,24 @@ class Reconstruction:
 class Reconstructor:
     """A `Reconstructor` has all that fits a cut model to the teacher it was pruned with.
 
-    It is made before anything is cut, so that what is missing is said first.
+    It is made before anything is cut, so that what is missing is said first. Utterances
+    that are too short for the front end, which training pads, are left out.
 
     Args:
-        args: the gated experiment's configuration
+        model: the gated model that is about to be cut
+        args: its configuration
         plan: what the cut keeps
         count: number of utterances
 
     Raises:
-        ValueError: too few utterances, no teacher, or data or files that cannot be read;
-            see also `writers_of`
+        ValueError: too few utterances, no teacher, one of another size, or data or files
+            that cannot be read; see also `writers_of`
+        ImportError: see `read_utterances`
     """
 
-    def __init__(self, args: argparse.Namespace, plan: Plan, count: int):
+    def __init__(
+        self, model: nn.Module, args: argparse.Namespace, plan: Plan, count: int
+    ):
         check("command line", {"--reconstruct": count})
         conf = args.model_conf or {}
         config, weights = conf.get("teacher_config"), conf.get("teacher_model_file")
@@ -74,16 +81,24 @@ class Reconstructor:
                 f"teacher_config: {config} and teacher_model_file: {weights}; expected "
                 "the unpruned model's. Cut without --reconstruct."
             )
-        self.teacher, _ = load_model(config, weights)
+        with torch.random.fork_rng():
+            self.teacher, _ = load_model(config, weights)
         self.teacher.eval()
-        self.writers: list[Writer] = writers_of(
-            self.teacher, sites_of(self.teacher), plan
-        )
-        self.utterances: Sequence[Utterance] = read_utterances(args, count)
-        if len(self.utterances) < HELD_OUT:
+        sites = sites_of(self.teacher)
+        units, theirs = ({s.name: s.sizes for s in x} for x in (sites_of(model), sites))
+        for name in {**units, **theirs}:
+            if units.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"the teacher {config} has {theirs.get(name)} in {name}, the model "
+                    f"before this cut {units.get(name)}; expected the same, as units are "
+                    "told by their numbers. Cut without --reconstruct."
+                )
+        self.writers: list[Writer] = writers_of(self.teacher, sites, plan)
+        self.utterances = [u for u in read_utterances(args, count) if self._is_heard(u)]
+        if len(self.utterances) < FEWEST:
             raise ValueError(
-                f"the training data have {len(self.utterances)} utterances; expected at "
-                f"least {HELD_OUT}, of which one is held out. Cut without --reconstruct."
+                f"the training data have {len(self.utterances)} utterances that are long "
+                f"enough; expected at least {FEWEST}. Cut without --reconstruct."
             )
 
     def fit_(self, model: nn.Module, step: Step = quiet) -> Reconstruction:
@@ -96,8 +111,8 @@ class Reconstructor:
         step(f"comparing it with its teacher on {len(self.utterances)} utterances")
         teacher, before = self._loss(self.teacher), self._loss(model)
         old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        every = self.writers, self.utterances
-        reconstruct_(model, self.teacher, *every, loss_of, step)
+        fit = [u for i, u in enumerate(self.utterances) if i % HELD_OUT != HELD_OUT - 1]
+        reconstruct_(model, self.teacher, self.writers, fit, loss_of, step)
         after = self._loss(model)
         taken = after < before
         if not taken:
@@ -107,4 +122,19 @@ class Reconstructor:
     @torch.no_grad()
     def _loss(self, model: nn.Module) -> float:
         held_out = self.utterances[HELD_OUT - 1 :: HELD_OUT]
-        return sum(float(loss_of(model, one)) for one in held_out) / len(held_out)
+        losses = [float(_task_loss(model, utterance)) for utterance in held_out]
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def _is_heard(self, utterance: Utterance) -> bool:
+        try:
+            _task_loss(self.teacher, utterance)
+        except TooShortUttError:
+            return False
+        return True
+
+
+def _task_loss(model: nn.Module, utterance: Utterance) -> Tensor:
+    """Return ESPnet's own loss, whatever its weight in `model: l0_distill` is."""
+    _, stats, _ = model(**{name: value.clone() for name, value in utterance.items()})
+    return stats.get("loss_task", stats["loss"])

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Part = TypeVar("Part", Tensor, list)  # of a batch: a tensor, or the utterances' names
 
-def in_two_views(batch: Tensor) -> Tensor:
-    """Return a batch (n, ...) followed by itself, (2 n, ...)."""
-    return torch.cat([batch, batch])
+
+def in_two_views(part: Part) -> Part:
+    """Return what a batch has of n utterances, followed by the same, for 2 n."""
+    return [*part, *part] if isinstance(part, list) else torch.cat([part, part])
 
 
 @contextmanager

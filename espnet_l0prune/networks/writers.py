@@ -49,7 +49,7 @@ def writers_of(model: nn.Module, sites: Sequence[Site], plan: Plan) -> list[Writ
                 branch=names[site.module],
                 reader=None if reader is None else names[reader],
                 factor=factor,
-                kept=left.get((layer, "weight"), {}).get(0),
+                kept=left[layer, "weight"].get(0) if reader is None else None,
             )
     return list(writers.values())
 

@@ -2,6 +2,8 @@
 
 import argparse
 import itertools
+from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from espnet2.train.distributed_utils import DistributedOption
@@ -11,9 +13,10 @@ from espnet_l0prune.plugin.building import task_of
 
 
 def read_utterances(args: argparse.Namespace, count: int) -> list[dict[str, Tensor]]:
-    """Return utterances of an experiment's training data as batches of one, unaugmented.
+    """Return utterances of an experiment's training data as batches of one, in float32.
 
-    They are drawn at random, by the experiment's seed, and without replacement.
+    They are drawn at random, by the experiment's seed, and without replacement. Nothing
+    is added to them that training adds while it reads.
 
     Args:
         args: the experiment's configuration, whose relative paths start here
@@ -21,23 +24,37 @@ def read_utterances(args: argparse.Namespace, count: int) -> list[dict[str, Tens
 
     Raises:
         ValueError: data that are not here, or that ESPnet cannot read
+        ImportError: a package is missing
     """
-    files = [path for path, *_ in args.train_data_path_and_name_and_type]
+    data = getattr(args, "train_data_path_and_name_and_type", None) or []
+    shapes = getattr(args, "train_shape_file", None) or []
+    files = [*(path for path, *_ in data), *shapes]
+    missing = [str(file) for file in files if not Path(file).exists()]
+    if missing or not (data and shapes):
+        raise ValueError(
+            "the experiment's training data are not here: "
+            f"{', '.join(missing) or 'no file'} of its configuration; expected them "
+            "where training had them, and to be called in the folder that it was started "
+            "from"
+        )
     of_training: dict[str, Any] = {
-        "data_path_and_name_and_type": args.train_data_path_and_name_and_type,
-        "shape_files": args.train_shape_file,
+        "data_path_and_name_and_type": data,
+        "shape_files": shapes,
         "num_batches": None,
         "train": True,  # in random order
     }
-    args = argparse.Namespace(**{**vars(args), "iterator_type": "sequence"})
+    changes = {"iterator_type": "sequence", "train_dtype": "float32"}
+    args = argparse.Namespace(**{**vars(args), **changes})
     try:
         # of ESPnet's modes, the one that reads utterances one by one, as they are
         make = task_of(args).build_iter_factory
         batches = make(args, DistributedOption(), "plot_att", of_training).build_iter(1)
         return [batch for _, batch in itertools.islice(batches, count)]
+    except ImportError:
+        raise
     except Exception as e:  # ESPnet does not check data, and may raise anything
         raise ValueError(
             f"the experiment's training data ({', '.join(map(str, files))}) cannot be "
-            f"read ({type(e).__name__}: {e}); expected them where training had them, and "
-            "to be called in the folder that it was started from"
+            f"read ({type(e).__name__}: {shorten(str(e), 300)}); expected them as "
+            "training had them"
         ) from e

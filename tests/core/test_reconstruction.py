@@ -23,6 +23,13 @@ def rows(n: int, inputs: int, outputs: int, seed: int = 0):
     return x, torch.randn(n, outputs, generator=generator).double()
 
 
+def moments_of(*parts) -> Moments:
+    moments = Moments.of_none(*parts[0])
+    for x, r in parts:
+        moments.add_(x, r)
+    return moments
+
+
 @pytest.mark.parametrize("ridge", RIDGES)
 @pytest.mark.parametrize("intercept", [False, True])
 def test_solving_is_least_squares_on_augmented_rows(ridge, intercept):
@@ -34,14 +41,14 @@ def test_solving_is_least_squares_on_augmented_rows(ridge, intercept):
         sizes[-1] = 0
     more = torch.cat([x, sizes.diag()]), torch.cat([r, torch.zeros(6, 3).double()])
     expected = torch.linalg.lstsq(*more).solution
-    found = Moments.of(x, r).solve(ridge, intercept)
+    found = moments_of((x, r)).solve(ridge, intercept)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_inputs_that_are_never_used_are_left_alone():
     x, r = rows(30, 6, 3)
     x[:, 2] = 0
-    change = Moments.of(x, r).solve(1e-8, intercept=False)
+    change = moments_of((x, r)).solve(1e-8, intercept=False)
     assert bool(change.isfinite().all())
     assert float(change[2].abs().max()) == 0
 
@@ -49,11 +56,13 @@ def test_inputs_that_are_never_used_are_left_alone():
 def test_moments_of_parts_are_those_of_the_whole_and_give_its_error():
     x, r = rows(30, 6, 3)
     change = rows(6, 1, 3, seed=1)[1]
-    whole = Moments.of(x, r)
-    parts = Moments.of(x[:11], r[:11]).plus(Moments.of(x[11:], r[11:]))
+    parts = (x[:11], r[:11]), (x[11:], r[11:])
+    merged = moments_of(parts[0])
+    merged.merge_(moments_of(parts[1]))
     expected = float((r - x @ change).square().mean())
-    for moments in (whole, parts):
+    for moments in (moments_of((x, r)), moments_of(*parts), merged):
         assert moments.error(change) == pytest.approx(expected)
+        assert moments.error() == pytest.approx(float(r.square().mean()))
 
 
 LAYERS = {

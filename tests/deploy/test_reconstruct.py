@@ -1,7 +1,9 @@
 """A cut whose layers are fitted to the teacher, on the data of the training."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -36,17 +38,18 @@ def dense(tmp_path_factory):
     return folder / "exp"
 
 
+def teacher_of(folder) -> dict[str, str]:
+    files = {"teacher_config": "config.yaml", "teacher_model_file": "latest.pth"}
+    return {name: str(folder / file) for name, file in files.items()}
+
+
 def save_pruned(dense, folder, units="default", sparsity: float = 0.5, **changes):
     """Write an experiment in which random units of a dense one have closed gates."""
     config = yaml.safe_load((dense / "config.yaml").read_text())
-    teacher = {
-        "teacher_config": str(dense / "config.yaml"),
-        "teacher_model_file": str(dense / "latest.pth"),
-    }
     config |= {
         "encoder": "l0_conformer",
         "model": "l0_distill",
-        "model_conf": {**config["model_conf"], **teacher},
+        "model_conf": {**config["model_conf"], **teacher_of(dense)},
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {"target": sparsity, **SCHEDULE},
         **changes,
@@ -92,6 +95,7 @@ def test_fitted_layers_are_nearer_to_the_teacher(dense, tmp_path, capsys):
     assert cut_experiment(pruned, again, reconstruct=12).reconstruction is not None
     assert all(torch.equal(w, states[1][n]) for n, w in weights(again).items())
     held_out = read_utterances(read_config(pruned / "config.yaml"), 12)[3::4]
+    assert len(held_out) == 3
     model, _ = load_model(fitted / "config.yaml", fitted / "model.pth")
     with torch.no_grad():
         losses = [float(model.eval()(**one)[0]) for one in held_out]
@@ -111,11 +115,7 @@ def test_a_model_that_got_worse_is_left_as_it_was(dense, tmp_path):
     torch.manual_seed(7)
     new = ASRTask.build_model(read_config(teacher / "config.yaml"))
     torch.save(new.state_dict(), teacher / "latest.pth")
-    files = {
-        "teacher_config": str(teacher / "config.yaml"),
-        "teacher_model_file": str(teacher / "latest.pth"),
-    }
-    conf = {**yaml.safe_load(config)["model_conf"], **files}
+    conf = {**yaml.safe_load(config)["model_conf"], **teacher_of(teacher)}
     pruned = save_pruned(dense, tmp_path / "pruned", sparsity=0.02, model_conf=conf)
     cut_experiment(pruned, tmp_path / "plain")
     report = cut_experiment(pruned, tmp_path / "fitted", reconstruct=12)
@@ -148,6 +148,32 @@ def shapes(args) -> list[str]:
         return file.read().splitlines()
 
 
+def test_a_students_own_weights_for_losses_do_not_matter(dense, tmp_path):
+    reports = []
+    for i, weight in enumerate((1.0, 0.0)):
+        conf = yaml.safe_load((dense / "config.yaml").read_text())["model_conf"]
+        conf |= teacher_of(dense) | {"task_weight": weight}
+        pruned = save_pruned(dense, tmp_path / f"pruned{i}", model_conf=conf)
+        reports.append(cut_experiment(pruned, tmp_path / f"cut{i}", reconstruct=12))
+    assert reports[0].reconstruction == reports[1].reconstruction
+
+
+def test_what_training_pads_or_widens(dense, tmp_path):
+    """Utterances that are too short alone are left out; float64 is read as float32."""
+    args = read_config(dense / "config.yaml")
+    (feats, *_), *others = args.train_data_path_and_name_and_type
+    paths = dict(line.split() for line in Path(feats).read_text().splitlines())
+    paths["u03"] = str(tmp_path / "short.npy")
+    np.save(paths["u03"], np.zeros((5, 20), "float32"))
+    (tmp_path / "feats").write_text("".join(f"{k} {v}\n" for k, v in paths.items()))
+    data = [[str(tmp_path / "feats"), "speech", "npy"], *others]
+    changes = {"train_data_path_and_name_and_type": data, "train_dtype": "float64"}
+    pruned = save_pruned(dense, tmp_path / "pruned", **changes)
+    found = cut_experiment(pruned, tmp_path / "cut", reconstruct=12).reconstruction
+    assert found is not None
+    assert found.utterances == 11
+
+
 def test_what_cannot_be_reconstructed(dense, tmp_path, capsys):
     few = tmp_path / "few"
     make_few = {"train_shape_file": [str(few)]}
@@ -156,13 +182,32 @@ def test_what_cannot_be_reconstructed(dense, tmp_path, capsys):
     gone = [[str(tmp_path / "gone"), "speech", "npy"]]
     conf = yaml.safe_load((dense / "config.yaml").read_text())["model_conf"]
     width = {"units": ["width"], "sparsity": 0.3}
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    config = yaml.safe_load((dense / "config.yaml").read_text())
+    config["encoder_conf"]["linear_units"] -= 1
+    (smaller / "config.yaml").write_text(yaml.safe_dump(config))
+    new = ASRTask.build_model(read_config(smaller / "config.yaml"))
+    torch.save(new.state_dict(), smaller / "latest.pth")
+    broken = tmp_path / "broken"
+    broken.write_text("u00 /nowhere.npy\n")
+    unread = [[str(broken), "speech", "npy"]]
     for i, (changes, message) in enumerate(
         (
             ({"model_conf": conf}, "there is no teacher to fit the cut model to"),
-            (make_few, "the training data have 3 utterances; expected at least 4"),
+            (make_few, "the training data have 3 utterances that are long enough"),
             (
                 {"train_data_path_and_name_and_type": gone},
-                r"\(.*gone\) cannot be read \(.*\); expected them where training had",
+                "training data are not here: .*gone of its configuration",
+            ),
+            (
+                {"train_data_path_and_name_and_type": unread},
+                r"\(.*broken.*\) cannot be read \(.*\); expected them as training had",
+            ),
+            (
+                {"model_conf": {**conf, **teacher_of(smaller)}},
+                "smaller/config.yaml has {'ffn_modules': 1, 'ffn_channels': 11} in .*, "
+                "the model before this cut {'ffn_modules': 1, 'ffn_channels': 12}",
             ),
             (width, "features of the residual stream, so that the streams of both"),
         )

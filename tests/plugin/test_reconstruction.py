@@ -7,10 +7,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.reconstruction import reconstruct_
 from espnet_l0prune.networks.writers import writers_of
-from tests.plugin.networks import KINDS, confs, make, output, relative
+from tests.plugin.networks import (
+    KINDS,
+    confs,
+    draw_plan,
+    make,
+    output,
+    prunable,
+    relative,
+)
 
 SEEDS = range(8)  # of the input, as utterances
 SMALL = {"attention_heads": 2, "output_size": 8, "num_blocks": 2, "linear_units": 9}
@@ -50,6 +59,80 @@ def test_layers_that_were_spoiled_are_found_again(kind, data):
     fit_(cut, whole, writers)
     worst = relative(wanted, spoiled)
     assert relative(wanted, output(cut)) <= 1e-3 * worst + 1e-9
+
+
+def of_plan(kind: str, conf: dict, plan: Plan, seed: int = 0):
+    """A network, what a plan leaves of it, and the writers between them."""
+    whole = make(kind, conf, [], seed)
+    cut, writers = copy.deepcopy(whole), writers_of(whole, whole.sites(), plan)
+    cut_(cut, cut.sites(), plan)
+    return whole, cut, writers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(suppress_health_check=list(HealthCheck), max_examples=6)
+@given(data=st.data())
+def test_every_cut_network_can_be_fitted(kind, data):
+    """Whatever is left of it, and nothing but the writers changes."""
+    conf = data.draw(confs(kind))
+    units = [u for u in prunable(kind, conf) if "width" not in u]
+    plan = draw_plan(data, make(kind, conf, units, 0))
+    whole, cut, writers = of_plan(kind, conf, plan)
+    before = {name: w.clone() for name, w in cut.state_dict().items()}
+    fit_(cut, whole, writers)
+    after = cut.state_dict()
+    assert all(bool(w.isfinite().all()) for w in after.values() if w.is_floating_point())
+    fitted = {w.layer for w in writers} | {w.branch for w in writers}
+    for name, weight in after.items():
+        same = torch.equal(weight, before[name])
+        assert same or name.rpartition(".")[0] in fitted, name
+
+
+@pytest.mark.parametrize("kind", ["conformer", "e_branchformer", "branchformer"])
+def test_front_end_channels_that_repeat_others_are_missed_by_nobody(kind):
+    """Whichever they are: those that stay are not the first ones."""
+    conf = {**SMALL, **GATING}
+    if kind != "e_branchformer":
+        del conf["linear_units"]
+    if kind == "conformer":
+        conf = {**SMALL, "cnn_module_kernel": 3}
+    whole = make(kind, conf, [], 0)
+    stays = [1, 3, 4, 7]
+    twins = [3, 1, 1, 3, 4, 7, 4, 7]  # of each channel, the one that stays
+    with torch.no_grad():
+        for conv in (whole.embed.conv[0], whole.embed.conv[2]):
+            conv.weight.copy_(conv.weight[twins])
+            conv.bias.copy_(conv.bias[twins])
+    names = [site.name for site in whole.sites() if "frontend_channels" in site.kinds]
+    plan = Plan({name: {"frontend_channels": stays} for name in names})
+    cut, writers = copy.deepcopy(whole), writers_of(whole, whole.sites(), plan)
+    cut_(cut, cut.sites(), plan)
+    lost = relative(output(whole), output(cut))
+    fit_(cut, whole, writers)
+    assert lost > 1e-2
+    assert relative(output(whole), output(cut)) <= 1e-4 * lost
+
+
+@pytest.mark.parametrize("kind", ["whisper", "whisper_decoder"])
+def test_an_emptied_attention_of_whispers_is_made_up_for(kind):
+    conf = {"attention_heads": 2, "output_size": 8, "num_blocks": 2}
+    cross = kind == "whisper_decoder"
+    blocks = "decoders.blocks" if cross else "encoders.blocks"
+    branch, heads = ("cross_attn", "src_heads") if cross else ("attn", "heads")
+    plan = Plan({f"{blocks}.0.{branch}": {heads: []}})
+    whole, cut, writers = of_plan(kind, conf, plan)
+    lost = relative(output(whole), output(cut))
+    fit_(cut, whole, writers)
+    assert relative(output(whole), output(cut)) < lost
+
+
+def test_the_next_block_makes_up_for_one_that_was_cut():
+    whole, cut, writers = of_plan(
+        "conformer", {**SMALL, **MACARON}, Plan({"encoders.0": {"blocks": []}})
+    )
+    lost = relative(output(whole), output(cut))
+    fit_(cut, whole, writers)
+    assert relative(output(whole), output(cut)) < 0.5 * lost
 
 
 STREAMS = [  # a layer, and the module that reads the stream after it

@@ -7,7 +7,9 @@ from espnet2.asr.specaug.specaug import SpecAug
 
 from espnet_l0prune.core.distillation import consistency_kl
 from espnet_l0prune.networks.views import in_two_views, warped_alike
+from espnet_l0prune.report.history import read_history
 from espnet_l0prune.testing.models import model
+from espnet_l0prune.testing.runs import final, make_data, run
 from espnet_l0prune.testing.updates import batch
 from tests.plugin.test_disturbed import heard, student
 
@@ -112,6 +114,18 @@ def test_the_teacher_sees_both_views_as_the_student_does(disturbed, tmp_path):
     assert torch.equal(mine, its)
     assert not torch.equal(mine[:3], mine[3:])
     assert float(stats["loss_cr_ctc"]) > 0
+
+
+def test_espnet_trains_in_two_views(tmp_path):
+    """Its batches also have the utterances' names."""
+    make_data(tmp_path)
+    conf = {"model_conf": {"ctc_weight": 0.3, "cr_ctc_weight": 0.2}, **MASKS}
+    run(tmp_path, tmp_path / "exp", **conf)
+    epochs, _ = read_history(tmp_path / "exp")
+    assert all(epoch.train["loss_cr_ctc"] > 0 for epoch in epochs)
+    assert all("loss_cr_ctc" not in epoch.valid for epoch in epochs)
+    state = final(tmp_path / "exp")["optimizers"][0]["param_groups"]
+    assert any("settings" in group for group in state)
 
 
 def test_it_needs_ctc():
