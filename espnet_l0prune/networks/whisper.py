@@ -89,6 +89,13 @@ def reads_waveform(network: nn.Module) -> bool:
     return isinstance(network, OpenAIWhisperEncoder)
 
 
+def most_tokens(network: nn.Module) -> int | None:
+    """Return how many tokens a decoder has positions for; None if there is no limit."""
+    if isinstance(network, OpenAIWhisperDecoder):
+        return len(network.decoders.positional_embedding)
+    return None
+
+
 def encode_waveform(
     network: nn.Module, audio: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
-from espnet_l0prune.networks.whisper import reads_waveform
+from espnet_l0prune.networks.whisper import most_tokens, reads_waveform
 from espnet_l0prune.plugin.building import SAMPLE_RATE
 
 FRAMES_A_SECOND = 100  # assumed for a model that reads features
@@ -76,7 +76,17 @@ def _scope(model: nn.Module, goal: Goal) -> nn.Module:
 
 @torch.no_grad()
 def run(model: nn.Module, goal: Goal) -> None:
-    """Encode silence of the goal's length, and decode as many tokens as the goal says."""
+    """Encode silence of the goal's length, and decode as many tokens as the goal says.
+
+    Raises:
+        ValueError: more tokens than a decoder has positions for; see `encode_silence`
+    """
+    most = most_tokens(model.decoder)
+    if most is not None and goal.tokens > most:
+        raise ValueError(
+            f"sparsity_goal_conf: tokens is {goal.tokens}; expected at most {most}, as "
+            "this decoder has no more positions"
+        )
     encoder_out, lengths = encode_silence(model, goal)
     if model.ctc is not None:
         model.ctc.ctc_lo(encoder_out)

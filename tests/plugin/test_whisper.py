@@ -15,14 +15,15 @@ from espnet2.tasks.asr import ASRTask
 from espnet_model_zoo.downloader import ModelDownloader
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.verify import decode
 from espnet_l0prune.networks.whisper import encode_waveform
-from espnet_l0prune.plugin.counting import sites_of
+from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.network import L0WhisperDecoder, L0WhisperEncoder
 from espnet_l0prune.testing.models import TOKENS
 from espnet_l0prune.testing.runs import CONFIG
-from espnet_l0prune.testing.whisper import DIMENSIONS, NAME, SIZES, publish
+from espnet_l0prune.testing.whisper import DIMENSIONS, NAME, SIZES, publish, save_whisper
 
 SPECAUG = {
     "use_specaug": True,
@@ -135,6 +136,17 @@ def test_a_published_model_that_cannot_be_had(tmp_path):
 def test_linear_attention_is_refused(published):
     with pytest.raises(ValueError, match="random_features is 8, but attn is a"):
         L0WhisperEncoder(1, **published, random_features=8)
+
+
+def test_more_tokens_than_the_decoder_has_positions(tmp_path, published):
+    save_whisper(tmp_path / "exp", published)
+    net, _ = load_experiment(tmp_path / "exp", "model.pth")
+    most = DIMENSIONS["n_text_ctx"]
+    make_budget(net, Goal(scope="model", seconds=1, tokens=most))
+    with pytest.raises(
+        ValueError, match=f"tokens is {most + 1}; expected at most {most}"
+    ):
+        make_budget(net, Goal(scope="model", seconds=1, tokens=most + 1))
 
 
 def make_experiment(folder, published) -> None:
