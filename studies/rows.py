@@ -122,18 +122,18 @@ def summary(
 
         line = {"budget": budget, "method": method, "config": config, "seeds": len(same)}
         for name, conditions in (("", CLEAN_ALONE), (", disturbed", ALL_BUT_CLEAN)):
-            mine = Score.of(same, conditions, "", by_speaker)
-            if against is None:
-                theirs = Score.of(same[:1], conditions, "dense ", by_speaker)
-            else:
-                theirs = Score.of(others[budget], conditions, "", by_speaker)
-            low, high = mine.minus(theirs)
-            line[f"WER{name} (%)"] = str(mine)
-            versus = f"against {against or 'dense'}{name} (points)"
-            line[versus] = f"[{low:+.2f}, {high:+.2f}]"
-            if all("letters" in row for row in same):
-                mine = Score.of(same, conditions, "", by_speaker, letters=True)
-                line[f"CER{name} (%)"] = str(mine)
+            them, whose = same[:1], "dense "
+            if against is not None:
+                them, whose = others[budget], ""
+            with_letters = all("letters" in row for row in (*same, *them))
+            for unit in ("WER", "CER") if with_letters else ("WER",):
+                how = by_speaker, unit == "CER"
+                mine = Score.of(same, conditions, "", *how)
+                low, high = mine.minus(Score.of(them, conditions, whose, *how))
+                of = "" if unit == "WER" else "CER "
+                line[f"{unit}{name} (%)"] = str(mine)
+                versus = f"{of}against {against or 'dense'}{name} (points)"
+                line[versus] = f"[{low:+.2f}, {high:+.2f}]"
         lines.append(
             line
             | {
