@@ -75,8 +75,8 @@ class L0Distilled(MixedWith):
             them as they are
         cr_ctc_weight: weight of consistency regularization of the CTC posteriors (CR-CTC,
             arXiv 2410.05101): in training each batch is seen in two views that differ in
-            SpecAugment's masks, and each learns from the other; an update takes twice as
-            long
+            SpecAugment's masks, and each learns from the other; an update takes twice the
+            time and memory
 
     The loss is the weighted sum of ESPnet's own loss and the distillation losses, plus
     the penalty of the sparsity constraint. Two criteria for choosing a model prefer any
