@@ -67,6 +67,7 @@ def write_options() -> None:
         "encoder_conf",
         "model_conf",
         "optim_conf",
+        "scheduler_conf",
         "sparsity_goal_conf",
         "sparsity_scheduler_conf",
     ):

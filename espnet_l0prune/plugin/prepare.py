@@ -13,6 +13,7 @@ from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import note_input_, refuse_adapters
 from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
+from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import ENCODERS, L0Network
 from espnet_l0prune.plugin.options import (
@@ -27,13 +28,15 @@ from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
 
 
 def check_optimizer(args: argparse.Namespace) -> None:
-    """Refuse options that our optimizer does not have, or values that it cannot take.
+    """Refuse options that our optimizer or scheduler does not have, or cannot take.
 
     Raises:
         ValueError: such an option
     """
     if args.optim == "l0_adamw":
         check_options(L0AdamW, args.optim_conf, "optim_conf")
+    if getattr(args, "scheduler", None) == "l0_lineardecaylr":
+        check_options(LinearDecayLR, args.scheduler_conf or {}, "scheduler_conf")
 
 
 def prepare_training(

@@ -16,6 +16,7 @@ from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import TASKS
+from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
@@ -48,6 +49,7 @@ def register(name: str = "asr") -> None:
         ("encoder", module.encoder_choices.classes, ENCODERS | {"onnx": OnnxEncoder}),
         ("decoder", module.decoder_choices.classes, DECODERS | {"onnx": OnnxDecoder}),
         ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
+        ("scheduler", abs_task.scheduler_classes, {"l0_lineardecaylr": LinearDecayLR}),
     ]
     options = []
     if name in MODELS:

@@ -21,6 +21,7 @@ from espnet_l0prune.core.optim import ORDERS, L0AdamW
 from espnet_l0prune.core.ranges import RANGES, SHARE
 from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.networks.units import UNITS, WORDS
+from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.whisper import WhisperNetwork
@@ -45,10 +46,12 @@ def schema() -> dict:
     goal["per"]["enum"] = [*PARTS]
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)
     optim["order"]["enum"] = [*ORDERS]
+    decay = options(LinearDecayLR)
     ranged = {
         "encoder_conf": network,
         "model_conf": model,
         "optim_conf": optim,
+        "scheduler_conf": decay,
         "sparsity_goal_conf": goal,
         "sparsity_scheduler_conf": schedule,
         "sparsity_constraint_conf": constraint,
@@ -73,6 +76,8 @@ def schema() -> dict:
             "model_conf": {"type": "object", "properties": model},
             "optim": ours_or_stock(["l0_adamw"]),
             "optim_conf": {"type": "object", "properties": optim},
+            "scheduler": ours_or_stock(["l0_lineardecaylr"]),
+            "scheduler_conf": {"type": "object", "properties": decay},
             "sparsity_goal": {"enum": ["share", None]},
             "sparsity_goal_conf": closed(goal),
             "sparsity_scheduler": {"enum": [*SCHEDULERS, None]},
@@ -120,7 +125,7 @@ def options(cls: Any) -> dict[str, dict]:
     mixed = [p for p in own if p.kind == p.KEYWORD_ONLY]
     for parameter in mixed or own:
         name = parameter.name
-        if parameter.kind == parameter.VAR_KEYWORD or name == "params":
+        if parameter.kind == parameter.VAR_KEYWORD or name in ("params", "optimizer"):
             continue
         own_options[name] = type_of(hints[name])
         if parameter.default is not parameter.empty:

@@ -16,6 +16,7 @@ from espnet2.schedulers.abs_scheduler import AbsScheduler, AbsValEpochStepSchedu
 from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.files import is_whole, replace, save
+from espnet_l0prune.plugin.decay import fit_decays_
 from espnet_l0prune.plugin.reporter import reported_types
 from espnet_l0prune.plugin.resume import check_options, forget_config, restore_config
 from espnet_l0prune.plugin.weight_names import portable
@@ -47,11 +48,12 @@ class L0Trainer(Trainer):
         # in a notebook, a model without a controller may follow a pruned one
         controller = getattr(getattr(model, "module", model), "controller", None)
         done = kwargs["reporter"].get_epoch() - 1
+        try:
+            updates = len(iterator) // options.accum_grad
+        except TypeError:  # a generator has no length
+            updates = None
+        fit_decays_(kwargs["schedulers"], updates, options.max_epoch - done)
         if controller is not None:
-            try:
-                updates = len(iterator) // options.accum_grad
-            except TypeError:  # a generator has no length
-                updates = None
             controller.begin_epoch(updates, options.max_epoch, done)
             if not controller.on_budget:
                 forget_plateaus_(kwargs["schedulers"])
