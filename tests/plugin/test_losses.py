@@ -243,7 +243,7 @@ def test_a_teacher_is_of_the_students_type_and_never_trains(pairs):
 
 
 def test_what_a_student_learns_by_default():
-    """Of a teacher's predictions half, of the task all, and of its layers as it finds."""
+    """Of a teacher's predictions half, of the task all, of its layers as it finds."""
     parameters = inspect.signature(L0Distilled.__init__).parameters
     weights = {n: p.default for n, p in parameters.items() if n.endswith("_weight")}
     assert weights == {
@@ -252,5 +252,6 @@ def test_what_a_student_learns_by_default():
         "att_kl_weight": 0.5,
         "ctc_kl_weight": 0.5,
         "transducer_kl_weight": 0.5,
+        "cr_ctc_weight": 0.0,
     }
     assert parameters["temperature"].default == 1.0
