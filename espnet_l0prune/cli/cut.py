@@ -7,7 +7,6 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import add_path
 from espnet_l0prune.cli.progress import steps
-from espnet_l0prune.core.ranges import check
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +34,6 @@ def run(args: argparse.Namespace) -> Answer:
     import_espnet()
     from espnet_l0prune.deploy.cut import cut_experiment
 
-    if args.reconstruct is not None:
-        check("command line", {"--reconstruct": args.reconstruct})
     with steps("cut") as step:
         report = cut_experiment(
             args.experiment,

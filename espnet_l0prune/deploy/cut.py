@@ -18,6 +18,7 @@ from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import Plan, plan_of
+from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.reading import read_json
 from espnet_l0prune.core.steps import Step, how_long, quiet
 from espnet_l0prune.core.terms import count_parameters
@@ -192,6 +193,8 @@ def cut_experiment(
         OSError: `out` cannot be written
     """
     _check_free(out, force)
+    if reconstruct is not None:
+        check("command line", {"--reconstruct": reconstruct})
     step(f"loading {experiment}: {how_long(experiment / checkpoint)}")
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)

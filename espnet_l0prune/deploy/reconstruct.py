@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.importance import loss_of
 from espnet_l0prune.core.plan import Plan
-from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.reconstruction import (
     HELD_OUT,
     Utterance,
@@ -72,7 +71,6 @@ class Reconstructor:
     def __init__(
         self, model: nn.Module, args: argparse.Namespace, plan: Plan, count: int
     ):
-        check("command line", {"--reconstruct": count})
         conf = args.model_conf or {}
         config, weights = conf.get("teacher_config"), conf.get("teacher_model_file")
         if config is None or weights is None:

@@ -221,8 +221,10 @@ class L0Distilled(MixedWith):
             text: token ids, (batch, tokens), -1 where there is padding
             text_lengths: (batch,)
         """
-        undisturbed, views = None, self.training and self.cr_ctc_weight > 0
+        undisturbed, specaug = None, None
+        views = self.training and self.cr_ctc_weight > 0
         if views:
+            specaug = augmenting(self)[0].specaug
             batch = speech, speech_lengths, text, text_lengths
             speech, speech_lengths, text, text_lengths = map(in_two_views, batch)
             kwargs = {name: in_two_views(value) for name, value in kwargs.items()}
@@ -231,8 +233,8 @@ class L0Distilled(MixedWith):
             speech = disturb_speech(
                 *undisturbed, self.disturb_probability, self.sample_rate
             )
-        teacher, specaug = None, augmenting(self)[0].specaug
-        with warped_alike(specaug if views else None):
+        teacher = None
+        with warped_alike(specaug):
             with record(self) as trace:
                 loss, stats, weight = super().forward(
                     speech, speech_lengths, text, text_lengths, **kwargs
