@@ -11,9 +11,12 @@ from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.cut import cut_experiment
-from espnet_l0prune.plugin.experiment import load_model, read_config
+from espnet_l0prune.deploy.reconstruct import Reconstructor
+from espnet_l0prune.plugin.counting import sites_of
+from espnet_l0prune.plugin.experiment import load_experiment, load_model, read_config
 from espnet_l0prune.plugin.utterances import read_utterances
 from espnet_l0prune.testing.models import budget
 from espnet_l0prune.testing.runs import make_data, run
@@ -100,6 +103,22 @@ def test_fitted_layers_are_nearer_to_the_teacher(dense, tmp_path, capsys):
     with torch.no_grad():
         losses = [float(model.eval()(**one)[0]) for one in held_out]
     assert sum(losses) / len(losses) == pytest.approx(found["after"])
+
+
+def test_what_judges_a_fit_takes_no_part_in_it(dense, tmp_path):
+    """Other utterances in its place leave each weight as it is."""
+    pruned = save_pruned(dense, tmp_path / "pruned")
+    cut_experiment(pruned, tmp_path / "plain")
+    model, args = load_experiment(pruned, "latest.pth")
+    fitted = []
+    for others in (False, True):
+        fitting = Reconstructor(model, args, plan_of(sites_of(model)), 12)
+        if others:
+            fitting.utterances[3::4] = fitting.utterances[2::4]
+        small, _ = load_experiment(tmp_path / "plain", "model.pth")
+        assert fitting.fit_(small).taken
+        fitted.append(small.state_dict())
+    assert all(torch.equal(w, fitted[1][name]) for name, w in fitted[0].items())
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
