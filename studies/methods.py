@@ -41,7 +41,7 @@ HIDDEN_ONLY = {
     "layer_loss": "l1_cosine",
 }
 
-# What run.sh has for digits, which was found by trying, with the phases of `l0`.
+# What run.sh had for digits, which was found by trying, with the phases of `l0`.
 TUNED = {
     "optim_conf.gate_lr": 0.05,
     "scheduler_conf.warmup_steps": 200,
@@ -135,6 +135,22 @@ class Adopted(AnyModel):
     def __call__(self, cell: Cell) -> None:
         how = {"dense_exp": cell.teacher, "prune_args": self.options(cell)}
         cell.run(cell.folder, 5, 7, **how)
+
+
+class AdoptedAtPeak(Adopted):
+    """The same, but the fine-tuning has the dense training's schedule of the learning
+    rate, and so its peak, as it had until 2026-11-28."""
+
+    def options(self, cell: Cell) -> str:
+        dense = read_config(cell.teacher / "config.yaml")
+        warmup = dense.scheduler_conf["warmup_steps"] // 10
+        schedule = {
+            "optim_conf.lr": dense.optim_conf["lr"],
+            "scheduler": dense.scheduler,
+            "scheduler_conf.warmup_steps": warmup,
+        }
+        words = [f"--set_finetune {key}={value}" for key, value in schedule.items()]
+        return " ".join([*words, super().options(cell)])  # the last one counts
 
 
 @dataclass(frozen=True)
@@ -339,7 +355,8 @@ def small_size(cell: Cell, cost: str) -> dict[str, int]:
 METHODS: dict[str, Method] = {
     "l0": Gates(),
     "l0_adopted": Adopted(),
-    "l0_tuned": Adopted(TUNED, FINETUNE_TUNED),
+    "l0_adopted_at_peak": AdoptedAtPeak(),
+    "l0_tuned": AdoptedAtPeak(TUNED, FINETUNE_TUNED),
     "l0_adopted_disturbed": Adopted(DISTURBED, DISTURBED),
     "even_adopted": AdoptedAtOnce(importance="magnitude_l2_even"),
     "random_adopted": AdoptedAtOnce(importance="random"),

@@ -91,28 +91,11 @@ done
 
 if [ -n "$prune_args" ]; then
     read -ra how <<<"$prune_args"
-elif [ "$size" = mini ]; then # all else is adopt's own choice
+elif [ "$size" = mini ]; then # all else is adopt's own choice, here and below
     how=(--params 0.5 --macs 0.6 --epochs 8 --finetune_epochs 3)
-else
-    # The paper's constraint, which was tuned here: the figures of README.md come from it.
-    # The phases are in updates; channels stay a multiple of 8, which makes convolutions
-    # faster.
-    how=(
-        --params 0.5 --macs 0.7 --epochs 12 --finetune_epochs 5
-        --set encoder_conf.round_to=8
-        --set optim_conf.gate_lr=0.05
-        --set scheduler_conf.warmup_steps=200
-        --set model_conf.layer_weight=5.0
-        --set sparsity_constraint=lagrangian
-        --set sparsity_constraint_conf.multiplier_lr=10.0
-        --set sparsity_scheduler_conf.in_epochs=false
-        --set sparsity_scheduler_conf.warmup_steps=50
-        --set sparsity_scheduler_conf.ramp_steps=600
-        --set sparsity_scheduler_conf.hold_steps=350
-        --set_finetune model_conf.layer_weight=5.0
-        --set_finetune scheduler_conf.warmup_steps=100
-        --set_finetune keep_nbest_models=3
-    )
+else # channels stay a multiple of 8, which makes convolutions faster
+    how=(--params 0.5 --macs 0.7 --epochs 12 --finetune_epochs 5)
+    how+=(--set encoder_conf.round_to=8)
 fi
 
 # `step STAGE DONE "INPUTS" "OUTPUTS" COMMAND ...` runs a stage of the range asked for,

@@ -101,7 +101,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "eps": Range(1e-30, 1),  # less is 0 in float32: without a gradient, 0 / 0
         "weight_decay": Range(0, 1000),
     },
-    "scheduler_conf": {"warmup_steps": UPDATES},
+    "scheduler_conf": {"warmup_ratio": Range(0, 1, below=True)},
     "sparsity_goal_conf": {
         "target": SHARE,
         "seconds": SECONDS,

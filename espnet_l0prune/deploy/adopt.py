@@ -27,8 +27,6 @@ from espnet_l0prune.deploy.choice import (
     DATA,
     Choice,
     fine_tuning,
-    is_like_adam,
-    number_of,
     pruning,
     units_of,
     with_settings,
@@ -36,6 +34,7 @@ from espnet_l0prune.deploy.choice import (
 )
 from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
+from espnet_l0prune.deploy.rates import is_like_adam, number_of
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_name
 from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
@@ -248,8 +247,8 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
     if kept:
         notes.append(
             f"scheduler: {dense.get('scheduler')} has {', '.join(kept)} of the dense "
-            "training, which was of another length: give yours, by --set "
-            f"scheduler_conf.{kept[0]}=..., and by --set_finetune"
+            "training, which was of another length: give the pruning's, by --set "
+            f"scheduler_conf.{kept[0]}=..."
         )
     if dense.get("use_deepspeed"):
         notes.append("use_deepspeed is left out: pruning needs ESPnet's own trainer")

@@ -1,7 +1,5 @@
 """Here it is chosen how to prune and fine-tune a model of a given configuration."""
 
-import math
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
+from espnet_l0prune.deploy.rates import conf_of, fine_tuning_rate, number_of, pruning_rate
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.resume import RUN
@@ -22,7 +21,6 @@ DATA = tuple(
 # Lists that ESPnet's command line adds to, where it replaces other options: one who names
 # the data there would have each entry twice.
 APPENDED = (*DATA, "fold_length")
-ADAM = ("lr", "betas", "eps", "weight_decay")
 
 
 @dataclass
@@ -86,20 +84,14 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
     """
     epochs = choice.epochs[0] or max(_epochs(dense) // 3, 6)
     gated = {part: {"units": kinds} for part, kinds in units.items()}
-    conf, like = _optim_conf(dense), is_like_adam(dense)
-    conf = {k: v for k, v in conf.items() if like and k in ADAM}
-    if dense.get("optim") != "adamw":  # adamw has the default of L0AdamW
-        conf = {"weight_decay": 0.0, **conf}
     return {
         "max_epoch": epochs,
         "keep_nbest_models": 1,
         "best_model_criterion": [["valid", "loss_on_budget", "min"]],
         **_networks(dense, choice, gated),
         "model": "l0_distill",
-        "model_conf": {**_conf(dense, "model"), **files},
-        "optim": "l0_adamw",
-        "optim_conf": conf,
-        "scheduler_conf": _scheduler_conf(dense),
+        "model_conf": {**conf_of(dense, "model"), **files},
+        **pruning_rate(dense),
         "sparsity_goal_conf": {"target": dict(choice.target), "scope": choice.scope},
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
@@ -130,9 +122,8 @@ def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -
         "max_epoch": choice.epochs[1] or max(_epochs(dense) // 3, 4),
         **_networks(dense, choice, cut_down),
         "model": "l0_distill",
-        "model_conf": {**_conf(dense, "model"), **files},
-        "optim_conf": _optim_conf(dense),
-        "scheduler_conf": _scheduler_conf(dense),
+        "model_conf": {**conf_of(dense, "model"), **files},
+        **fine_tuning_rate(dense),
     }
 
 
@@ -163,54 +154,9 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
                 "Choose another --scope or another experiment."
             )
         options[part] = name
-        options[f"{part}_conf"] = {**_conf(dense, part), **conf}
+        options[f"{part}_conf"] = {**conf_of(dense, part), **conf}
     return options
-
-
-def _conf(dense: dict, name: str) -> dict:
-    return dict(dense.get(f"{name}_conf") or {})
-
-
-def number_of(conf: dict, name: str) -> int | float | None:
-    """Return a number of a configuration, or None where the option is not set.
-
-    Raises:
-        ValueError: a value that is not a finite number
-    """
-    value = conf.get(name)
-    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
-        return value
-    raise ValueError(
-        f"the configuration has {name}: {reprlib.repr(value)}; expected a number"
-    )
 
 
 def _epochs(dense: dict) -> int:
     return int(number_of(dense, "max_epoch") or 40)  # ESPnet's default
-
-
-def is_like_adam(dense: dict) -> bool:
-    """Return whether a learning rate of the dense training also suits AdamW."""
-    return "adam" in str(dense.get("optim"))
-
-
-def _scheduler_conf(dense: dict) -> dict:
-    """Return the dense scheduler's options, with a tenth of its warm-up."""
-    conf = _conf(dense, "scheduler")
-    warmup = number_of(conf, "warmup_steps")
-    if warmup is not None:
-        conf["warmup_steps"] = max(warmup // 10, 1)
-    return conf
-
-
-def _optim_conf(dense: dict) -> dict:
-    """Return the dense optimizer's options, with the same peak of the learning rate.
-
-    With noamlr this peak also depends on the length of the warm-up.
-    """
-    conf, before = _conf(dense, "optim"), _conf(dense, "scheduler")
-    lr, warmup = number_of(conf, "lr"), number_of(before, "warmup_steps")
-    if dense.get("scheduler") == "noamlr" and lr and warmup:
-        shorter = _scheduler_conf(dense)["warmup_steps"] / warmup
-        conf["lr"] = lr * math.sqrt(shorter)
-    return conf

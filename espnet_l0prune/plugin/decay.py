@@ -18,7 +18,7 @@ class LinearDecayLR(LRScheduler, AbsBatchStepScheduler):
 
     Args:
         optimizer: has the peak of each learning rate
-        warmup_steps: number of updates in which the rate rises
+        warmup_ratio: share of the run in which the rate rises
 
     Attributes:
         total_steps: number of updates in the whole run; None until it is known
@@ -27,23 +27,14 @@ class LinearDecayLR(LRScheduler, AbsBatchStepScheduler):
         ValueError: a warm-up out of its range
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: float = 0):
-        check("scheduler_conf", {"warmup_steps": warmup_steps})
-        self.warmup_steps = warmup_steps
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup_ratio: float = 0.1):
+        check("scheduler_conf", {"warmup_ratio": warmup_ratio})
+        self.warmup_ratio = warmup_ratio
         self.total_steps: int | None = None
         super().__init__(optimizer)
 
     def fit_(self, total_steps: int) -> None:
-        """Take the number of updates in the whole run, and set the rate anew.
-
-        Raises:
-            ValueError: a run that ends within the warm-up
-        """
-        if total_steps <= self.warmup_steps:
-            raise ValueError(
-                f"scheduler_conf: warmup_steps is {self.warmup_steps}; expected less "
-                f"than the {total_steps} updates of the run"
-            )
+        """Take the number of updates in the whole run, and set the rate anew."""
         self.total_steps = total_steps
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
@@ -56,10 +47,11 @@ class LinearDecayLR(LRScheduler, AbsBatchStepScheduler):
             ValueError: a trainer that has not said how long the run is
         """
         made, total = self.last_epoch, self.total_steps
-        factor = min((made + 1) / (self.warmup_steps + 1), 1.0)
+        factor = 0.0  # until the trainer has said how long the run is
         if total is not None:
+            warmup = self.warmup_ratio * total
             left = max(total - made, 0)
-            factor = min(factor, left / max(total - self.warmup_steps, 1))
+            factor = min((made + 1) / (warmup + 1), left / max(total - warmup, 1), 1.0)
         elif made:
             raise ValueError(
                 "scheduler: l0_lineardecaylr needs the length of the run, which the "
@@ -80,7 +72,7 @@ def fit_decays_(
         epochs: number of epochs that are left, this one included
 
     Raises:
-        ValueError: an epoch of unknown length; see also `LinearDecayLR.fit_`
+        ValueError: an epoch of unknown length
     """
     for scheduler in schedulers:
         if isinstance(scheduler, LinearDecayLR):

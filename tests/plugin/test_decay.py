@@ -13,7 +13,7 @@ from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.runs import CONFIG, final, make_data, run
 
 LR = CONFIG["optim_conf"]["lr"]
-DECAY = {"scheduler": "l0_lineardecaylr"}
+DECAY = {"scheduler": "l0_lineardecaylr", "scheduler_conf": {"warmup_ratio": 0}}
 FINE_TUNING = {
     "encoder_conf": {**CONFIG["encoder_conf"], "units": []},
     "optim": "adamw",
@@ -39,17 +39,29 @@ def rates(total: int, **options) -> list[float]:
 
 
 def test_it_rises_and_falls_to_zero_at_the_end():
-    assert rates(4) == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
-    assert rates(8, warmup_steps=3) == pytest.approx(
+    assert rates(4, warmup_ratio=0) == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
+    assert rates(8, warmup_ratio=3 / 8) == pytest.approx(
         [0.5, 1.0, 1.5, 2.0, 1.6, 1.2, 0.8, 0.4, 0.0]
     )
-    assert max(rates(1000, warmup_steps=100)) == pytest.approx(2.0)
-    assert rates(1) == [2.0, 0.0]
+    found = rates(1000)
+    assert max(found) == found[100] == pytest.approx(2.0)
+    assert found[0] == pytest.approx(2.0 / 101)
+    assert rates(1, warmup_ratio=0) == [2.0, 0.0]
+    assert all(rates(n, warmup_ratio=r)[0] > 0 for n in (1, 2) for r in (0.1, 0.99))
+
+
+def test_a_trainer_that_says_nothing_makes_no_update():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = LinearDecayLR(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0
+    optimizer.step()
+    with pytest.raises(ValueError, match="needs the length of the run"):
+        scheduler.step()
 
 
 def test_a_run_that_grows_or_that_skips_an_update_still_ends_at_zero():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = LinearDecayLR(optimizer)
+    scheduler = LinearDecayLR(optimizer, warmup_ratio=0.2)
     for epoch in range(3):
         fit_decays_([None, scheduler], 5, 3 - epoch)
         for _ in range(5 - (epoch == 0)):
@@ -60,17 +72,11 @@ def test_a_run_that_grows_or_that_skips_an_update_still_ends_at_zero():
 
 def test_what_it_refuses():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    with pytest.raises(ValueError, match="scheduler_conf: warmup_steps is -1"):
-        LinearDecayLR(optimizer, warmup_steps=-1)
-    scheduler = LinearDecayLR(optimizer, warmup_steps=5)
-    with pytest.raises(ValueError, match="warmup_steps is 5; expected less than the 5"):
-        scheduler.fit_(5)
+    with pytest.raises(ValueError, match="scheduler_conf: warmup_ratio is 1; expected"):
+        LinearDecayLR(optimizer, warmup_ratio=1)
     with pytest.raises(ValueError, match="epochs of unknown length; expected another"):
-        fit_decays_([scheduler], None, 3)
-    optimizer.step()
-    with pytest.raises(ValueError, match="needs the length of the run"):
-        scheduler.step()
-    args = arguments(optim="adamw", optim_conf={}, **DECAY)
+        fit_decays_([LinearDecayLR(optimizer)], None, 3)
+    args = arguments(optim="adamw", optim_conf={}, scheduler="l0_lineardecaylr")
     args.optim_conf, args.scheduler_conf = {"lr": LR}, {"model_size": 256}
     with pytest.raises(ValueError, match="scheduler_conf: unknown option 'model_size'"):
         ASRTask.build_optimizers(args, ASRTask.build_model(args))

@@ -16,6 +16,8 @@ encoder_conf:
     num_blocks: 2
 
 optim: adam
+scheduler_conf:
+    warmup_steps: 9
 best_model_criterion:
 - - valid
   - acc
@@ -29,6 +31,9 @@ encoder_conf:
     units: [heads]  # <-
 
 optim: adam
+scheduler_conf:
+    # no warmup_steps  # <-
+    warmup_ratio: 0.1  # <-
 best_model_criterion: [[valid, loss, min]]  # <-
 
 sparsity_goal_conf:  # <-

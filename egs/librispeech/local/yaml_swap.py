@@ -80,12 +80,15 @@ def adopt(train: Path, work: Path) -> dict[str, dict]:
 
 
 def changes(new: Mapping, old: Mapping) -> dict[str, Any]:
-    """Return what differs in a new configuration, but for paths; mappings by key."""
-    found = {}
+    """Return what differs in a new configuration, but for paths; mappings by key, where
+    None stands for a key that is gone."""
+    found: dict[str, Any] = {}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, dict):
-            value = changes(value, before if isinstance(before, dict) else {}) or before
+            old_ones = before if isinstance(before, dict) else {}
+            gone = dict.fromkeys(old_ones.keys() - value.keys())
+            value = {**gone, **changes(value, old_ones)} or before
         if key not in PATHS and value != before:
             found[key] = value
     return found
@@ -106,7 +109,9 @@ def entries(conf: Mapping, indent: str = "") -> list[str]:
     """Return marked lines, one for each option."""
     lines = []
     for key, value in conf.items():
-        if isinstance(value, dict) and not indent:
+        if indent and value is None:
+            lines.append(f"{indent}# no {key}{MARK}")
+        elif isinstance(value, dict) and not indent:
             lines += [f"{key}:{MARK}", *entries(value, "    ")]
         else:
             text = yaml.safe_dump({key: value}, default_flow_style=True, sort_keys=False)
