@@ -59,6 +59,12 @@ setup(
             "torch>=2.11,!=2.12.*,<2.15",
             "torchaudio",
         ],
+        # as in ESPnet's own extra `train`, without what only its other systems need
+        "espnet3": [
+            "dask-jobqueue; python_version >= '3.12'",
+            "dask[distributed]; python_version >= '3.12'",
+            "lightning; python_version >= '3.12'",
+        ],
         "recipe": [
             "espeakng-loader",
             "espnet_model_zoo",

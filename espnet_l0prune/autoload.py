@@ -6,7 +6,10 @@ Where that cannot be done, we stand aside.
 import os
 import sys
 
-WATCHED = tuple(f"espnet2.tasks.{name}" for name in ("asr", "s2t", "slu", "st"))
+WATCHED = (
+    *(f"espnet2.tasks.{name}" for name in ("asr", "s2t", "slu", "st")),
+    "espnet3.systems.esp2_asr.task",
+)
 # The line in espnet_l0prune.pth. It is silent if the package is gone but the file is not.
 PTH_LINE = (
     'import os; exec("try:\\n    '
@@ -56,7 +59,7 @@ def register(module: str) -> None:
     """
     from espnet_l0prune.plugin.register import register
 
-    register(module.rpartition(".")[2])
+    register(module)
 
 
 def _register_or_stand_aside(*modules: str) -> None:

@@ -143,14 +143,7 @@ class AdoptedAtPeak(Adopted):
 
     def options(self, cell: Cell) -> str:
         dense = read_config(cell.teacher / "config.yaml")
-        warmup = dense.scheduler_conf["warmup_steps"] // 10
-        schedule = {
-            "optim_conf.lr": dense.optim_conf["lr"],
-            "scheduler": dense.scheduler,
-            "scheduler_conf.warmup_steps": warmup,
-        }
-        words = [f"--set_finetune {key}={value}" for key, value in schedule.items()]
-        return " ".join([*words, super().options(cell)])  # the last one counts
+        return f"--set_finetune scheduler={dense.scheduler} {super().options(cell)}"
 
 
 @dataclass(frozen=True)

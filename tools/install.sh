@@ -30,7 +30,7 @@ index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 uv=("$venv/bin/uv" pip install --python "$venv/bin/python")
 install=("${uv[@]}" --constraint tools/constraints.txt "espnet==$espnet"
-    -e '.[docs,espnet,onnx,recipe,test]')
+    -e '.[docs,espnet,espnet3,onnx,recipe,test]')
 [ "$espnet" -ge 202609 ] || install+=(--override tools/overrides.txt)
 
 torch="torch==$torch.*"

@@ -13,7 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cut` to its parser."""
     add_path(parser, "experiment", help="pruned, to the end unless there is a --plan")
     add_path(parser, "--out", required=True, help="folder to write")
-    parser.add_argument("--checkpoint", default="latest.pth", help="default: latest.pth")
+    parser.add_argument("--checkpoint", help="default: the last one, such as latest.pth")
     add_path(
         parser,
         "--plan",

@@ -13,7 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `verify` to its parser."""
     add_path(parser, "experiment", help="the pruned one")
     add_path(parser, "cut", help="what was cut from it, before fine-tuning")
-    parser.add_argument("--checkpoint", default="latest.pth", help="of the experiment")
+    parser.add_argument("--checkpoint", help="of the experiment; default: the last one")
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
 
     with busy("comparing"):
-        masked, _ = load_experiment(args.experiment, args.checkpoint)
+        masked, _ = load_experiment(
+            args.experiment, args.checkpoint or last_of(args.experiment)
+        )
         small, _ = load_experiment(args.cut, last_of(args.cut))
         difference = difference_of(outputs(masked), outputs(small))
     remedy = (

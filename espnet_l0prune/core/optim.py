@@ -117,6 +117,8 @@ class L0AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one update, through the controller if there is one.
 
+        A batch that was skipped makes none: a closure without loss and gradients.
+
         Args:
             closure: computes the gradients and the loss, which is returned; None where
                 the gradients have been computed already
@@ -125,11 +127,17 @@ class L0AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            if loss is None and not self._has_gradients():
+                return None
         if self.controller is None:
             self.move_()
         else:
             self.controller.update_()
         return loss
+
+    def _has_gradients(self) -> bool:
+        params = itertools.chain(*(group["params"] for group in self.param_groups))
+        return any(parameter.grad is not None for parameter in params)
 
     def move_(
         self, weights: bool = True, gates: bool = True, gate_lr: float | None = None

@@ -123,7 +123,7 @@ def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -
         **_networks(dense, choice, cut_down),
         "model": "l0_distill",
         "model_conf": {**conf_of(dense, "model"), **files},
-        **fine_tuning_rate(dense),
+        **fine_tuning_rate(dense, choice.finetune_settings.get("scheduler")),
     }
 
 

@@ -32,7 +32,7 @@ from espnet_l0prune.deploy.verify import (
 )
 from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
-from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.experiment import last_of, load_experiment
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.options import PRUNING_OPTIONS, is_pruned, make_goal
 from espnet_l0prune.plugin.weight_names import portable
@@ -163,7 +163,7 @@ def cut_config(config: dict, model: nn.Module) -> dict:
 def cut_experiment(
     experiment: Path,
     out: Path,
-    checkpoint: str = "latest.pth",
+    checkpoint: str | None = None,
     plan_file: Path | None = None,
     force: bool = False,
     reconstruct: int | None = None,
@@ -177,7 +177,7 @@ def cut_experiment(
     Args:
         experiment: the experiment's folder
         out: the folder to write
-        checkpoint: the name of the checkpoint to cut
+        checkpoint: the name of the checkpoint to cut; None for the last one
         plan_file: plan.json of another cut, which says which units stay whatever the
             gates are; None for those that the gates have settled on
         force: whether to replace an earlier cut
@@ -195,6 +195,7 @@ def cut_experiment(
     _check_free(out, force)
     if reconstruct is not None:
         check("command line", {"--reconstruct": reconstruct})
+    checkpoint = checkpoint or last_of(experiment)
     step(f"loading {experiment}: {how_long(experiment / checkpoint)}")
     model, args = load_experiment(experiment, checkpoint)
     config = vars(args)

@@ -21,7 +21,7 @@ def pruning_rate(dense: dict) -> dict[str, Any]:
     return {"optim": "l0_adamw", "optim_conf": conf, **scheduler}
 
 
-def fine_tuning_rate(dense: dict) -> dict[str, Any]:
+def fine_tuning_rate(dense: dict, scheduler: str | None = None) -> dict[str, Any]:
     """Return options with which the fine-tuning's rate falls to 0 at its end.
 
     It begins at a third of the dense training's peak: the network was just pruned, and
@@ -29,12 +29,20 @@ def fine_tuning_rate(dense: dict) -> dict[str, Any]:
     training whose rate fell to 0 like this, it begins where that began. The dense
     scheduler stays, with a tenth of its warm-up, where the run's length is not known
     beforehand, or the peak.
+
+    Args:
+        dense: the options of the dense training
+        scheduler: one that was asked for: the dense one, as it would stay, or another,
+            which gets no options
     """
-    scheduler = {"scheduler_conf": _scheduler_conf(dense)}
+    stays = {"optim_conf": _optim_conf(dense), "scheduler_conf": _scheduler_conf(dense)}
+    if scheduler not in (None, FALLING):
+        same = scheduler == dense.get("scheduler")
+        return stays if same else {**stays, "scheduler_conf": {}}
     known = dense.get("iterator_type", "sequence") in ("sequence", "category")
     peak = _peak(dense)
     if not peak or not known or dense.get("multiple_iterator"):
-        return {"optim_conf": _optim_conf(dense), **scheduler}
+        return stays
     lr = peak if dense.get("scheduler") == FALLING else float(f"{peak / 3:.2g}")
     optim = {"optim_conf": {**conf_of(dense, "optim"), "lr": lr}}
     return {**optim, "scheduler": FALLING, "scheduler_conf": {"warmup_ratio": 0.1}}

@@ -20,6 +20,9 @@ LARGEST_OPTION = 2**14  # positions and widths are some thousands
 # Rates in Hz, which size no tensor; and what sizes an embedding, whose parameters are
 # counted before they are filled
 LARGE = ("fs", "sample_rate", "fmin", "fmax", "n_vocab")
+SUFFIXES = ".pth", ".ckpt"  # of checkpoints, by ESPnet2 and ESPnet3
+# Names of the last checkpoint: by ESPnet2, by ESPnet3, of a cut
+LAST = ("latest.pth", "last.ckpt", "model.pth")
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 
 
@@ -72,15 +75,16 @@ def read_config(config_file: str | Path) -> argparse.Namespace:
 def read_weights(model_file: str | Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint, by name.
 
-    Of a DeepSpeed checkpoint, which holds more, those of its module are read, as in
-    ESPnet.
+    Of a checkpoint of DeepSpeed or Lightning, which holds more, those of its model are
+    read, as in ESPnet.
 
     Raises:
         ValueError: a file that is missing or damaged, or that holds more than tensors
     """
     try:
         state = read_tensors(model_file)
-        state = state["module"] if isinstance(state.get("module"), dict) else state
+        for name in ("module", "state_dict"):
+            state = state[name] if isinstance(state.get(name), dict) else state
         for name, tensor in state.items():
             if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
                 raise TypeError(f"it holds a {type(tensor).__name__} for weights")
@@ -246,7 +250,7 @@ def load_experiment(
     """
     model_file = experiment / checkpoint
     if experiment.is_dir() and not model_file.exists():
-        names = sorted(p.name for p in experiment.glob("*.pth"))
+        names = sorted(p.name for p in experiment.glob("*") if p.suffix in SUFFIXES)
         raise ValueError(
             f"{model_file}: no such checkpoint; expected one of "
             f"{', '.join(names) or 'the .pth files that training writes'}"
@@ -256,8 +260,14 @@ def load_experiment(
 
 
 def averages_of(folder: Path) -> list[str]:
-    """Return the names of the averaged checkpoints in an experiment's folder."""
-    return sorted(p.name for p in folder.glob("*.ave.pth"))
+    """Return the names of the averaged checkpoints in an experiment's folder.
+
+    ESPnet2 links to each by a name without the number of epochs in it; ESPnet3 does not.
+    """
+    for pattern in ("*.ave.pth", "*.ave_*best.pth"):
+        if names := sorted(p.name for p in folder.glob(pattern)):
+            return names
+    return []
 
 
 def last_of(folder: Path) -> str:
@@ -265,7 +275,7 @@ def last_of(folder: Path) -> str:
 
     If neither was kept, it is the name of an average.
     """
-    names = [name for name in ("latest.pth", "model.pth") if (folder / name).exists()]
+    names = [name for name in LAST if (folder / name).exists()]
     return (names or averages_of(folder) or ["model.pth"])[0]
 
 

@@ -56,9 +56,7 @@ def prepare_training(
     Raises:
         ValueError: see `prepare` and `check_resumable`
     """
-    networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
-    ours = is_pruned(args) or any(isinstance(part, L0Network) for part in networks)
-    if args.collect_stats or not (ours or isinstance(model, L0Distilled)):
+    if args.collect_stats or not (is_pruned(args) or needs_preparation(model)):
         return
     prepare(args, model, optimizers[0])
     if args.output_dir is not None:  # otherwise nothing will be trained
@@ -67,6 +65,26 @@ def prepare_training(
             check_resumable(folder, args, model)
         if issubclass(task.trainer, L0Trainer) and is_first():
             keep_config(folder)
+
+
+def needs_preparation(model: Any) -> bool:
+    """Return whether a model has networks or a loss of ours, for `prepare`."""
+    networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
+    return isinstance(model, L0Distilled) or any(
+        isinstance(part, L0Network) for part in networks
+    )
+
+
+def require_prepared(model: Any, *_: object) -> None:
+    """Raise ValueError before a training step of a model that nobody has prepared.
+
+    It is a pre-hook of the forward, for trainers that do not call `prepare` themselves.
+    """
+    if model.training and not getattr(model, "is_prepared", False):
+        raise ValueError(
+            "trainer: callbacks has nothing that trains gates and loads the teacher; "
+            "expected an entry `_target_: espnet_l0prune.plugin.callback.L0Callback`"
+        )
 
 
 def prepare(args: argparse.Namespace, model: Any, optimizer: Any) -> None:
@@ -110,6 +128,7 @@ def prepare(args: argparse.Namespace, model: Any, optimizer: Any) -> None:
             "1, or more with --multiprocessing_distributed true",
         )
         model.load_teacher_(optimizer)
+    model.is_prepared = True
 
 
 def check_trainable(args: argparse.Namespace) -> None:

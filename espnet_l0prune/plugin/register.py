@@ -21,9 +21,15 @@ from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.options import CHOICES, inline_structure, settle_options
-from espnet_l0prune.plugin.prepare import check_optimizer, prepare_training
+from espnet_l0prune.plugin.prepare import (
+    check_optimizer,
+    needs_preparation,
+    prepare_training,
+    require_prepared,
+)
 from espnet_l0prune.plugin.trainer import L0Trainer
 
+ESPNET3 = "espnet3.systems.esp2_asr.task"
 # The classes of `model: l0_distill`; a task without one can only use cut models.
 MODELS = {
     "asr": ("espnet_l0prune.plugin.model", "L0DistillModel"),
@@ -32,18 +38,19 @@ MODELS = {
 }
 
 
-def register(name: str = "asr") -> None:
+def register(module_name: str = "espnet2.tasks.asr") -> None:
     """Enter our classes into the registries of one of ESPnet's tasks.
 
     Either all of them are entered or none; a second call changes nothing.
 
     Args:
-        name: the task's short name, such as `asr`
+        module_name: the module of the task; that of ESPnet3 is a copy of asr
 
     Raises:
         RuntimeError: another extension has taken one of the names
     """
-    module = importlib.import_module(f"espnet2.tasks.{name}")
+    module = importlib.import_module(module_name)
+    name = "asr" if module_name == ESPNET3 else module_name.rpartition(".")[2]
     task = getattr(module, TASKS[name])
     entries: list[tuple[str, dict, dict]] = [
         ("encoder", module.encoder_choices.classes, ENCODERS | {"onnx": OnnxEncoder}),
@@ -64,6 +71,9 @@ def register(name: str = "asr") -> None:
     for _, registry, ours in entries:
         registry.update(ours)
     task.class_choices_list += options
+    if module_name == ESPNET3:  # whose trainer calls neither of the other two
+        _wrap(task, "build_model", _building_for_callback)
+        return
     _wrap(task, "build_model", _building)
     _wrap(task, "build_optimizers", _preparing)
     _wrap(task, "main_worker", _training)
@@ -101,6 +111,18 @@ def _building(inner: Any) -> Any:
         inline_structure(args)
         model = inner(cls, args)
         settle_options(args)
+        return model
+
+    return build_model
+
+
+def _building_for_callback(inner: Any) -> Any:
+    build = _building(inner)
+
+    def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
+        model = build(cls, args)
+        if needs_preparation(model):
+            model.register_forward_pre_hook(require_prepared)
         return model
 
     return build_model

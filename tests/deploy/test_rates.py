@@ -76,6 +76,18 @@ def test_the_dense_scheduler_stays_where_the_length_or_the_peak_is_unknown(more)
     assert options["optim_conf"] == dense["optim_conf"]
 
 
+def test_a_scheduler_that_was_asked_for():
+    """The dense one as it would stay, with its peak; another one without options."""
+    dense = dense_of("warmuplr")
+    same = fine_tuning_rate(dense, "warmuplr")
+    assert same["scheduler_conf"] == {"warmup_steps": 5}
+    assert fine_tuning_rate(dense, "steplr")["scheduler_conf"] == {}
+    for options in (same, fine_tuning_rate(dense, "steplr")):
+        assert options["optim_conf"] == {"lr": 0.003}
+        assert "scheduler" not in options  # which the setting will be
+    assert fine_tuning_rate(dense, "l0_lineardecaylr") == fine_tuning_rate(dense)
+
+
 @pytest.mark.parametrize("value", ["1e-3", [0.1, 0.2], float("nan")])
 def test_a_peak_that_is_no_number(value):
     dense = dense_of("onecyclelr", scheduler_conf={"max_lr": value})

@@ -1,0 +1,198 @@
+"""ESPnet3 prunes by one callback, as ESPnet2 does by its trainer."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("lightning", reason="ESPnet3 is not here: ESPnet before 202609")
+pytest.importorskip("espnet3.components.data.base_dataset")
+
+from lightning.pytorch.callbacks import Callback
+
+from espnet_l0prune.core.optim import progress_in
+from espnet_l0prune.deploy.cut import cut_experiment
+from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.testing import runs as espnet2
+from tests.espnet3.runs import CALLBACK, EPOCH, MODEL, OPTIM, last, make_noise, run
+
+CRITERION = [["valid", "loss_on_budget", "min"]]
+STOP = "tests.espnet3.test_callback.Stop"
+
+
+class Stop(Callback):
+    """It stands for a kill: nothing is written after it."""
+
+    def __init__(self, epoch: int, batch: int):
+        self.at = epoch, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise KeyboardInterrupt
+
+
+def with_trainer(**options) -> dict:
+    return {"trainer": options}
+
+
+def with_model(**options) -> dict:
+    return {"model": options}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("noise")
+    make_noise(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A pruning that never stopped."""
+    out = tmp_path_factory.mktemp("exp") / "whole"
+    run(data, out)
+    return out
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return last(out)["state_dict"]
+
+
+def progress(out):
+    return progress_in(last(out)["optimizer_states"][0])
+
+
+def test_it_lands_and_is_cut(whole, tmp_path):
+    assert progress(whole).update == 6 * EPOCH
+    report = cut_experiment(whole, tmp_path / "cut")
+    assert report.sparsity["params"] == pytest.approx(0.4, abs=0.05)
+    (best,) = whole.glob("*_valid.loss_on_budget.ckpt")
+    assert "epoch4" in best.name or "epoch5" in best.name  # frozen from update 13 on
+    small, _ = load_experiment(tmp_path / "cut", "model.pth")
+    assert sum(p.numel() for p in small.parameters()) == report.model_parameters[1]
+
+
+def test_the_configuration_says_how_the_network_was_pruned(whole):
+    conf = yaml.safe_load((whole / "config.yaml").read_text("utf-8"))
+    assert conf["sparsity_constraint"] == "projected"
+    assert conf["sparsity_goal_conf"]["target"] == {"params": 0.4}
+
+
+# in ramp, hold and frozen; in the middle of an epoch and at its end
+@pytest.mark.parametrize("stop", [(1, 1), (2, EPOCH - 1), (4, 0), (5, 1)])
+def test_a_resumed_run_is_the_one_that_never_stopped(stop, whole, data, tmp_path):
+    out = tmp_path / "parts"
+    callbacks = [CALLBACK, {"_target_": STOP, "epoch": stop[0], "batch": stop[1]}]
+    with pytest.raises(SystemExit):  # what Lightning makes of an interrupt
+        run(data, out, with_trainer(callbacks=callbacks))
+    assert progress(out).update < progress(whole).update
+    run(data, out, {"fit": {"ckpt_path": str(out / "last.ckpt")}})
+    assert progress(out) == progress(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(out)[name]), name
+
+
+def test_the_same_run_in_espnet2(data, tmp_path):
+    """Initial weights, batches and draws are the same, and so is the result. (Where
+    gradients are clipped, the two sum up their norm in another order.)"""
+    whole = tmp_path / "whole"
+    run(data, whole, with_trainer(gradient_clip_val=1e9))
+    conf = {
+        **{"input_size": None, "seed": 0, "grad_clip": 1e9, **MODEL},
+        **{"optim_conf": OPTIM, "sparsity_constraint": None},
+        **{"sparsity_constraint_conf": {}, "best_model_criterion": CRITERION},
+        **{"scheduler": "warmuplr", "scheduler_conf": {"warmup_steps": 15000}},
+    }
+    espnet2.run(data, tmp_path / "exp", **conf)
+    state = espnet2.final(tmp_path / "exp")
+    assert progress(whole).multipliers == progress_in(state["optimizers"][0]).multipliers
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, state["model"][name]), name
+
+
+def test_a_batch_that_is_skipped_makes_no_update(data, tmp_path):
+    args = {"folder": str(data), "broken": 5}
+    source = {"data_src": "tests.espnet3.noise", "data_src_args": args}
+    conf = {"use_cnn_module": False}  # a batch norm would keep the NaN
+    lengths = {"warmup_steps": 2, "ramp_steps": 4, "hold_steps": 3}
+    change = with_model(encoder_conf=conf, sparsity_scheduler_conf=lengths)
+    run(data, tmp_path / "exp", {"dataset": {"train": [source]}}, change)
+    assert progress(tmp_path / "exp").update == 6 * (EPOCH - 1)
+    assert all(t.isfinite().all() for t in weights(tmp_path / "exp").values())
+
+
+def test_what_is_accumulated_is_one_update(data, tmp_path):
+    """The last one of an epoch has fewer batches."""
+    run(data, tmp_path / "exp", with_trainer(accumulate_grad_batches=2, max_epochs=8))
+    assert progress(tmp_path / "exp").update == 8 * 2
+    cut_experiment(tmp_path / "exp", tmp_path / "cut")
+
+
+def test_mixed_precision(data, tmp_path):
+    run(data, tmp_path / "exp", with_trainer(precision="bf16-mixed"))
+    cut_experiment(tmp_path / "exp", tmp_path / "cut")
+
+
+def test_phases_in_epochs_are_fitted_to_the_run(data, tmp_path, caplog):
+    lengths = {"warmup_steps": 1, "ramp_steps": 2, "hold_steps": 1, "in_epochs": True}
+    with caplog.at_level(logging.INFO):
+        run(data, tmp_path / "exp", with_model(sparsity_scheduler_conf=lengths))
+    for phase, update in (("ramp", EPOCH), ("hold", 3 * EPOCH), ("frozen", 4 * EPOCH)):
+        assert f"phase '{phase}' at update {update}:" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_trainer(callbacks=[]), "callbacks has nothing that trains gates"),
+        ({"optimizer": {"_target_": "torch.optim.Adam"}}, "_target_ is torch.optim.adam"),
+        (with_trainer(precision="bf16-true"), "precision is bf16-true; pruning expects"),
+        (with_trainer(max_epochs=-1, max_steps=9), "max_epochs is -1; pruning expects"),
+        (with_trainer(max_steps=9), "max_steps is 9; pruning expects"),
+        (
+            with_trainer(
+                callbacks=[
+                    CALLBACK,
+                    {
+                        "_target_": "lightning.pytorch.callbacks.EarlyStopping",
+                        "monitor": "valid/loss",
+                    },
+                ]
+            ),
+            "callbacks is EarlyStopping; pruning expects",
+        ),
+        (
+            {"best_model_criterion": [["valid/loss", 1, "min"]]},
+            r"best_model_criterion is \['valid/loss', 1, 'min'\]; pruning expects",
+        ),
+        (
+            {"best_model_criterion": [["valid/loss_on_budget", 3, "min"]]},
+            "an average of epochs fits no gates",
+        ),
+        (with_model(model="espnet", model_conf={"ctc_weight": 0.3}), "model is espnet"),
+        (with_model(sparsity_scheduler=None), "sparsity_scheduler is None"),
+        (
+            with_model(sparsity_goal_conf={"target": {"params": 0.99}}),
+            "target",
+        ),
+    ],
+)
+def test_it_refuses_before_the_first_update(change, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path / "exp", change)
+    assert not [*tmp_path.glob("exp/*.ckpt")]
+
+
+def test_two_processes_train_alike(data, tmp_path):
+    """Each has a batch of its own, and both move the gates alike."""
+    for file in data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    command = [sys.executable, "-W", "ignore", "-m", "tests.espnet3.distributed"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    cut_experiment(tmp_path / "exp", tmp_path / "cut")
