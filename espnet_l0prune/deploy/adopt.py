@@ -33,6 +33,8 @@ from espnet_l0prune.deploy.choice import (
     without_run,
 )
 from espnet_l0prune.deploy.configuration import modernize, parse
+from espnet_l0prune.deploy.espnet3 import as_espnet2, as_espnet3, is_espnet3
+from espnet_l0prune.deploy.espnet3 import commands as espnet3_commands
 from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.deploy.rates import is_like_adam, number_of
 from espnet_l0prune.deploy.verify import outputs
@@ -126,7 +128,9 @@ def _adopt(
     choice: Choice,
     step: Step,
 ) -> Adopted:
-    args = argparse.Namespace(**config)
+    written, espnet3 = config, is_espnet3(config)
+    config = as_espnet2(config) if espnet3 else config
+    args = argparse.Namespace(**written)
     name = task_name(args)
     if name not in MODELS:
         raise ValueError(
@@ -146,7 +150,7 @@ def _adopt(
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
     _as_trained(finetune, gpus)
     step(f"loading {model_file}: {how_long(model_file)}")
-    trained = load_trained(argparse.Namespace(**copy.deepcopy(config)), model_file)
+    trained = load_trained(argparse.Namespace(**copy.deepcopy(written)), model_file)
     if any(site.gates for site in sites_of(trained)):
         raise ValueError(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
@@ -188,12 +192,19 @@ def _adopt(
     for kind, conf in (("prune", prune), ("finetune", finetune)):
         conf["freeze_param"] = [path for path in args.freeze_param if path not in held]
         paths[kind] = out / f"{kind}.yaml"
+        if espnet3:
+            folder = out / {"prune": "pruned", "finetune": "finetuned"}[kind]
+            conf = as_espnet3(written, dense, conf, folder)
         text = yaml.safe_dump(conf, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
     return Adopted(
         **paths,
-        commands=_commands(name, gpus, out, **paths),
+        commands=(
+            espnet3_commands(out, **paths)
+            if espnet3
+            else _commands(name, gpus, out, **paths)
+        ),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
         notes=[*_notes(config, held), *pace],

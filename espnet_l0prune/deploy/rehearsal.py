@@ -141,7 +141,13 @@ def rehearse(adopted: Adopted, step: Step = quiet) -> Rehearsal:
 
     Raises:
         RuntimeError: the training failed; the message has ESPnet's error
+        ValueError: an experiment of ESPnet3
     """
+    if not adopted.commands[0].startswith("python -m espnet2.bin."):
+        raise ValueError(
+            f"--rehearse runs ESPnet2's trainer, and {adopted.prune} is for ESPnet3; "
+            "expected no --rehearse. The configurations are written."
+        )
     args, finetune = _options(adopted.prune), _options(adopted.finetune)
     scheduler, goal = make_scheduler(args), make_goal(args)
     lengths = fast_forward(scheduler)

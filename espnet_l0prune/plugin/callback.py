@@ -22,7 +22,7 @@ from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import plain_tensors_only
 from espnet_l0prune.plugin.decay import LinearDecayLR, fit_decays_
-from espnet_l0prune.plugin.experiment import read_config
+from espnet_l0prune.plugin.experiment import load_state, read_config, read_weights
 from espnet_l0prune.plugin.options import inline_structure, is_pruned, settle_options
 from espnet_l0prune.plugin.prepare import prepare
 from espnet_l0prune.plugin.trainer import forget_plateaus_
@@ -48,17 +48,17 @@ class L0Callback(Callback):
 
         A checkpoint that the training resumes from replaces these weights later.
         """
-        model_conf = pl_module.config.model
         if stage != "fit":
             return
-        for init_param in model_conf.get("init_param") or []:
+        model, conf = pl_module.model, pl_module.config.model
+        ignores = bool(conf.get("ignore_init_mismatch"))
+        for init_param in conf.get("init_param") or []:
+            if ":" not in init_param and not ignores:  # also one of Lightning's
+                state = {**model.state_dict(), **read_weights(init_param)}
+                load_state(model, state, init_param)
+                continue
             with plain_tensors_only():
-                load_pretrained_model(
-                    model=pl_module.model,
-                    init_param=init_param,
-                    ignore_init_mismatch=bool(model_conf.get("ignore_init_mismatch")),
-                    map_location="cpu",
-                )
+                load_pretrained_model(init_param, model, ignores, map_location="cpu")
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Complete the model and its optimizer, and refuse what cannot be pruned.

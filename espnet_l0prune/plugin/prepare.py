@@ -26,6 +26,8 @@ from espnet_l0prune.plugin.resume import keep_config
 from espnet_l0prune.plugin.signature import check_options
 from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
 
+CALLBACK = "espnet_l0prune.plugin.callback"  # the module that ESPnet3's trainings name
+
 
 def check_optimizer(args: argparse.Namespace) -> None:
     """Refuse options that our optimizer or scheduler does not have, or cannot take.
@@ -83,7 +85,7 @@ def require_prepared(model: Any, *_: object) -> None:
     if model.training and not getattr(model, "is_prepared", False):
         raise ValueError(
             "trainer: callbacks has nothing that trains gates and loads the teacher; "
-            "expected an entry `_target_: espnet_l0prune.plugin.callback.L0Callback`"
+            f"expected an entry `_target_: {CALLBACK}.L0Callback`"
         )
 
 

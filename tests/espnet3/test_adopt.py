@@ -1,0 +1,93 @@
+"""An experiment of ESPnet3 is adopted, pruned, cut and fine-tuned with its own YAML."""
+
+import shutil
+
+import pytest
+import yaml
+
+pytest.importorskip("espnet3.components.data.base_dataset", reason="before ESPnet3")
+
+from espnet3.systems.base.training import train
+from espnet3.utils.config_utils import load_and_merge_config
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.plugin.experiment import load_experiment
+from tests.espnet3.runs import MODEL, last, make_noise, run
+
+DENSE = {
+    "model": {
+        **{name: value for name, value in MODEL.items() if "sparsity" not in name},
+        **{"encoder": "conformer", "model": "espnet", "sparsity_scheduler": None},
+    },
+    "optimizer": {"_target_": "torch.optim.AdamW", "lr": 3e-3},
+    "best_model_criterion": [["valid/loss", 1, "min"]],
+    "trainer": {"max_epochs": 1, "callbacks": []},
+}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    make_noise(folder)
+    run(folder, folder / "dense", DENSE)
+    return folder / "dense"
+
+
+def adopt(dense, out, *more: str) -> int:
+    return main(["adopt", str(dense), "--out", str(out), "--params", "0.4", *more])
+
+
+def test_from_a_dense_experiment_to_a_fine_tuned_one(dense, capsys):
+    out = dense.with_name("l0")
+    assert adopt(dense, out, "--set", "optim_conf.gate_lr=0.05") == 0
+    commands = capsys.readouterr().out.partition("Next:")[2].strip().splitlines()
+    assert commands[1].split()[:4] == ["python", "run.py", "--stages", "train"]
+    for name in ("prune", "finetune"):  # what the commands do, in this process
+        swap = shutil.copy(out / f"{name}.yaml", dense.with_name(f"{name}.yaml"))
+        conf = load_and_merge_config(swap, "training.yaml", "egs3.TEMPLATE.esp2_asr")
+        train(conf)
+        if name == "prune":
+            words = commands[2].split()
+            assert words[0] == "espnet-l0prune"
+            assert main(words[1:]) == 0
+    pruned, finetuned = last(out / "pruned"), last(out / "finetuned")
+    gates, weights = pruned["optimizer_states"][0]["param_groups"][1::-1]
+    assert (gates["gate_lr"], weights["initial_lr"]) == (0.05, 3e-3)
+    (group,) = finetuned["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["lr"]) == (1e-3, 0.0)
+    before, after = (
+        sum(p.numel() for p in load_experiment(folder, name)[0].encoder.parameters())
+        for folder, name in ((dense, "last.ckpt"), (out / "finetuned", "last.ckpt"))
+    )
+    assert 0.3 < 1 - after / before < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {"_target_": "torch.optim.SGD", "momentum": 0.9}}, "momentum"),
+        ({"optimizer": None}, "optimizer: None; expected a mapping"),
+        ({"scheduler": {"_target_": "my.Own"}}, "_target_ is my.Own; expected one of"),
+        ({"task": "espnet3.systems.esp2_asr.src.transducer_task.X"}, "of its own"),
+        ({"trainer": []}, "trainer: []; expected a mapping"),
+    ],
+)
+def test_what_cannot_be_adopted(change, message, dense, tmp_path, capsys):
+    config = yaml.safe_load((dense / "config.yaml").read_text("utf-8"))
+    shutil.copytree(dense, tmp_path / "dense", symlinks=True)
+    changed = yaml.safe_dump({**config, **change})
+    (tmp_path / "dense/config.yaml").write_text(changed, "utf-8")
+    assert adopt(tmp_path / "dense", tmp_path / "l0") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "l0").exists()
+
+
+def test_other_schedulers_cannot_be_merged(dense, tmp_path, capsys):
+    more = "--set_finetune", "scheduler=steplr"
+    assert adopt(dense, tmp_path / "l0", *more) == 1
+    assert "scheduler is steplr; expected warmuplr" in capsys.readouterr().err
+
+
+def test_no_rehearsal(dense, tmp_path, capsys):
+    assert adopt(dense, tmp_path / "l0", "--rehearse") == 1
+    assert "--rehearse runs ESPnet2's trainer" in capsys.readouterr().err
