@@ -110,7 +110,8 @@ class L0Callback(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Draw what is left of each block."""
-        if pl_module.model.controller is None or not trainer.is_global_zero:
+        controlled = getattr(pl_module.model, "controller", None) is not None
+        if not (controlled and trainer.is_global_zero):
             return
         from espnet_l0prune.plugin.structure_plot import plot_epoch
 
