@@ -112,6 +112,11 @@ def adopt(
             dense = vars(read_config(config_file))
             dropped = TELLS if choice.data else (*TELLS, *DATA)
             dense = {k: v for k, v in dense.items() if k not in dropped}
+            if is_espnet3(dense):
+                raise ValueError(
+                    f"{source} holds an experiment of ESPnet3, whose training has to go "
+                    "on from its own YAML; expected the experiment's folder"
+                )
             check_foreign(without_run(dense, choice), out / "dense", config_file)
         else:
             config_file = source / "config.yaml"

@@ -4,6 +4,8 @@ ESPnet3 writes the options of the model into the experiment's config.yaml as ESP
 and those of its trainer beside them.
 """
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from espnet_l0prune.plugin.prepare import CALLBACK
 
 TASK = "espnet3.systems.esp2_asr.task.ASRTask"
 ALONE = "ctc_conf", "joint_net_conf", "token_list", "input_size", "freeze_param"
+KNOWN_CALLBACKS = "lightning.pytorch.callbacks.", "espnet3.components.callbacks."
 CRITERION = ["valid/loss_on_budget", 1, "min"]
 
 
@@ -46,7 +49,13 @@ def as_espnet2(config: Mapping) -> dict[str, Any]:
     Raises:
         ValueError: options of another kind than ESPnet3 takes
     """
-    trainer = _mapping(config, "trainer")
+    trainer, tag = _mapping(config, "trainer"), config.get("exp_tag")
+    if not isinstance(tag, str) or not re.fullmatch(r"[\w.-]+", tag):
+        raise ValueError(
+            f"the experiment of ESPnet3 has exp_tag: {str(tag)[:99]}; expected the name "
+            "of the YAML that it was trained with"
+        )
+    _callbacks(config)
     optim, optim_conf = _class_of(config, "optimizer")
     scheduler, scheduler_conf = _class_of(config, "scheduler")
     return {
@@ -93,17 +102,18 @@ def as_espnet3(config: Mapping, dense: Mapping, conf: Mapping, out: Path) -> dic
             f"scheduler is {conf['scheduler']}; expected {dense['scheduler']}, as in the "
             f"dense training, or {FALLING}"
         )
-    callbacks = [
-        each
-        for each in _mapping(config, "trainer").get("callbacks") or []
-        if not str(each.get("_target_")).startswith(CALLBACK)
-    ]
+    interval: dict[str, Any] = {}
+    if conf["scheduler"] == FALLING:
+        interval = {"scheduler_interval": "step", "scheduler_monitor": None}
+    callbacks = [each for each in _callbacks(config) if _is_known(each)]
     written = {
-        "defaults": [str(config.get("exp_tag")), "_self_"],
+        "defaults": [config["exp_tag"], "_self_"],
         "exp_dir": str(out),
         "model": _changes(new, dense),
         "optimizer": optimizer,
         "scheduler": scheduler,
+        **interval,
+        "fit": {"ckpt_path": None},
         "trainer": {
             "max_epochs": conf["max_epoch"],
             "callbacks": [*callbacks, {"_target_": f"{CALLBACK}.L0Callback"}],
@@ -120,13 +130,19 @@ def commands(out: Path, prune: Path, finetune: Path) -> list[str]:
         out: the folder that `adopt` has made
         prune, finetune: the configurations in it
     """
-    train = "python run.py --stages train --training_config"
-    return [
-        f"cp {prune} {finetune} conf/  # beside the dense training's",
-        f"{train} conf/{prune.name}",
-        f"espnet-l0prune cut {out / 'pruned'} --out {out / 'cut'}",
-        f"{train} conf/{finetune.name}",
-    ]
+
+    def copied(file: Path) -> str:
+        return f"conf/{out.name}_{file.name}"
+
+    train = ["python", "run.py", "--stages", "train", "--training_config"]
+    words: tuple[list[object], ...] = (
+        ["cp", "-n", prune, copied(prune)],
+        ["cp", "-n", finetune, copied(finetune)],
+        [*train, copied(prune)],
+        ["espnet-l0prune", "cut", out / "pruned", "--out", out / "cut"],
+        [*train, copied(finetune)],
+    )
+    return [shlex.join(map(str, command)) for command in words]
 
 
 def _of_the_model() -> list[str]:
@@ -147,11 +163,36 @@ def _mapping(config: Mapping, name: str) -> dict[str, Any]:
     return value
 
 
+def _callbacks(config: Mapping) -> list[dict[str, Any]]:
+    found = _mapping(config, "trainer").get("callbacks") or []
+    if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
+        raise ValueError(
+            f"the experiment of ESPnet3 has trainer: callbacks: {str(found)[:99]}; "
+            "expected a list of mappings"
+        )
+    return found
+
+
+def _is_known(callback: Mapping) -> bool:
+    """Return whether a callback is Lightning's or ESPnet3's, with plain options.
+
+    Those of a user's own are not copied: ESPnet3 calls whatever a `_target_` names, and a
+    stranger may have made the experiment.
+    """
+    known = str(callback.get("_target_")).startswith(KNOWN_CALLBACKS)
+    return known and not any(isinstance(v, (dict, list)) for v in callback.values())
+
+
 def _class_of(config: Mapping, name: str) -> tuple[str, dict[str, Any]]:
     """Return the name, in ESPnet2, of the class that a mapping targets, and options."""
     given = _mapping(config, name)
-    conf = {key: value for key, value in given.items() if not key.startswith("_")}
+    conf = {k: v for k, v in given.items() if not str(k).startswith("_")}
     short = str(given.get("_target_")).rpartition(".")[2].lower()
+    if short == L0AdamW.__name__.lower():
+        raise ValueError(
+            "the experiment of ESPnet3 is a pruning, or was cut from one; expected a "
+            "dense one, or one that was fine-tuned"
+        )
     if name == "scheduler" and short not in scheduler_classes:
         raise ValueError(
             f"scheduler: _target_ is {given.get('_target_')}; expected one of those that "

@@ -12,7 +12,12 @@ import torch
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
-from lightning.pytorch.callbacks import Callback
+from espnet3.components.callbacks.ema import EMACallback
+from lightning.pytorch.callbacks import (
+    Callback,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
@@ -29,6 +34,7 @@ from espnet_l0prune.plugin.trainer import forget_plateaus_
 
 PRECISIONS = "32-true", "64-true", "16-mixed", "bf16-mixed"
 CRITERIA = "valid/loss_on_budget", "valid/acc_on_budget"
+AVERAGING = EMACallback, StochasticWeightAveraging, WeightAveraging
 OPTIMIZER = f"{L0AdamW.__module__}.{L0AdamW.__name__}"
 
 
@@ -38,7 +44,8 @@ class L0Callback(Callback):
     A training.yaml names it in `trainer: callbacks`. All that is resumed is in the
     weights and in the optimizer, so that Lightning's own checkpoints go on with a
     pruning. With a `seed`, each epoch begins with a seed of its own, as in ESPnet2, so
-    that a run that was resumed is the one that never stopped.
+    that a run that was resumed is the one that never stopped, unless the data loader's
+    own processes draw random numbers.
     """
 
     def setup(
@@ -52,7 +59,8 @@ class L0Callback(Callback):
             return
         model, conf = pl_module.model, pl_module.config.model
         ignores = bool(conf.get("ignore_init_mismatch"))
-        for init_param in conf.get("init_param") or []:
+        files = conf.get("init_param") or []
+        for init_param in [files] if isinstance(files, str) else files:
             if ":" not in init_param and not ignores:  # also one of Lightning's
                 state = {**model.state_dict(), **read_weights(init_param)}
                 load_state(model, state, init_param)
@@ -74,7 +82,7 @@ class L0Callback(Callback):
         args = read_config(file)
         inline_structure(args)
         settle_options(args)
-        _check(trainer, pl_module, is_pruned(args))
+        _check(trainer, pl_module, args)
         model, (optimizer, *_) = pl_module.model, trainer.optimizers
         # ESPnet3 has no such options
         told = argparse.Namespace(**vars(args))
@@ -141,21 +149,21 @@ def new_gates(model: nn.Module) -> Iterator[None]:
 
 
 def l0_lineardecaylr(
-    optimizer: torch.optim.Optimizer,
-    warmup_ratio: float = 0.1,
-    warmup_steps: object = None,
+    optimizer: torch.optim.Optimizer, warmup_ratio: float = 0.1, **_: object
 ) -> LinearDecayLR:
     """Return the scheduler `l0_lineardecaylr`, for `scheduler: _target_` in ESPnet3.
 
     Args:
         optimizer: has the peak of each learning rate
         warmup_ratio: share of the run in which the rate rises
-        warmup_steps: is not used; ESPnet3's template gives it to every scheduler
+
+    Other options are of another scheduler, which ESPnet3 merges into these; they are not
+    used.
     """
     return LinearDecayLR(optimizer, warmup_ratio)
 
 
-def _check(trainer: lightning.Trainer, pl_module: Any, pruned: bool) -> None:
+def _check(trainer: lightning.Trainer, pl_module: Any, args: argparse.Namespace) -> None:
     """Raise ValueError for settings of ESPnet3 that cannot train gates or a student."""
     _require(
         len(trainer.optimizers) == 1,
@@ -170,7 +178,26 @@ def _check(trainer: lightning.Trainer, pl_module: Any, pruned: bool) -> None:
         type(strategy).__name__,
         "auto or ddp",
     )
-    if not pruned:
+    projection = (args.model_conf or {}).get("layer_projection", "identity")
+    expected = "identity: ESPnet3 has set up the training before there is a matrix"
+    _require(projection == "identity", "layer_projection", projection, expected)
+    folder = Path(pl_module.config.exp_dir)
+    earlier = sorted(path.name for path in folder.glob("last*.ckpt"))
+    _require(
+        trainer.ckpt_path or not earlier,
+        "exp_dir",
+        f"{folder}, which has {', '.join(earlier)} of an earlier run",
+        "another one; or, to go on with that run, its checkpoint in `fit: ckpt_path`",
+    )
+    for config in trainer.lr_scheduler_configs:
+        decays = isinstance(config.scheduler, LinearDecayLR)
+        _require(
+            not decays or config.interval == "step",
+            "scheduler_interval",
+            config.interval,
+            "step, for l0_lineardecaylr",
+        )
+    if not is_pruned(args):
         return
     optimizer = type(trainer.optimizers[0])
     name = f"{optimizer.__module__}.{optimizer.__name__}"
@@ -185,6 +212,10 @@ def _check(trainer: lightning.Trainer, pl_module: Any, pruned: bool) -> None:
     stops = trainer.early_stopping_callbacks
     expected = "none that stops early, as losses rise with the sparsity"
     _require(not stops, "trainer: callbacks", "EarlyStopping", expected)
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        expected = "none that averages weights, as no average fits the gates"
+        name = type(each).__name__
+        _require(not isinstance(each, AVERAGING), "trainer: callbacks", name, expected)
     for criterion in pl_module.config.best_model_criterion:
         _require(
             criterion[0] in CRITERIA and criterion[1] == 1,
@@ -197,4 +228,4 @@ def _check(trainer: lightning.Trainer, pl_module: Any, pruned: bool) -> None:
 
 def _require(condition: object, option: str, value: object, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{option} is {value}; pruning expects {option}: {expected}")
+        raise ValueError(f"{option} is {value}; expected {option}: {expected}")

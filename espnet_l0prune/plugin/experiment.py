@@ -22,7 +22,7 @@ LARGEST_OPTION = 2**14  # positions and widths are some thousands
 LARGE = ("fs", "sample_rate", "fmin", "fmax", "n_vocab")
 SUFFIXES = ".pth", ".ckpt"  # of checkpoints, by ESPnet2 and ESPnet3
 # Names of the last checkpoint: by ESPnet2, by ESPnet3, of a cut
-LAST = ("latest.pth", "last.ckpt", "model.pth")
+LAST = ("latest.pth", "last*.ckpt", "model.pth")
 PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
 
 
@@ -262,21 +262,30 @@ def load_experiment(
 def averages_of(folder: Path) -> list[str]:
     """Return the names of the averaged checkpoints in an experiment's folder.
 
-    ESPnet2 links to each by a name without the number of epochs in it; ESPnet3 does not.
+    ESPnet2 links to each by a name without the number of epochs in it. ESPnet3 does not,
+    and leaves those of fewer epochs beside the last one.
     """
-    for pattern in ("*.ave.pth", "*.ave_*best.pth"):
-        if names := sorted(p.name for p in folder.glob(pattern)):
-            return names
-    return []
+    linked = sorted(p.name for p in folder.glob("*.ave.pth"))
+    last: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.ave_*best.pth"), key=_age):
+        last[path.name.partition(".ave_")[0]] = path
+    return linked or sorted(path.name for path in last.values())
+
+
+def _age(path: Path) -> float:
+    return path.lstat().st_mtime
 
 
 def last_of(folder: Path) -> str:
     """Return the name of the last checkpoint in an experiment's folder, or of a cut's.
 
-    If neither was kept, it is the name of an average.
+    If neither was kept, it is the name of an average. ESPnet3 numbers those of several
+    runs in the same folder; it is the newest.
     """
-    names = [name for name in LAST if (folder / name).exists()]
-    return (names or averages_of(folder) or ["model.pth"])[0]
+    for pattern in LAST:
+        if found := sorted(folder.glob(pattern), key=_age):
+            return found[-1].name
+    return (averages_of(folder) or ["model.pth"])[0]
 
 
 def average_of(folder: Path) -> str:

@@ -41,13 +41,13 @@ def test_from_a_dense_experiment_to_a_fine_tuned_one(dense, capsys):
     out = dense.with_name("l0")
     assert adopt(dense, out, "--set", "optim_conf.gate_lr=0.05") == 0
     commands = capsys.readouterr().out.partition("Next:")[2].strip().splitlines()
-    assert commands[1].split()[:4] == ["python", "run.py", "--stages", "train"]
+    assert commands[2].split()[:4] == ["python", "run.py", "--stages", "train"]
     for name in ("prune", "finetune"):  # what the commands do, in this process
         swap = shutil.copy(out / f"{name}.yaml", dense.with_name(f"{name}.yaml"))
         conf = load_and_merge_config(swap, "training.yaml", "egs3.TEMPLATE.esp2_asr")
         train(conf)
         if name == "prune":
-            words = commands[2].split()
+            words = commands[3].split()
             assert words[0] == "espnet-l0prune"
             assert main(words[1:]) == 0
     pruned, finetuned = last(out / "pruned"), last(out / "finetuned")
@@ -70,6 +70,9 @@ def test_from_a_dense_experiment_to_a_fine_tuned_one(dense, capsys):
         ({"scheduler": {"_target_": "my.Own"}}, "_target_ is my.Own; expected one of"),
         ({"task": "espnet3.systems.esp2_asr.src.transducer_task.X"}, "of its own"),
         ({"trainer": []}, "trainer: []; expected a mapping"),
+        ({"trainer": {"callbacks": 5}}, "callbacks: 5; expected a list of mappings"),
+        ({"exp_tag": "../dense"}, "exp_tag: ../dense; expected the name of the YAML"),
+        ({"optimizer": {"_target_": "x.L0AdamW"}}, "is a pruning, or was cut from one"),
     ],
 )
 def test_what_cannot_be_adopted(change, message, dense, tmp_path, capsys):
@@ -80,6 +83,25 @@ def test_what_cannot_be_adopted(change, message, dense, tmp_path, capsys):
     assert adopt(tmp_path / "dense", tmp_path / "l0") == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "l0").exists()
+
+
+EVIL = {"_target_": "os.system", "command": "touch evil"}
+
+
+def test_callbacks_that_could_run_code_are_not_copied(dense, tmp_path):
+    """Not by themselves, and not as an option of one that is known."""
+    config = yaml.safe_load((dense / "config.yaml").read_text("utf-8"))
+    nested = "lightning.pytorch.callbacks.LambdaCallback"
+    known = {"_target_": "lightning.pytorch.callbacks.DeviceStatsMonitor"}
+    callbacks = [EVIL, {"_target_": nested, "on_fit_start": EVIL}, known]
+    config["trainer"]["callbacks"] = callbacks
+    shutil.copytree(dense, tmp_path / "dense", symlinks=True)
+    (tmp_path / "dense/config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    assert adopt(tmp_path / "dense", tmp_path / "l0") == 0
+    for name in ("prune", "finetune"):
+        text = (tmp_path / f"l0/{name}.yaml").read_text("utf-8")
+        assert "os.system" not in text
+        assert yaml.safe_load(text)["trainer"]["callbacks"][0] == known
 
 
 def test_other_schedulers_cannot_be_merged(dense, tmp_path, capsys):

@@ -19,7 +19,9 @@ from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.testing import runs as espnet2
 from tests.espnet3.runs import CALLBACK, EPOCH, MODEL, OPTIM, last, make_noise, run
 
+BEST = {"best_model_criterion": [["valid/loss", 1, "min"]]}
 CRITERION = [["valid", "loss_on_budget", "min"]]
+DECAY = "espnet_l0prune.plugin.callback.l0_lineardecaylr"
 STOP = "tests.espnet3.test_callback.Stop"
 
 
@@ -131,6 +133,30 @@ def test_what_is_accumulated_is_one_update(data, tmp_path):
     cut_experiment(tmp_path / "exp", tmp_path / "cut")
 
 
+def test_an_earlier_run_is_not_overwritten(whole, data):
+    before = {path.name for path in whole.iterdir()}
+    with pytest.raises(ValueError, match=r"which has last\.ckpt of an earlier run"):
+        run(data, whole)
+    assert {path.name for path in whole.iterdir()} == before
+
+
+def test_a_cut_network_may_train_without_a_teacher(whole, data, tmp_path):
+    cut_experiment(whole, tmp_path / "cut")
+    structure = str(tmp_path / "cut/structure.yaml")
+    change = with_model(
+        encoder_conf={"units": [], "structure": structure},
+        **{"model": "espnet", "sparsity_scheduler": None},
+        init_param=[str(tmp_path / "cut/model.pth")],
+    )
+    optimizer = {"_target_": "torch.optim.AdamW", "lr": 1e-3}
+    noam = {"_target_": DECAY, "model_size": 99}  # an option of the dense scheduler
+    out = tmp_path / "exp"
+    run(data, out, change, {"optimizer": optimizer, "scheduler": noam}, BEST)
+    assert last(out)["optimizer_states"][0]["param_groups"][0]["lr"] == 0
+    small, _ = load_experiment(out, "last.ckpt")
+    assert len(small.state_dict()) == len(weights(out))
+
+
 def test_mixed_precision(data, tmp_path):
     run(data, tmp_path / "exp", with_trainer(precision="bf16-mixed"))
     cut_experiment(tmp_path / "exp", tmp_path / "cut")
@@ -149,9 +175,9 @@ def test_phases_in_epochs_are_fitted_to_the_run(data, tmp_path, caplog):
     [
         (with_trainer(callbacks=[]), "callbacks has nothing that trains gates"),
         ({"optimizer": {"_target_": "torch.optim.Adam"}}, "_target_ is torch.optim.adam"),
-        (with_trainer(precision="bf16-true"), "precision is bf16-true; pruning expects"),
-        (with_trainer(max_epochs=-1, max_steps=9), "max_epochs is -1; pruning expects"),
-        (with_trainer(max_steps=9), "max_steps is 9; pruning expects"),
+        (with_trainer(precision="bf16-true"), "precision is bf16-true; expected"),
+        (with_trainer(max_epochs=-1, max_steps=9), "max_epochs is -1; expected"),
+        (with_trainer(max_steps=9), "max_steps is 9; expected"),
         (
             with_trainer(
                 callbacks=[
@@ -162,15 +188,33 @@ def test_phases_in_epochs_are_fitted_to_the_run(data, tmp_path, caplog):
                     },
                 ]
             ),
-            "callbacks is EarlyStopping; pruning expects",
+            "callbacks is EarlyStopping; expected",
         ),
         (
             {"best_model_criterion": [["valid/loss", 1, "min"]]},
-            r"best_model_criterion is \['valid/loss', 1, 'min'\]; pruning expects",
+            r"best_model_criterion is \['valid/loss', 1, 'min'\]; expected",
         ),
         (
             {"best_model_criterion": [["valid/loss_on_budget", 3, "min"]]},
             "an average of epochs fits no gates",
+        ),
+        (
+            with_trainer(
+                callbacks=[
+                    CALLBACK,
+                    {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging"}
+                    | {"swa_lrs": 0.001},
+                ]
+            ),
+            "no average fits the gates",
+        ),
+        (
+            with_model(model_conf={"ctc_weight": 0.3, "layer_projection": "teacher"}),
+            "layer_projection is teacher; expected",
+        ),
+        (
+            {"scheduler": {"_target_": DECAY}, "scheduler_interval": "epoch"},
+            "scheduler_interval is epoch; expected",
         ),
         (with_model(model="espnet", model_conf={"ctc_weight": 0.3}), "model is espnet"),
         (with_model(sparsity_scheduler=None), "sparsity_scheduler is None"),

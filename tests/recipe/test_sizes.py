@@ -45,7 +45,7 @@ PRUNING = {
     "sparsity_constraint", "sparsity_constraint_conf", "sparsity_goal_conf",
     "sparsity_scheduler", "sparsity_scheduler_conf",
 }  # fmt: skip
-FINETUNING = PRUNING - {
+FINETUNING = {"scheduler"} | PRUNING - {
     "keep_nbest_models", "best_model_criterion", "optim", "sparsity_constraint",
     "sparsity_constraint_conf", "sparsity_goal_conf", "sparsity_scheduler",
     "sparsity_scheduler_conf",
