@@ -27,6 +27,7 @@ GENERATED = HERE / "_generated"
 LAYERS = "core", "networks", "plugin", "deploy", "report", "testing"
 
 project, release = "espnet_l0prune", __version__
+autodoc_mock_imports = ["espnet3"]  # which older releases of ESPnet do not have
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
