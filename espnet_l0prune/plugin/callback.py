@@ -25,9 +25,15 @@ from torch import nn
 from espnet_l0prune.core.files import replace
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
+from espnet_l0prune.core.reading import read_tensors
 from espnet_l0prune.plugin.building import plain_tensors_only
 from espnet_l0prune.plugin.decay import LinearDecayLR, fit_decays_
-from espnet_l0prune.plugin.experiment import load_state, read_config, read_weights
+from espnet_l0prune.plugin.experiment import (
+    last_of,
+    load_state,
+    read_config,
+    read_weights,
+)
 from espnet_l0prune.plugin.options import inline_structure, is_pruned, settle_options
 from espnet_l0prune.plugin.prepare import prepare
 from espnet_l0prune.plugin.trainer import forget_plateaus_
@@ -47,6 +53,10 @@ class L0Callback(Callback):
     that a run that was resumed is the one that never stopped, unless the data loader's
     own processes draw random numbers.
     """
+
+    def __init__(self) -> None:
+        self._config: str | None = None  # config.yaml of the run so far
+        self._begun = False  # whether an epoch has
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: Any, stage: str | None = None
@@ -82,6 +92,10 @@ class L0Callback(Callback):
         args = read_config(file)
         inline_structure(args)
         settle_options(args)
+        earlier = last_of(file.parent)
+        if not trainer.ckpt_path and earlier.endswith(".ckpt"):
+            kept = read_tensors(file.with_name(earlier)).get("callbacks", {})
+            self._config = kept.get(self.state_key, {}).get("config")
         _check(trainer, pl_module, args)
         model, (optimizer, *_) = pl_module.model, trainer.optimizers
         # ESPnet3 has no such options
@@ -95,6 +109,24 @@ class L0Callback(Callback):
             text = yaml_no_alias_safe_dump(vars(args), indent=4, sort_keys=False)
             replace(file, lambda path: path.write_text(text, "utf-8"))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what Lightning's checkpoints keep: the run's config.yaml."""
+        return {"config": self._config}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` returned, when the run is resumed."""
+        self._config = state_dict["config"]
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException
+    ) -> None:
+        """Restore the run's config.yaml, which ESPnet3 has overwritten, where the options
+        of the call that resumes it were refused."""
+        if self._config is not None and not self._begun and trainer.is_global_zero:
+            file = Path(pl_module.config.exp_dir) / "config.yaml"
+            text = self._config
+            replace(file, lambda path: path.write_text(text, "utf-8"))
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Fit the schedules to the run.
 
@@ -102,6 +134,7 @@ class L0Callback(Callback):
             ValueError: see `SparsityController.begin_epoch`
         """
         controller = getattr(pl_module.model, "controller", None)
+        file = Path(pl_module.config.exp_dir) / "config.yaml"
         epochs, done = trainer.max_epochs or 0, trainer.current_epoch
         batches, updates = trainer.num_training_batches, None
         if math.isfinite(batches):  # the last update of an epoch may have fewer batches
@@ -115,6 +148,7 @@ class L0Callback(Callback):
         seed = pl_module.config.get("seed")
         if seed is not None:
             set_all_random_seed(int(seed) + done + 1)
+        self._begun, self._config = True, file.read_text("utf-8")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Draw what is left of each block."""
@@ -182,11 +216,11 @@ def _check(trainer: lightning.Trainer, pl_module: Any, args: argparse.Namespace)
     expected = "identity: ESPnet3 has set up the training before there is a matrix"
     _require(projection == "identity", "layer_projection", projection, expected)
     folder = Path(pl_module.config.exp_dir)
-    earlier = sorted(path.name for path in folder.glob("last*.ckpt"))
+    earlier = last_of(folder)
     _require(
-        trainer.ckpt_path or not earlier,
+        trainer.ckpt_path or not earlier.endswith(".ckpt"),
         "exp_dir",
-        f"{folder}, which has {', '.join(earlier)} of an earlier run",
+        f"{folder}, which has {earlier} of an earlier run",
         "another one; or, to go on with that run, its checkpoint in `fit: ckpt_path`",
     )
     for config in trainer.lr_scheduler_configs:

@@ -135,9 +135,20 @@ def test_what_is_accumulated_is_one_update(data, tmp_path):
 
 def test_an_earlier_run_is_not_overwritten(whole, data):
     before = {path.name for path in whole.iterdir()}
+    config = (whole / "config.yaml").read_text("utf-8")
     with pytest.raises(ValueError, match=r"which has last\.ckpt of an earlier run"):
-        run(data, whole)
+        run(data, whole, with_model(sparsity_goal_conf={"target": {"params": 0.6}}))
     assert {path.name for path in whole.iterdir()} == before
+    assert (whole / "config.yaml").read_text("utf-8") == config
+
+
+def test_a_refused_resume_leaves_the_configuration(whole, data):
+    before = (whole / "config.yaml").read_text("utf-8")
+    change = with_model(sparsity_goal_conf={"target": {"params": 0.6}})
+    resume = {"fit": {"ckpt_path": str(whole / "last.ckpt")}}
+    with pytest.raises(ValueError, match="begun with other settings: target was"):
+        run(data, whole, change, resume)
+    assert (whole / "config.yaml").read_text("utf-8") == before
 
 
 def test_a_cut_network_may_train_without_a_teacher(whole, data, tmp_path):
