@@ -61,6 +61,7 @@ class Adopted:
         parameters: number of parameters in scope
         reachable: the largest possible sparsities, by cost
         notes: what could not be taken over from the dense training
+        espnet3: whether the files are for ESPnet3, and not for ESPnet2
     """
 
     prune: Path
@@ -69,6 +70,7 @@ class Adopted:
     parameters: int
     reachable: dict[str, float]
     notes: list[str]
+    espnet3: bool
 
 
 def adopt(
@@ -213,6 +215,7 @@ def _adopt(
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
         notes=[*_notes(config, held), *pace],
+        espnet3=espnet3,
     )
 
 

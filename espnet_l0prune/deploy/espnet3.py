@@ -15,9 +15,10 @@ from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.deploy.rates import ADAM, FALLING, conf_of
+from espnet_l0prune.plugin.building import ESPNET3
 from espnet_l0prune.plugin.prepare import CALLBACK
 
-TASK = "espnet3.systems.esp2_asr.task.ASRTask"
+TASK = f"{ESPNET3}.ASRTask"
 ALONE = "ctc_conf", "joint_net_conf", "token_list", "input_size", "freeze_param"
 KNOWN_CALLBACKS = "lightning.pytorch.callbacks.", "espnet3.components.callbacks."
 CRITERION = ["valid/loss_on_budget", 1, "min"]

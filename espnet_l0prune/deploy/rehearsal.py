@@ -143,7 +143,7 @@ def rehearse(adopted: Adopted, step: Step = quiet) -> Rehearsal:
         RuntimeError: the training failed; the message has ESPnet's error
         ValueError: an experiment of ESPnet3
     """
-    if "espnet2.bin." not in adopted.commands[0]:
+    if adopted.espnet3:
         raise ValueError(
             f"--rehearse runs ESPnet2's trainer, and {adopted.prune} is for ESPnet3; "
             "expected no --rehearse. The configurations are written."

@@ -18,6 +18,7 @@ from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
 TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
+ESPNET3 = "espnet3.systems.esp2_asr.task"  # the module of its ASRTask
 SAMPLE_RATE = 16_000  # in Hz, for a front end that is not told another one
 # Variables that let torch, and ESPnet from 202609 on, unpickle anything.
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "ESPNET_ALLOW_UNSAFE_TORCH_LOAD"

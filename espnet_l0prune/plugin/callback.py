@@ -88,7 +88,7 @@ class L0Callback(Callback):
         Raises:
             ValueError: options that cannot train gates; see also `prepare`
         """
-        file = Path(pl_module.config.exp_dir) / "config.yaml"
+        file = _config_file(pl_module)
         args = read_config(file)
         inline_structure(args)
         settle_options(args)
@@ -107,7 +107,7 @@ class L0Callback(Callback):
             prepare(told, model, optimizer)
         if trainer.is_global_zero:
             text = yaml_no_alias_safe_dump(vars(args), indent=4, sort_keys=False)
-            replace(file, lambda path: path.write_text(text, "utf-8"))
+            _write(file, text)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what Lightning's checkpoints keep: the run's config.yaml."""
@@ -123,9 +123,7 @@ class L0Callback(Callback):
         """Restore the run's config.yaml, which ESPnet3 has overwritten, where the options
         of the call that resumes it were refused."""
         if self._config is not None and not self._begun and trainer.is_global_zero:
-            file = Path(pl_module.config.exp_dir) / "config.yaml"
-            text = self._config
-            replace(file, lambda path: path.write_text(text, "utf-8"))
+            _write(_config_file(pl_module), self._config)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Fit the schedules to the run.
@@ -134,7 +132,6 @@ class L0Callback(Callback):
             ValueError: see `SparsityController.begin_epoch`
         """
         controller = getattr(pl_module.model, "controller", None)
-        file = Path(pl_module.config.exp_dir) / "config.yaml"
         epochs, done = trainer.max_epochs or 0, trainer.current_epoch
         batches, updates = trainer.num_training_batches, None
         if math.isfinite(batches):  # the last update of an epoch may have fewer batches
@@ -148,7 +145,7 @@ class L0Callback(Callback):
         seed = pl_module.config.get("seed")
         if seed is not None:
             set_all_random_seed(int(seed) + done + 1)
-        self._begun, self._config = True, file.read_text("utf-8")
+        self._begun, self._config = True, _config_file(pl_module).read_text("utf-8")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Draw what is left of each block."""
@@ -163,6 +160,14 @@ class L0Callback(Callback):
         folder = Path(pl_module.config.exp_dir) / "structure"
         board = boards[0] if boards else None
         plot_epoch(pl_module.model, trainer.current_epoch + 1, folder, board, False)
+
+
+def _config_file(pl_module: Any) -> Path:
+    return Path(pl_module.config.exp_dir) / "config.yaml"
+
+
+def _write(file: Path, text: str) -> None:
+    replace(file, lambda path: path.write_text(text, "utf-8"))
 
 
 @contextlib.contextmanager

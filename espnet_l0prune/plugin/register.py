@@ -15,7 +15,7 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.plugin.building import TASKS
+from espnet_l0prune.plugin.building import ESPNET3, TASKS
 from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
@@ -29,7 +29,6 @@ from espnet_l0prune.plugin.prepare import (
 )
 from espnet_l0prune.plugin.trainer import L0Trainer
 
-ESPNET3 = "espnet3.systems.esp2_asr.task"
 # The classes of `model: l0_distill`; a task without one can only use cut models.
 MODELS = {
     "asr": ("espnet_l0prune.plugin.model", "L0DistillModel"),

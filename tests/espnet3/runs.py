@@ -9,24 +9,20 @@ from espnet3.systems.base.training import train
 from espnet3.utils.config_utils import load_and_merge_config
 from omegaconf import OmegaConf
 
-from espnet_l0prune.testing.models import ENCODER, TOKENS
+from espnet_l0prune.testing.models import TOKENS
+from espnet_l0prune.testing.runs import CONFIG
 
 TASK = "espnet3.systems.esp2_asr.task.ASRTask"
 OPTIMIZER = "espnet_l0prune.core.optim.L0AdamW"
 CALLBACK = {"_target_": "espnet_l0prune.plugin.callback.L0Callback"}
 UTTERANCES, BATCH = 12, 4
 EPOCH = UTTERANCES // BATCH  # updates
+# As in ESPnet2's run, but that it hears audio
+SAME = "token_list", "normalize", "encoder", "decoder", "model"
 MODEL: dict[str, Any] = {
-    "token_list": TOKENS,
+    **{k: v for k, v in CONFIG.items() if k.removesuffix("_conf") in SAME},
     "frontend": "default",
     "frontend_conf": {"fs": 8000, "n_fft": 256, "hop_length": 80, "n_mels": 20},
-    "normalize": None,
-    "encoder": "l0_conformer",
-    "encoder_conf": ENCODER,
-    "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 8, "num_blocks": 1},
-    "model": "l0_distill",
-    "model_conf": {"ctc_weight": 0.3},
     "sparsity_goal_conf": {"target": {"params": 0.4}},
     "sparsity_scheduler": "linear",
     "sparsity_scheduler_conf": {"warmup_steps": 2, "ramp_steps": 7, "hold_steps": 4},
