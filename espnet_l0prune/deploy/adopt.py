@@ -208,7 +208,7 @@ def _adopt(
     return Adopted(
         **paths,
         commands=(
-            espnet3_commands(out, **paths)
+            espnet3_commands(written, out, **paths)
             if espnet3
             else _commands(name, gpus, out, **paths)
         ),

@@ -21,6 +21,9 @@ from espnet_l0prune.plugin.prepare import CALLBACK
 TASK = f"{ESPNET3}.ASRTask"
 ALONE = "ctc_conf", "joint_net_conf", "token_list", "input_size", "freeze_param"
 KNOWN_CALLBACKS = "lightning.pytorch.callbacks.", "espnet3.components.callbacks."
+# L0Callback refuses them in a pruning: losses rise with the sparsity, and no average fits
+# the gates
+UNFIT = "EarlyStopping", "EMACallback", "StochasticWeightAveraging", "WeightAveraging"
 CRITERION = ["valid/loss_on_budget", 1, "min"]
 
 
@@ -106,7 +109,10 @@ def as_espnet3(config: Mapping, dense: Mapping, conf: Mapping, out: Path) -> dic
     interval: dict[str, Any] = {}
     if conf["scheduler"] == FALLING:
         interval = {"scheduler_interval": "step", "scheduler_monitor": None}
+    pruned = conf.get("sparsity_scheduler") is not None
     callbacks = [each for each in _callbacks(config) if _is_known(each)]
+    if pruned:
+        callbacks = [each for each in callbacks if _class_name(each) not in UNFIT]
     written = {
         "defaults": [config["exp_tag"], "_self_"],
         "exp_dir": str(out),
@@ -120,20 +126,22 @@ def as_espnet3(config: Mapping, dense: Mapping, conf: Mapping, out: Path) -> dic
             "callbacks": [*callbacks, {"_target_": f"{CALLBACK}.L0Callback"}],
         },
     }
-    pruned = conf.get("sparsity_scheduler") is not None
     return {**written, "best_model_criterion": [CRITERION]} if pruned else written
 
 
-def commands(out: Path, prune: Path, finetune: Path) -> list[str]:
+def commands(config: Mapping, out: Path, prune: Path, finetune: Path) -> list[str]:
     """Return the commands that prune, cut and fine-tune, to be called in the recipe.
 
     Args:
+        config: the dense experiment's config.yaml, whose YAML is looked for below conf
         out: the folder that `adopt` has made
         prune, finetune: the configurations in it
     """
+    found = sorted(Path("conf").rglob(f"{config['exp_tag']}.yaml"))
+    conf = found[0].parent if found else Path("conf")
 
-    def copied(file: Path) -> str:
-        return f"conf/{out.name}_{file.name}"
+    def copied(file: Path) -> Path:
+        return conf / f"{out.name}_{file.name}"
 
     train = ["python", "run.py", "--stages", "train", "--training_config"]
     words: tuple[list[object], ...] = (
@@ -184,11 +192,16 @@ def _is_known(callback: Mapping) -> bool:
     return known and not any(isinstance(v, (dict, list)) for v in callback.values())
 
 
+def _class_name(given: Mapping) -> str:
+    """Return the name of the class that a mapping targets, without its module."""
+    return str(given.get("_target_")).rpartition(".")[2]
+
+
 def _class_of(config: Mapping, name: str) -> tuple[str, dict[str, Any]]:
     """Return the name, in ESPnet2, of the class that a mapping targets, and options."""
     given = _mapping(config, name)
     conf = {k: v for k, v in given.items() if not str(k).startswith("_")}
-    short = str(given.get("_target_")).rpartition(".")[2].lower()
+    short = _class_name(given).lower()
     if short == L0AdamW.__name__.lower():
         raise ValueError(
             "the experiment of ESPnet3 is a pruning, or was cut from one; expected a "

@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import math
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from espnet_l0prune.plugin.experiment import (
     read_weights,
 )
 from espnet_l0prune.plugin.options import inline_structure, is_pruned, settle_options
-from espnet_l0prune.plugin.prepare import prepare
+from espnet_l0prune.plugin.prepare import STATE, prepare
 from espnet_l0prune.plugin.trainer import forget_plateaus_
 
 PRECISIONS = "32-true", "64-true", "16-mixed", "bf16-mixed"
@@ -57,6 +59,10 @@ class L0Callback(Callback):
     def __init__(self) -> None:
         self._config: str | None = None  # config.yaml of the run so far
         self._begun = False  # whether an epoch has
+        self._epochs: list[dict[str, Any]] = []  # what a report shows of each
+        self._start = 0.0  # of the present epoch, in seconds
+        self._batches = 0  # of the present epoch
+        self._sums: Counter[str] = Counter()  # of their figures
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: Any, stage: str | None = None
@@ -109,13 +115,20 @@ class L0Callback(Callback):
             text = yaml_no_alias_safe_dump(vars(args), indent=4, sort_keys=False)
             _write(file, text)
 
+    @property
+    def state_key(self) -> str:
+        """Return by what name Lightning's checkpoints keep `state_dict`."""
+        return STATE
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what Lightning's checkpoints keep: the run's config.yaml."""
-        return {"config": self._config}
+        """Return what Lightning's checkpoints keep: the run's config.yaml, and figures of
+        its epochs, which `report` reads."""
+        return {"config": self._config, "epochs": self._epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `state_dict` returned, when the run is resumed."""
         self._config = state_dict["config"]
+        self._epochs = list(state_dict.get("epochs", []))  # earlier versions kept none
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException
@@ -146,9 +159,31 @@ class L0Callback(Callback):
         if seed is not None:
             set_all_random_seed(int(seed) + done + 1)
         self._begun, self._config = True, _config_file(pl_module).read_text("utf-8")
+        self._start, self._batches, self._sums = time.perf_counter(), 0, Counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add up the figures of a batch, of which Lightning keeps only the last."""
+        self._batches += 1
+        self._sums.update(_figures(trainer.callback_metrics, "train"))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Draw what is left of each block."""
+        """Note the epoch's figures, and draw what is left of each block."""
+        self._epochs.append(
+            {
+                "number": trainer.current_epoch + 1,
+                "update": trainer.global_step,
+                "seconds": time.perf_counter() - self._start,
+                "train": {k: total / self._batches for k, total in self._sums.items()},
+                "valid": _figures(trainer.callback_metrics, "valid"),
+            }
+        )
         controlled = getattr(pl_module.model, "controller", None) is not None
         if not (controlled and trainer.is_global_zero):
             return
@@ -160,6 +195,12 @@ class L0Callback(Callback):
         folder = Path(pl_module.config.exp_dir) / "structure"
         board = boards[0] if boards else None
         plot_epoch(pl_module.model, trainer.current_epoch + 1, folder, board, False)
+
+
+def _figures(metrics: Mapping[str, torch.Tensor], part: str) -> dict[str, float]:
+    """Return what Lightning has logged last of a part, by name."""
+    begin = f"{part}/"
+    return {k.removeprefix(begin): float(x) for k, x in metrics.items() if begin in k}
 
 
 def _config_file(pl_module: Any) -> Path:

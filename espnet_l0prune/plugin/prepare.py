@@ -27,6 +27,7 @@ from espnet_l0prune.plugin.signature import check_options
 from espnet_l0prune.plugin.trainer import L0Trainer, check_resumable, is_first
 
 CALLBACK = "espnet_l0prune.plugin.callback"  # the module that ESPnet3's trainings name
+STATE = "L0Callback"  # what Lightning's checkpoints name the callback's state
 
 
 def check_optimizer(args: argparse.Namespace) -> None:

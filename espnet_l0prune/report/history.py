@@ -1,4 +1,7 @@
-"""A training's history is what ESPnet's reporter noted, read from its checkpoint."""
+"""A training's history is what ESPnet's reporter noted, read from its checkpoint.
+
+In ESPnet3 it is what our callback noted, in Lightning's last checkpoint.
+"""
 
 import itertools
 from dataclasses import dataclass
@@ -7,6 +10,8 @@ from typing import Any
 
 from espnet_l0prune.core.files import is_whole
 from espnet_l0prune.core.reading import read_tensors
+from espnet_l0prune.plugin.experiment import last_of
+from espnet_l0prune.plugin.prepare import STATE
 from espnet_l0prune.plugin.reporter import reported_seconds, reported_types
 from espnet_l0prune.plugin.trainer import PREVIOUS
 from espnet_l0prune.report.values import amount, count, number
@@ -41,20 +46,46 @@ def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], li
     Raises:
         ValueError: a checkpoint that does not hold a training
     """
+    last = experiment / last_of(experiment)
     files = (experiment / "checkpoint.pth", experiment / PREVIOUS)
+    if last.suffix == ".ckpt":
+        files = (last,)
     # a file being written is not whole, so L0Trainer keeps the one before it
     whole = next((file for file in files if is_whole(file)), None)
     if whole is None:
         return [], []
     try:
-        stats = dict(read_tensors(whole, reported_types())["reporter"]["stats"])
-    except (ValueError, KeyError, TypeError) as e:
+        state = read_tensors(whole, reported_types())
+        if whole == last:
+            epochs, missing = _read_lightning(state)
+        else:
+            epochs, missing = _read_epochs(dict(state["reporter"]["stats"]), accum_grad)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"{whole} cannot be read: {type(e).__name__}: {e}. Expected the checkpoint "
             "of an ESPnet training"
         ) from e
-    epochs, missing = _read_epochs(stats, accum_grad)
     return epochs, [f"{whole.name} has {what}" for what in missing]
+
+
+def _read_lightning(state: dict) -> tuple[list[Epoch], list[str]]:
+    """Return what `read_history` does, of a checkpoint that ESPnet3's trainer wrote.
+
+    There are no epochs of a training without our callback.
+    """
+    epochs: list[Epoch] = []
+    missing = []
+    for n, noted in enumerate(state["callbacks"].get(STATE, {}).get("epochs", []), 1):
+        figures = _figures({part: noted[part] for part in ("train", "valid")})
+        lost = [name for each in figures.values() for name in each if each[name] is None]
+        update, seconds = count(noted["update"]), amount(noted["seconds"])
+        before = epochs[-1].update if epochs else 0
+        whole = noted["number"] == n and seconds is not None and not lost
+        if not whole or update is None or update < before:
+            missing.append(f"damaged figures of epoch {n}")
+            continue
+        epochs.append(Epoch(n, update, seconds, figures["train"], figures["valid"]))
+    return epochs, missing
 
 
 def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:

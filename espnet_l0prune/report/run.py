@@ -39,6 +39,10 @@ OPTIONS = (  # the options that a reader asks for first
     "ngpu",
     "version",
 )
+# ESPnet3 has these of its own; the others of that name are defaults
+OF_ESPNET2 = ("optim", "optim_conf", "scheduler_conf", "batch_type", "batch_bins")
+OF_ESPNET2 += ("accum_grad", "train_dtype", "use_amp", "ngpu")
+OF_ESPNET3 = ("optimizer", "dataloader", "trainer", "num_device")
 
 
 @dataclass
@@ -87,6 +91,10 @@ def read_run(folder: Path, name: str) -> Run:
     """
     args = read_config(folder / "config.yaml")
     options = {k: getattr(args, k, None) for k in OPTIONS}
+    if isinstance(trainer := getattr(args, "trainer", None), dict):  # ESPnet3's
+        options = {k: v for k, v in options.items() if k not in OF_ESPNET2}
+        options |= {k: getattr(args, k, None) for k in OF_ESPNET3}
+        options["max_epoch"] = trainer.get("max_epochs")
     checkpoint, problems = folder / last_of(folder), []
 
     def attempt(what: str, read: Callable[[], T], otherwise: T) -> T:

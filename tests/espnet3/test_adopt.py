@@ -104,6 +104,20 @@ def test_callbacks_that_could_run_code_are_not_copied(dense, tmp_path):
         assert yaml.safe_load(text)["trainer"]["callbacks"][0] == known
 
 
+def test_a_pruning_has_no_callbacks_that_it_refuses(dense, tmp_path):
+    config = yaml.safe_load((dense / "config.yaml").read_text("utf-8"))
+    stop = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "x"}
+    config["trainer"]["callbacks"] = [stop]
+    shutil.copytree(dense, tmp_path / "dense", symlinks=True)
+    (tmp_path / "dense/config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    assert adopt(tmp_path / "dense", tmp_path / "l0") == 0
+    written = [tmp_path / f"l0/{name}.yaml" for name in ("prune", "finetune")]
+    prune, finetune = (yaml.safe_load(file.read_text("utf-8")) for file in written)
+    ours = {"_target_": "espnet_l0prune.plugin.callback.L0Callback"}
+    assert prune["trainer"]["callbacks"] == [ours]
+    assert finetune["trainer"]["callbacks"] == [stop, ours]
+
+
 def test_other_schedulers_cannot_be_merged(dense, tmp_path, capsys):
     more = "--set_finetune", "scheduler=steplr"
     assert adopt(dense, tmp_path / "l0", *more) == 1

@@ -16,6 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from espnet_l0prune.core.optim import progress_in
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.report.headline import standing
+from espnet_l0prune.report.page import write_report
+from espnet_l0prune.report.run import read_run
 from espnet_l0prune.testing import runs as espnet2
 from tests.espnet3.runs import CALLBACK, EPOCH, MODEL, OPTIM, last, make_noise, run
 
@@ -67,6 +70,10 @@ def progress(out):
     return progress_in(last(out)["optimizer_states"][0])
 
 
+def epochs(out) -> list[dict]:
+    return last(out)["callbacks"]["L0Callback"]["epochs"]
+
+
 def test_it_lands_and_is_cut(whole, tmp_path):
     assert progress(whole).update == 6 * EPOCH
     report = cut_experiment(whole, tmp_path / "cut")
@@ -95,6 +102,24 @@ def test_a_resumed_run_is_the_one_that_never_stopped(stop, whole, data, tmp_path
     assert progress(out) == progress(whole)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(out)[name]), name
+    for one, other in zip(epochs(out), epochs(whole), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_report_shows_it(whole, tmp_path):
+    shown = read_run(whole, "whole")
+    assert shown.problems == []
+    assert [epoch.update for epoch in shown.history] == [EPOCH * n for n in range(1, 7)]
+    assert "6 of 6" not in standing(shown)
+    assert "removed 4" in standing(shown)
+    last_epoch = shown.history[-1]
+    assert last_epoch.valid["sparsity_target_params"] == pytest.approx(0.4)
+    assert last_epoch.train["loss_task"] > 0 < last_epoch.seconds
+    assert "optimizer" in shown.config
+    assert "optim" not in shown.config
+    report = write_report([whole], tmp_path / "report")
+    assert report.missing == []
+    assert {"losses", "sparsity"} <= {p.name.split("_")[0] for p in report.pictures}
 
 
 def test_the_same_run_in_espnet2(data, tmp_path):

@@ -99,10 +99,43 @@ ANY = settings(
 )
 
 
-@given(damaged({"reporter": {"stats": STATS}}))
-@settings(ANY, max_examples=200)
-def test_any_history(tmp_path, saved):
-    torch.save(saved, tmp_path / "checkpoint.pth")
+FIGURES = {"loss": 5.0, "sparsity_target_params": 0.1}
+LIGHTNING = {
+    "callbacks": {
+        "L0Callback": {
+            "config": "seed: 0",
+            "epochs": [
+                {"number": n, "update": 3 * n, "seconds": 0.5}
+                | {"train": dict(FIGURES), "valid": dict(FIGURES)}
+                for n in range(1, 5)
+            ],
+        }
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "whole"),
+    [
+        ("checkpoint.pth", {"reporter": {"stats": STATS}}),
+        ("last.ckpt", LIGHTNING),
+    ],
+)
+def test_any_history(file, whole, tmp_path):
+    torch.save(whole, tmp_path / file)
+    epochs, missing = read_history(tmp_path)
+    assert ([epoch.update for epoch in epochs], missing) == ([3, 6, 9, 12], [])
+
+    @given(damaged(whole))
+    @settings(ANY, max_examples=200)
+    def check(saved):
+        torch.save(saved, tmp_path / file)
+        check_history(tmp_path)
+
+    check()
+
+
+def check_history(tmp_path):
     expected = "Expected the checkpoint of an ESPnet training"
     epochs, _ = found(lambda: read_history(tmp_path), expected) or ([], [])
     assert [epoch.number for epoch in epochs] == sorted({e.number for e in epochs})
