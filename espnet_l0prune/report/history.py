@@ -47,16 +47,16 @@ def read_history(experiment: Path, accum_grad: int = 1) -> tuple[list[Epoch], li
         ValueError: a checkpoint that does not hold a training
     """
     last = experiment / last_of(experiment)
-    files = (experiment / "checkpoint.pth", experiment / PREVIOUS)
-    if last.suffix == ".ckpt":
-        files = (last,)
+    lightning = last.suffix == ".ckpt"
+    names = [last.name] if lightning else ["checkpoint.pth", PREVIOUS]
     # a file being written is not whole, so L0Trainer keeps the one before it
+    files = (experiment / name for name in names)
     whole = next((file for file in files if is_whole(file)), None)
     if whole is None:
         return [], []
     try:
         state = read_tensors(whole, reported_types())
-        if whole == last:
+        if lightning:
             epochs, missing = _read_lightning(state)
         else:
             epochs, missing = _read_epochs(dict(state["reporter"]["stats"]), accum_grad)
@@ -78,10 +78,9 @@ def _read_lightning(state: dict) -> tuple[list[Epoch], list[str]]:
     for n, noted in enumerate(state["callbacks"].get(STATE, {}).get("epochs", []), 1):
         figures = _figures({part: noted[part] for part in ("train", "valid")})
         lost = [name for each in figures.values() for name in each if each[name] is None]
-        update, seconds = count(noted["update"]), amount(noted["seconds"])
-        before = epochs[-1].update if epochs else 0
-        whole = noted["number"] == n and seconds is not None and not lost
-        if not whole or update is None or update < before:
+        update, seconds = count(noted["update"]) or 0, amount(noted["seconds"])
+        early = update < (epochs[-1].update if epochs else 1)
+        if lost or noted["number"] != n or early or seconds is None:
             missing.append(f"damaged figures of epoch {n}")
             continue
         epochs.append(Epoch(n, update, seconds, figures["train"], figures["valid"]))

@@ -40,8 +40,10 @@ OPTIONS = (  # the options that a reader asks for first
     "version",
 )
 # ESPnet3 has these of its own; the others of that name are defaults
-OF_ESPNET2 = ("optim", "optim_conf", "scheduler_conf", "batch_type", "batch_bins")
-OF_ESPNET2 += ("accum_grad", "train_dtype", "use_amp", "ngpu")
+OF_ESPNET2 = (
+    *("optim", "optim_conf", "scheduler_conf", "batch_type", "batch_bins", "accum_grad"),
+    *("train_dtype", "use_amp", "ngpu"),
+)
 OF_ESPNET3 = ("optimizer", "dataloader", "trainer", "num_device")
 
 
