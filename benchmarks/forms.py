@@ -3,7 +3,8 @@ by onnxruntime, in float and in int8.
 
 All of them decode the same test set with ESPnet's Speech2Text on one thread. They take
 turns at each utterance, so that a busy machine is busy for all. Sizes are those of the
-files with the weights; the encoder's time is that of the encoder alone.
+files with the weights; the encoder's time is that of the encoder alone. Each WER is
+compared with that of the same model in torch's float, with a 95% interval over speakers.
 """
 
 import tempfile
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import torch
 import yaml
 from common import (
@@ -21,6 +23,7 @@ from common import (
     read_test_set,
     save_experiment,
     start,
+    table,
     write,
 )
 from espnet2.bin.asr_inference import Speech2Text
@@ -33,6 +36,7 @@ from espnet_l0prune.deploy.bench import real_time_factors
 from espnet_l0prune.deploy.card import About
 from espnet_l0prune.deploy.export import export
 from espnet_l0prune.plugin.experiment import average_of
+from espnet_l0prune.report.bootstrap import wer_difference_interval
 
 TIMED = 20  # utterances, for the encoder alone
 BLOCK = {"num_blocks": 1, "linear_units": 64}
@@ -76,7 +80,15 @@ def load(
     return found
 
 
-def measure(found: dict, waves: list[Tensor], texts: list[str]) -> list[dict]:
+def errors_of(texts: list[str], spoken: list[str]) -> np.ndarray:
+    """Wrong words in each utterance, (utterances,)."""
+    found = (jiwer.process_words(*pair) for pair in zip(texts, spoken, strict=True))
+    return np.array([e.substitutions + e.deletions + e.insertions for e in found])
+
+
+def measure(
+    found: dict, waves: list[Tensor], texts: list[str], speakers: list[str]
+) -> list[dict]:
     """Decode everything; one row for each form."""
     spoken: dict[str, list[str]] = {name: [] for name in found}
     times, names = dict.fromkeys(found, 0.0), [*found]
@@ -92,14 +104,20 @@ def measure(found: dict, waves: list[Tensor], texts: list[str]) -> list[dict]:
     networks = {name: made.asr_model for name, (made, _) in found.items()}
     encoders = real_time_factors(networks, waves[:TIMED], RATE)
     seconds, rows = sum(len(wave) for wave in waves) / RATE, []
+    of_speaker = np.array(speakers) == np.unique(speakers)[:, None]
+    words = of_speaker @ np.array([len(text.split()) for text in texts])
     for name, (_, size) in found.items():
         torch_float = spoken[name.split()[0]]
+        errors = [of_speaker @ errors_of(texts, s) for s in (spoken[name], torch_float)]
+        low, high = wer_difference_interval(*errors, words)
         same = sum(a == b for a, b in zip(spoken[name], torch_float, strict=True))
         rows.append(
             {
                 "form": name,
                 "size (MB)": size / 1e6,
                 "WER (%)": 100 * jiwer.wer(texts, spoken[name]),
+                "against float (points)": f"[{100 * low:+.2f}, {100 * high:+.2f}]",
+                "CER (%)": 100 * jiwer.cer(texts, spoken[name]),
                 "text as in torch's float": f"{same} of {len(waves)}",
                 "RTF": times[name] / seconds,
                 "time": times[name] / times["dense"],
@@ -114,27 +132,29 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--dense", type=Path, help="a dense experiment")
     options.add_argument("--pruned", type=Path, help="a cut, fine-tuned experiment")
-    options.add_argument("--data", type=Path, help="folder with wav.scp and text")
+    options.add_argument("--data", type=Path, help="folder with wav.scp, text, utt2spk")
+    options.add_argument("--decode", type=Path, default=DECODE, help="options of search")
     args = options.parse_args(argv)
     start(args)
     if not args.quick and None in (args.dense, args.pruned, args.data):
         raise SystemExit("expected --dense, --pruned and --data, or --quick")
     torch.set_num_threads(1)
-    decode = yaml.safe_load(DECODE.read_text("utf-8"))
+    decode = yaml.safe_load(args.decode.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
             dense = Path(folder) / "exp"
             small = arguments("librispeech100", **SMALL)
             save_experiment(dense, small, ASRTask.build_model(small))
-            waves, texts = [0.1 * torch.randn(RATE)], ["noise"]
+            waves, texts, speakers = [0.1 * torch.randn(RATE)], ["noise"], ["nobody"]
             experiments, graphs = {"dense": dense}, (True,)
         else:
             graphs = False, True
             experiments = {"dense": args.dense, "cut": args.pruned}
             found, texts = read_test_set(args.data)
             waves = [torch.from_numpy(wave) for wave in found]
+            speakers = [*table(args.data / "utt2spk").values()]
         found = load(experiments, Path(folder), decode, graphs)
-        write(args, measure(found, waves, texts))
+        write(args, measure(found, waves, texts, speakers))
 
 
 if __name__ == "__main__":

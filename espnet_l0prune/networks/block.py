@@ -42,11 +42,14 @@ class Block:
         layout: the branches that such a block may have, by their names in it, in the
             order of computation
         scaled: the names of branches whose output the block multiplies by its `ff_scale`
+        hands_on: what blocks hand on beside the stream, if they do: such a block stays,
+            and has all features of the stream
     """
 
     module_type: type[nn.Module] = nn.Module
     layout: dict[str, Place] = {}
     scaled: tuple[str, ...] = ()
+    hands_on: str | None = None
 
     def __init__(self, module: nn.Module):
         self.module = module

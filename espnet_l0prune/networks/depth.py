@@ -40,6 +40,10 @@ class BlockSite(Site):
     def claims(self) -> Iterator[Claim]:
         return iter(())
 
+    def why_not(self, kind: str) -> str | None:
+        what = block_of(self.module).hands_on
+        return f"its blocks hand on {what}" if what else None
+
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield self.module, self.kinds
 

@@ -20,6 +20,12 @@ from espnet2.asr.encoder.branchformer_encoder import (
     BranchformerEncoderLayer,
 )
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.contextual_block_conformer_encoder import (
+    ContextualBlockConformerEncoder,
+)
+from espnet2.asr.encoder.contextual_block_transformer_encoder import (
+    ContextualBlockTransformerEncoder,
+)
 from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoder,
     EBranchformerEncoderLayer,
@@ -41,7 +47,12 @@ __all__ = [
     "BranchformerEncoderLayer",
     "ConformerEncoder",
     "ConformerLayer",
+    "ContextualBlockConformerEncoder",
+    "ContextualBlockTransformerEncoder",
+    "ContextualConformerLayer",
+    "ContextualTransformerLayer",
     "Conv1dLinear",
+    "Conv2dSubsamplingWOPosEnc",
     "ConvolutionModule",
     "ConvolutionalGatingMLP",
     "ConvolutionalPositionalEmbedding",
@@ -81,6 +92,12 @@ def _find(module: str, name: str, folder: str = ".pytorch_backend") -> Any:
 
 ConformerLayer = _find("conformer.encoder_layer", "EncoderLayer")
 ConvolutionModule = _find("conformer.convolution", "ConvolutionModule")
+ContextualConformerLayer = _find(
+    "conformer.contextual_block_encoder_layer", "ContextualBlockEncoderLayer"
+)
+ContextualTransformerLayer = _find(
+    "transformer.contextual_block_encoder_layer", "ContextualBlockEncoderLayer"
+)
 TransformerLayer = _find("transformer.encoder_layer", "EncoderLayer")
 DecoderLayer = _find("transformer.decoder_layer", "DecoderLayer")
 MultiHeadedAttention = _find("transformer.attention", "MultiHeadedAttention")
@@ -97,6 +114,9 @@ check_short_utt = _find("transformer.subsampling", "check_short_utt")
 BatchScorerInterface = _find("scorer_interface", "BatchScorerInterface", folder="")
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
 Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")
+Conv2dSubsamplingWOPosEnc = _find(
+    "transformer.subsampling_without_posenc", "Conv2dSubsamplingWOPosEnc"
+)
 SUBSAMPLINGS = tuple(
     _find("transformer.subsampling", name)
     for name in (

@@ -8,8 +8,9 @@ from torch import nn
 from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.gates import ScoreOf, log_alpha_of
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS, Conv2dSubsamplingWOPosEnc
 
+FRONT_ENDS = (*SUBSAMPLINGS, Conv2dSubsamplingWOPosEnc)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # whose channels can be cut
 
 
@@ -41,7 +42,7 @@ class FrontendSite(Site):
         """Yield the sites of an encoder's subsampling; none if it, or a layer of it, has
         an unknown type."""
         embed = getattr(network, "embed", None)
-        if isinstance(embed, SUBSAMPLINGS):
+        if isinstance(embed, FRONT_ENDS):
             convs = {
                 f"embed.conv.{i}": layer
                 for i, layer in enumerate(embed.conv)

@@ -18,7 +18,7 @@ def linearize_(network: nn.Module, features: int, where: str) -> None:
         where: the part of the configuration that has the option, for messages
 
     Raises:
-        ValueError: a decoder, or attention of another kind
+        ValueError: a decoder, a streaming encoder, or attention of another kind
     """
     if not hasattr(network, "encoders"):
         raise ValueError(
@@ -26,6 +26,12 @@ def linearize_(network: nn.Module, features: int, where: str) -> None:
             "decoder attends to differs from token to token"
         )
     for block in layers_of(network):
+        if what := block_of(block).hands_on:
+            raise ValueError(
+                f"{where}: random_features is {features}, but blocks hand on {what}, "
+                "which only a part of the frames may attend to; expected an encoder that "
+                "is not a streaming one"
+            )
         for name, place in block_of(block).branches.items():
             if place.sites is not SELF_ATTENTION:
                 continue

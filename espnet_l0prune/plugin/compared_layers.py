@@ -8,6 +8,7 @@ from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.depth import is_closed
 from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.stream import open_stream
+from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.plugin.teacher import Trace
 
 
@@ -40,6 +41,7 @@ def compared_layers(
                 cut = hidden.size(-1) < teachers[i].size(-1)
                 features = index if cut else None
                 hidden = block_of(block).run(teacher.block_args[i], features)
+                hidden = in_time(model.encoder, hidden)
             students[i] = None if hidden is None else shared(hidden)
     if matrix is not None and model.layer_projection == "student":
         matrix = matrix if index is None else matrix.index_select(1, index)

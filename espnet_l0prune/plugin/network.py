@@ -11,6 +11,8 @@ from espnet_l0prune.core.sites import Site
 from espnet_l0prune.networks.espnet_modules import (
     BranchformerEncoder,
     ConformerEncoder,
+    ContextualBlockConformerEncoder,
+    ContextualBlockTransformerEncoder,
     EBranchformerEncoder,
     OpenAIWhisperDecoder,
     OpenAIWhisperEncoder,
@@ -176,6 +178,18 @@ class L0EBranchformerEncoder(L0Network, EBranchformerEncoder):
     conf_name = "encoder_conf"
 
 
+class L0ContextualBlockConformerEncoder(L0Network, ContextualBlockConformerEncoder):
+    """This is `encoder: l0_contextual_block_conformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
+class L0ContextualBlockTransformerEncoder(L0Network, ContextualBlockTransformerEncoder):
+    """This is `encoder: l0_contextual_block_transformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
 class L0TransformerDecoder(L0Network, TransformerDecoder):
     """This is `decoder: l0_transformer`; see `L0Network`."""
 
@@ -199,6 +213,8 @@ ENCODERS = {
     "l0_transformer": L0TransformerEncoder,
     "l0_branchformer": L0BranchformerEncoder,
     "l0_e_branchformer": L0EBranchformerEncoder,
+    "l0_contextual_block_conformer": L0ContextualBlockConformerEncoder,
+    "l0_contextual_block_transformer": L0ContextualBlockTransformerEncoder,
     "l0_whisper": L0WhisperEncoder,
 }
 DECODERS = {"l0_transformer": L0TransformerDecoder, "l0_whisper": L0WhisperDecoder}

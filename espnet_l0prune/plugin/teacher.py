@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.sites import layers_of
+from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.networks.whisper import augmenting
 from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.experiment import load_model
@@ -79,7 +80,8 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
 
     def on_block(i, block, args, output):
-        trace.block_args[i], trace.blocks[i] = args, block_of(block).stream(output)
+        trace.block_args[i] = args
+        trace.blocks[i] = in_time(model.encoder, block_of(block).stream(output))
 
     def on_decoder(_, args, output):
         if not trace.decoder_args:  # a transducer also decodes, to report error rates

@@ -17,11 +17,14 @@ from espnet_l0prune.testing.models import ENCODER, arguments, model
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 1}
 MERGES = {**SIZES, "cgmlp_linear_units": 24, "cgmlp_conv_kernel": 5}
 FEED_FORWARD = {"linear_units": 12, "use_ffn": True, "macaron_ffn": True}
+CONTEXTUAL = {**SIZES, "linear_units": 12}
 ENCODERS = {
     "l0_conformer": ENCODER,
     "l0_transformer": {**SIZES, "linear_units": 12},
     "l0_branchformer": MERGES,
     "l0_e_branchformer": {**MERGES, **FEED_FORWARD},
+    "l0_contextual_block_conformer": CONTEXTUAL | {"macaron_style": True},
+    "l0_contextual_block_transformer": CONTEXTUAL,
 }
 
 
@@ -50,7 +53,7 @@ def test_branches_are_computed_in_the_order_of_the_layout(kind):
     x, mask = torch.randn(1, 7, 16), torch.ones(1, 1, 7).bool()
     if kind == "decoder":
         layer(x, mask, torch.randn(1, 9, 16), None)
-    elif kind == "l0_transformer":
+    elif kind == "l0_transformer" or "contextual" in kind:
         layer(x, mask)
     else:
         layer((x, torch.randn(1, 13, 16)), mask)

@@ -14,6 +14,8 @@ from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
     L0BranchformerEncoder,
     L0ConformerEncoder,
+    L0ContextualBlockConformerEncoder,
+    L0ContextualBlockTransformerEncoder,
     L0EBranchformerEncoder,
     L0TransformerDecoder,
     L0TransformerEncoder,
@@ -49,6 +51,8 @@ KINDS = {
     "transformer": L0TransformerEncoder,
     "branchformer": L0BranchformerEncoder,
     "e_branchformer": L0EBranchformerEncoder,
+    "streaming_conformer": L0ContextualBlockConformerEncoder,
+    "streaming_transformer": L0ContextualBlockTransformerEncoder,
     "decoder": L0TransformerDecoder,
     "whisper": L0WhisperEncoder,
     "whisper_decoder": L0WhisperDecoder,
@@ -57,6 +61,13 @@ KINDS = {
 
 DECODERS = ("decoder", "whisper_decoder")
 WHISPER = ("whisper", "whisper_decoder")
+STREAMING = ("streaming_conformer", "streaming_transformer")
+BLOCKS_OF_FRAMES = [  # the first is longer than any utterance here, the second endless
+    {"block_size": 40, "hop_size": 16, "look_ahead": 16},
+    {"block_size": 0},
+    {"block_size": 8, "hop_size": 3, "look_ahead": 2},
+    {"block_size": 4, "hop_size": 4, "look_ahead": 0, "ctx_pos_enc": False},
+]
 WHISPER_SIZES = ("attention_heads", "output_size", "num_blocks")
 
 
@@ -96,10 +107,12 @@ def confs(draw, kind: str) -> dict:
             "qk_norm": draw(st.booleans()),
         }
         return conf
-    conf["input_layer"] = draw(
-        st.sampled_from(["conv2d", "conv2d1", "conv2d2", "linear"])
-    )
-    if kind in ("conformer", "transformer"):
+    layers = ["conv2d", "conv2d1", "conv2d2", "linear"]
+    if kind in STREAMING:
+        layers = ["conv2d", "conv2d6", "linear"]
+        conf |= draw(st.sampled_from(BLOCKS_OF_FRAMES))
+    conf["input_layer"] = draw(st.sampled_from(layers))
+    if kind in ("conformer", "transformer", *STREAMING):
         conf |= {
             "linear_units": draw(st.integers(1, 9)),
             "normalize_before": draw(st.booleans()),
@@ -108,6 +121,14 @@ def confs(draw, kind: str) -> dict:
                 st.sampled_from(["linear", "linear", "conv1d", "conv1d-linear"])
             ),
             "positionwise_conv_kernel_size": 3,
+        }
+    if kind == "streaming_transformer":
+        return conf
+    if kind == "streaming_conformer":
+        return conf | {
+            "macaron_style": draw(st.booleans()),
+            "use_cnn_module": draw(st.booleans()),
+            "cnn_module_kernel": 3,
         }
     if kind == "transformer":
         return conf | {"qk_norm": draw(st.booleans())}

@@ -8,6 +8,12 @@ import torch
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.contextual_block_conformer_encoder import (
+    ContextualBlockConformerEncoder,
+)
+from espnet2.asr.encoder.contextual_block_transformer_encoder import (
+    ContextualBlockTransformerEncoder,
+)
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from hypothesis import HealthCheck, assume, given, settings
@@ -30,8 +36,10 @@ from espnet_l0prune.networks.units import choose_units
 from espnet_l0prune.testing.models import whole
 from tests.plugin.networks import (
     ATTENTION,
+    BLOCKS_OF_FRAMES,
     KINDS,
     LENGTHS,
+    STREAMING,
     branchformer_attention,
     budget_of,
     confs,
@@ -56,6 +64,13 @@ SMALL = {
         "macaron_ffn": True,
         "linear_units": 12,
     },
+    "streaming_conformer": {
+        "linear_units": 12,
+        "macaron_style": True,
+        "cnn_module_kernel": 3,
+        **BLOCKS_OF_FRAMES[2],
+    },
+    "streaming_transformer": {"linear_units": 12, **BLOCKS_OF_FRAMES[2]},
     "decoder": {"linear_units": 12},
     "whisper": {},
     "whisper_decoder": {},
@@ -430,6 +445,8 @@ STOCK = {
     "transformer": TransformerEncoder,
     "branchformer": BranchformerEncoder,
     "e_branchformer": EBranchformerEncoder,
+    "streaming_conformer": ContextualBlockConformerEncoder,
+    "streaming_transformer": ContextualBlockTransformerEncoder,
     "decoder": TransformerDecoder,
 }
 
@@ -443,7 +460,7 @@ def variants():
     for kind in ("branchformer", "e_branchformer"):
         conf = SMALL[kind] | branchformer_attention(ATTENTION["latest"])
         yield pytest.param(kind, conf, id=kind)
-    for kind in ("transformer", "decoder"):
+    for kind in ("transformer", "decoder", *STREAMING):
         yield pytest.param(kind, SMALL[kind], id=kind)
 
 

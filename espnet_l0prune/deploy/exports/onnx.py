@@ -37,6 +37,7 @@ from espnet_l0prune.networks.espnet_modules import (
     PositionalEncoding,
     RelPositionalEncoding,
 )
+from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.weight_names import portable
@@ -61,8 +62,16 @@ class OnnxForm(ExportForm):
         """Pack the model; see `ExportForm.pack`, and `write_onnx` for further errors.
 
         Raises:
-            ValueError: an encoder that reads audio, of which torch writes no graph
+            ValueError: an encoder that reads audio, or one that is streaming, of which
+                torch writes no graph
         """
+        if is_streaming(model.encoder):
+            raise ValueError(
+                f"the encoder, a {type(model.encoder).__name__}, hands context vectors "
+                "from block to block, as many as the audio is long, of which torch "
+                "writes no graph; expected an encoder that is not a streaming one. "
+                "Export it as a plugin or a stock model."
+            )
         if reads_waveform(model.encoder):
             raise ValueError(
                 f"the encoder, a {type(model.encoder).__name__}, computes its features "

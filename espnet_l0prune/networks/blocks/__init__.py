@@ -5,6 +5,10 @@ from torch import nn
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks.branchformer import BranchformerBlock
 from espnet_l0prune.networks.blocks.conformer import ConformerBlock
+from espnet_l0prune.networks.blocks.contextual import (
+    ContextualConformerBlock,
+    ContextualTransformerBlock,
+)
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
 from espnet_l0prune.networks.blocks.e_branchformer import EBranchformerBlock
 from espnet_l0prune.networks.blocks.transformer import TransformerBlock
@@ -15,6 +19,8 @@ KINDS: tuple[type[Block], ...] = (
     TransformerBlock,
     BranchformerBlock,
     EBranchformerBlock,
+    ContextualConformerBlock,
+    ContextualTransformerBlock,
     DecoderBlock,
     WhisperBlock,
 )
