@@ -74,14 +74,20 @@ LAYER_MAPS = {
 }
 
 
+def _frames(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Return the valid frames of hidden states (batch, time, size), (frames, size).
+
+    Two networks may differ in how much padding they have after the longest utterance.
+    """
+    return _wide(hidden[_valid(lengths, hidden.size(1))])
+
+
 def _mse(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
-    valid = _valid(lengths, student.size(1))
-    return F.mse_loss(_wide(student[valid]), _wide(teacher[valid]))
+    return F.mse_loss(_frames(student, lengths), _frames(teacher, lengths))
 
 
 def _l1_cosine(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
-    valid = _valid(lengths, student.size(1))
-    s, t = _wide(student[valid]), _wide(teacher[valid])
+    s, t = _frames(student, lengths), _frames(teacher, lengths)
     return F.l1_loss(s, t) - F.logsigmoid(F.cosine_similarity(s, t, dim=-1)).mean()
 
 

@@ -23,7 +23,10 @@ ALONE = "ctc_conf", "joint_net_conf", "token_list", "input_size", "freeze_param"
 KNOWN_CALLBACKS = "lightning.pytorch.callbacks.", "espnet3.components.callbacks."
 # L0Callback refuses them in a pruning: losses rise with the sparsity, and no average fits
 # the gates
-UNFIT = "EarlyStopping", "EMACallback", "StochasticWeightAveraging", "WeightAveraging"
+UNFIT = (
+    *("EarlyStopping", "EMACallback", "EMAWeightAveraging"),
+    *("StochasticWeightAveraging", "WeightAveraging"),
+)
 CRITERION = ["valid/loss_on_budget", 1, "min"]
 
 

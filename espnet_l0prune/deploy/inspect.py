@@ -22,6 +22,7 @@ from espnet_l0prune.plugin.counting import (
     sites_of,
 )
 from espnet_l0prune.plugin.experiment import load_experiment
+from espnet_l0prune.plugin.network import ENCODERS
 from espnet_l0prune.plugin.options import make_goal
 
 
@@ -75,8 +76,8 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     """
     if not find_sites(model.encoder):
         raise ValueError(
-            f"the model has encoder: {args.encoder}; expected conformer, transformer, "
-            "branchformer or e_branchformer, or one of them with l0_ in front"
+            f"the model has encoder: {args.encoder}; expected {', '.join(ENCODERS)}, or "
+            "one of them without l0_ in front"
         )
     goal = make_goal(args)
     sparsities = _sparsities(model, goal)

@@ -12,6 +12,7 @@ from espnet_l0prune.networks.espnet_modules import (
     BaseTransformerDecoder,
     OpenAIWhisperDecoder,
 )
+from espnet_l0prune.networks.streaming import frames_of_blocks
 from espnet_l0prune.networks.whisper import (
     encode_waveform,
     exact,
@@ -23,6 +24,8 @@ TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 ROUNDED = 1e-7  # the tolerance where weights in float32 were scaled
 REPORT = "Nothing was written: please report this with the experiment's config.yaml."
 TOKENS = 9  # number of tokens that the decoder reads
+LENGTHS = (200, 131, 64, 31)  # frames of features
+BLOCKS, LONGEST = 5, 2000  # of a streaming encoder; frames of features, at most
 STEP = 160  # samples of a frame, for an encoder that reads audio
 Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
@@ -42,15 +45,19 @@ class Difference:
 
 
 def probe_of(encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return random input in float64 for an encoder, and its lengths; see `probe`."""
+    """Return random input in float64 for an encoder, and its lengths; see `probe`.
+
+    A streaming encoder has so many frames that it reads some blocks of them.
+    """
     if reads_waveform(encoder):
         waves, frames = probe(STEP)
         return waves.flatten(1), frames * STEP
-    return probe(encoder.input_size)
+    longest = min(max(frames_of_blocks(encoder, BLOCKS), LENGTHS[0]), LONGEST)
+    return probe(encoder.input_size, (longest, *LENGTHS[1:]))
 
 
 def probe(
-    input_size: int, lengths: tuple[int, ...] = (200, 131, 64, 31), seed: int = 0
+    input_size: int, lengths: tuple[int, ...] = LENGTHS, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return random features (batch, time, input_size) in float64, unequal lengths."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from espnet_l0prune.networks.espnet_modules import (
     ContextualBlockConformerEncoder,
     ContextualBlockTransformerEncoder,
+    Conv2dSubsamplingWOPosEnc,
+    TooShortUttError,
 )
 
 
@@ -18,6 +20,14 @@ def is_streaming(network: nn.Module) -> bool:
     """Return whether a network is an encoder of ESPnet's that can read as one speaks."""
     kinds = ContextualBlockConformerEncoder, ContextualBlockTransformerEncoder
     return isinstance(network, kinds)
+
+
+def frames_of_blocks(network: nn.Module, count: int) -> int:
+    """Return so many frames of features that a streaming encoder reads `count` blocks of
+    frames, or a little more; 0 for any other encoder."""
+    if not is_streaming(network):
+        return 0
+    return network.subsample * (network.block_size + count * network.hop_size)
 
 
 def in_time(network: nn.Module, hidden: Tensor) -> Tensor:
@@ -47,3 +57,25 @@ def in_time(network: nn.Module, hidden: Tensor) -> Tensor:
         ],
         dim=1,
     )
+
+
+def refuse_short_(network: nn.Module) -> None:
+    """Let the subsampling of streaming encoders refuse what is too short for it, as those
+    of all others do, by ESPnet's `TooShortUttError`."""
+    for module in network.modules():
+        if isinstance(module, Conv2dSubsamplingWOPosEnc):
+            module.register_forward_pre_hook(_check_length)
+
+
+def _check_length(subsampling: nn.Module, args: tuple[Tensor, ...]) -> None:
+    frames, least = args[0].size(1), 1
+    pairs = [*zip(subsampling.kernels, subsampling.strides, strict=True)]
+    for kernel, stride in reversed(pairs):
+        least = (least - 1) * stride + kernel
+    if frames < least:
+        raise TooShortUttError(
+            f"has {frames} frames and is too short for subsampling (it needs at least "
+            f"{least} frames)",
+            frames,
+            least,
+        )

@@ -13,6 +13,7 @@ import humanfriendly
 from torch import nn
 
 from espnet_l0prune.core.ranges import check
+from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
@@ -152,4 +153,5 @@ def build_model(args: argparse.Namespace) -> Any:
         ) from e
     note_input_(model, args)
     read_any_names_(model)
+    refuse_short_(model)
     return model

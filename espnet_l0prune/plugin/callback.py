@@ -63,6 +63,7 @@ class L0Callback(Callback):
         self._start = 0.0  # of the present epoch, in seconds
         self._batches = 0  # of the present epoch
         self._sums: Counter[str] = Counter()  # of their figures
+        self._validated: dict[str, float] = {}  # figures, if there was a validation
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: Any, stage: str | None = None
@@ -138,6 +139,19 @@ class L0Callback(Callback):
         if self._config is not None and not self._begun and trainer.is_global_zero:
             _write(_config_file(pl_module), self._config)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Refuse to go on in the middle of an epoch.
+
+        Raises:
+            ValueError: a checkpoint that was not written at the end of an epoch
+        """
+        if trainer.fit_loop.restarted_mid_epoch:
+            raise ValueError(
+                f"fit: ckpt_path is {trainer.ckpt_path}, of the middle of an epoch, the "
+                "rest of which would not be that of the run that stopped; expected one "
+                "of the end of an epoch, such as last.ckpt"
+            )
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Fit the schedules to the run.
 
@@ -169,23 +183,36 @@ class L0Callback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add up the figures of a batch, of which Lightning keeps only the last."""
-        self._batches += 1
-        self._sums.update(_figures(trainer.callback_metrics, "train"))
+        """Add up the figures of a batch, of which Lightning keeps only the last.
+
+        A batch that was skipped has none.
+        """
+        if outputs:
+            self._batches += 1
+            self._sums.update(_figures(trainer.callback_metrics, "train"))
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Note the figures of a validation, which Lightning keeps until the next one."""
+        if not trainer.sanity_checking:
+            self._validated = _figures(trainer.callback_metrics, "valid")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Note the epoch's figures, and draw what is left of each block."""
+        controller = getattr(pl_module.model, "controller", None)
+        standing = {} if controller is None else controller.report()
         self._epochs.append(
             {
                 "number": trainer.current_epoch + 1,
-                "update": trainer.global_step,
+                "update": trainer.global_step
+                if controller is None
+                else controller.update,
                 "seconds": time.perf_counter() - self._start,
                 "train": {k: total / self._batches for k, total in self._sums.items()},
-                "valid": _figures(trainer.callback_metrics, "valid"),
+                "valid": {**self._validated, **standing},
             }
         )
-        controlled = getattr(pl_module.model, "controller", None) is not None
-        if not (controlled and trainer.is_global_zero):
+        self._validated = {}
+        if controller is None or not trainer.is_global_zero:
             return
         from espnet_l0prune.plugin.structure_plot import plot_epoch
 

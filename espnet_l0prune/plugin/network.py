@@ -21,6 +21,7 @@ from espnet_l0prune.networks.espnet_modules import (
 )
 from espnet_l0prune.networks.linearize import linearize_
 from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.networks.units import choose_units
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.weight_names import read_any_names_
@@ -97,6 +98,7 @@ class L0Network(MixedWith):
             site.attach_(kinds, open_probability, round_to, uniform, GATES[gate])
         self.register_forward_pre_hook(draw_all)
         read_any_names_(self)
+        refuse_short_(self)
 
     def _check_rounding(self, site: Site, kinds: list[str], round_to: int) -> None:
         for kind, size in site.sizes.items():

@@ -75,15 +75,24 @@ def _read_lightning(state: dict) -> tuple[list[Epoch], list[str]]:
     """
     epochs: list[Epoch] = []
     missing = []
-    for n, noted in enumerate(state["callbacks"].get(STATE, {}).get("epochs", []), 1):
-        figures = _figures({part: noted[part] for part in ("train", "valid")})
-        lost = [name for each in figures.values() for name in each if each[name] is None]
-        update, seconds = count(noted["update"]) or 0, amount(noted["seconds"])
-        early = update < (epochs[-1].update if epochs else 1)
-        if lost or noted["number"] != n or early or seconds is None:
-            missing.append(f"damaged figures of epoch {n}")
+    for noted in state["callbacks"].get(STATE, {}).get("epochs", []):
+        n, update = count(noted["number"]) or 0, count(noted["update"]) or 0
+        seconds = amount(noted["seconds"])
+        before, least = (epochs[-1].number, epochs[-1].update) if epochs else (0, 1)
+        if n <= before or update < least or seconds is None:
+            missing.append(f"damaged figures after epoch {before}")
             continue
-        epochs.append(Epoch(n, update, seconds, figures["train"], figures["valid"]))
+        if n > before + 1:  # an earlier version of the callback kept none
+            missing.append(f"no epoch between {before} and {n}")
+        figures = _figures({part: noted[part] for part in ("train", "valid")})
+        known = {
+            part: {name: value for name, value in values.items() if value is not None}
+            for part, values in figures.items()
+        }
+        for part, values in figures.items():
+            for name in values.keys() - known[part].keys():
+                missing.append(f"no number for {part}.{name} in epoch {n}")
+        epochs.append(Epoch(n, update, seconds, known["train"], known["valid"]))
     return epochs, missing
 
 

@@ -60,6 +60,9 @@ def test_from_a_dense_experiment_to_a_fine_tuned_one(dense, capsys):
         for folder, name in ((dense, "last.ckpt"), (out / "finetuned", "last.ckpt"))
     )
     assert 0.3 < 1 - after / before < 0.5
+    for form in ("plugin", "stock"):  # compares what it has packed
+        words = ["--checkpoint", "last.ckpt", "--out", str(out / f"{form}.zip")]
+        assert main(["export", form, str(out / "finetuned"), *words]) == 0
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,31 @@ def test_a_resumed_run_is_the_one_that_never_stopped(stop, whole, data, tmp_path
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_a_checkpoint_of_the_middle_of_an_epoch(data, tmp_path):
+    """Lightning would go on without the seed and the schedule of the epoch."""
+    keep = {
+        "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+        **{"dirpath": str(tmp_path / "exp"), "filename": "middle"},
+        **{"every_n_train_steps": EPOCH + 1, "save_top_k": -1},
+    }
+    stop = {"_target_": STOP, "epoch": 1, "batch": 1}
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "exp", with_trainer(callbacks=[CALLBACK, keep, stop]))
+    middle = str(tmp_path / "exp/middle.ckpt")
+    before = (tmp_path / "exp/config.yaml").read_text("utf-8")
+    with pytest.raises(ValueError, match=r"middle\.ckpt, of the middle of an epoch"):
+        run(data, tmp_path / "exp", {"fit": {"ckpt_path": middle}})
+    assert (tmp_path / "exp/config.yaml").read_text("utf-8") == before
+
+
+def test_validations_after_every_second_epoch(data, tmp_path):
+    """Figures of an earlier one are not those of an epoch without."""
+    run(data, tmp_path / "exp", with_trainer(check_val_every_n_epoch=2))
+    noted = [epoch["valid"] for epoch in epochs(tmp_path / "exp")]
+    assert [("loss" in figures) for figures in noted] == [False, True] * 3
+    assert all("sparsity_actual_params" in figures for figures in noted)
+
+
 def test_a_report_shows_it(whole, tmp_path):
     shown = read_run(whole, "whole")
     assert shown.problems == []
@@ -147,7 +172,8 @@ def test_a_batch_that_is_skipped_makes_no_update(data, tmp_path):
     lengths = {"warmup_steps": 2, "ramp_steps": 4, "hold_steps": 3}
     change = with_model(encoder_conf=conf, sparsity_scheduler_conf=lengths)
     run(data, tmp_path / "exp", {"dataset": {"train": [source]}}, change)
-    assert progress(tmp_path / "exp").update == 6 * (EPOCH - 1)
+    made = progress(tmp_path / "exp").update
+    assert made == 6 * (EPOCH - 1) == epochs(tmp_path / "exp")[-1]["update"]
     assert all(t.isfinite().all() for t in weights(tmp_path / "exp").values())
 
 

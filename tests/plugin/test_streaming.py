@@ -20,9 +20,10 @@ from espnet_l0prune.cli import main
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.plan import plan_of
-from espnet_l0prune.deploy.verify import probe
+from espnet_l0prune.deploy.verify import probe, probe_of
+from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.streaming import in_time
-from espnet_l0prune.plugin.building import note_input_
+from espnet_l0prune.plugin.building import build_model, note_input_
 from espnet_l0prune.plugin.teacher import record
 from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.runs import CONFIG
@@ -115,15 +116,16 @@ def test_frames_that_are_context_alone_are_left_out():
     assert ordered.flatten().tolist() == [*range(12)]
 
 
-@pytest.mark.parametrize("layer_input", ["student", "teacher"])
-def test_the_dense_network_is_no_distance_from_its_teacher(layer_input, tmp_path):
+def student(tmp_path, layer_input: str, **teachers: int):
+    """A network that begins as its teacher, but for some options of the teacher's."""
     dropout = dict.fromkeys(("dropout_rate", "positional_dropout_rate"), 0.0)
     conf = {**OPTIONS["streaming_transformer"], **dropout}
     args = arguments(encoder="contextual_block_transformer", model="espnet")
-    args.encoder_conf = conf
+    args.encoder_conf = {**conf, **teachers}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
     torch.save(ASRTask.build_model(args).state_dict(), tmp_path / "model.pth")
     args.encoder, args.model = f"l0_{args.encoder}", "l0_distill"
+    args.encoder_conf = conf
     args.model_conf = {
         "layer_input": layer_input,
         "teacher_config": str(tmp_path / "config.yaml"),
@@ -133,6 +135,23 @@ def test_the_dense_network_is_no_distance_from_its_teacher(layer_input, tmp_path
     note_input_(net, args)
     net.load_teacher_(torch.optim.SGD(net.parameters()))
     net.load_state_dict(net.teacher.model.state_dict(), strict=False)
+    return net
+
+
+@pytest.mark.parametrize("layer_input", ["student", "teacher"])
+@pytest.mark.parametrize("blocks", [{"block_size": 0}, {"block_size": 16, "hop_size": 7}])
+def test_a_teacher_may_read_other_blocks_of_frames(layer_input, blocks, tmp_path):
+    net = student(tmp_path, layer_input, **blocks)
+    with torch.no_grad():
+        net.encoder.encoders[0].feed_forward.w_2.bias += 1
+    loss, stats, _ = net(**batch())
+    assert 1e-3 < float(stats["loss_layer"]) < 100
+    loss.backward()
+
+
+@pytest.mark.parametrize("layer_input", ["student", "teacher"])
+def test_the_dense_network_is_no_distance_from_its_teacher(layer_input, tmp_path):
+    net = student(tmp_path, layer_input)
     assert float(net(**batch())[1]["loss_layer"]) < 1e-9
     with torch.no_grad():
         net.encoder.encoders[0].feed_forward.w_2.bias += 1
@@ -140,6 +159,31 @@ def test_the_dense_network_is_no_distance_from_its_teacher(layer_input, tmp_path
     assert float(stats["loss_layer"]) > 1e-3
     loss.backward()
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("layer", "least"), [("conv2d", 7), ("conv2d6", 11)])
+def test_what_is_too_short_is_refused_as_by_other_encoders(layer, least):
+    """By ours, and by a plain one that we have built, as a teacher is."""
+    args = arguments(encoder="contextual_block_transformer", model="espnet")
+    args.encoder_conf = OPTIONS["streaming_transformer"] | {"input_layer": layer}
+    ours = KINDS["streaming_transformer"](20, **args.encoder_conf)
+    for encoder in (ours, build_model(args).encoder):
+        encoder(torch.zeros(1, least, 20), torch.tensor([least]))
+        with pytest.raises(TooShortUttError, match=f"needs at least {least} frames"):
+            encoder(torch.zeros(1, least - 1, 20), torch.tensor([least - 1]))
+
+
+@pytest.mark.parametrize("layer", ["conv2d", "conv2d6", "conv2d8", "linear"])
+def test_a_cut_is_verified_on_several_blocks_of_frames(layer):
+    conf = {**CONF, "input_layer": layer}  # with ESPnet's own sizes of blocks
+    encoder = KINDS["streaming_transformer"](20, **conf)
+    seen = []
+    hook = lambda _, args, output: seen.append(output[0].shape)  # noqa: E731
+    encoder.encoders[0].register_forward_hook(hook)
+    feats, lengths = probe_of(encoder)
+    encoder(feats.float(), lengths)
+    assert len(seen[0]) == 4
+    assert seen[0][1] >= 3
 
 
 @pytest.mark.parametrize(

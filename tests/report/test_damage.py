@@ -135,6 +135,22 @@ def test_any_history(file, whole, tmp_path):
     check()
 
 
+def test_a_history_that_was_not_kept_from_the_beginning(tmp_path):
+    """Another version of the callback began the run; and a loss was no number."""
+    kept = copy.deepcopy(LIGHTNING)
+    epochs = kept["callbacks"]["L0Callback"]["epochs"]
+    del epochs[:2]
+    epochs[1]["valid"]["loss"] = math.nan
+    torch.save(kept, tmp_path / "last.ckpt")
+    found, missing = read_history(tmp_path)
+    assert [(epoch.number, epoch.update) for epoch in found] == [(3, 9), (4, 12)]
+    assert [message.removeprefix("last.ckpt has ") for message in missing] == [
+        "no epoch between 0 and 3",
+        "no number for valid.loss in epoch 4",
+    ]
+    assert "sparsity_target_params" in found[1].valid
+
+
 def check_history(tmp_path):
     expected = "Expected the checkpoint of an ESPnet training"
     epochs, _ = found(lambda: read_history(tmp_path), expected) or ([], [])
