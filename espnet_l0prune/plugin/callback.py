@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import math
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from espnet_l0prune.plugin.experiment import (
     read_config,
     read_weights,
 )
+from espnet_l0prune.plugin.notes import Notes
 from espnet_l0prune.plugin.options import inline_structure, is_pruned, settle_options
 from espnet_l0prune.plugin.prepare import STATE, prepare
 from espnet_l0prune.plugin.trainer import forget_plateaus_
@@ -59,11 +58,7 @@ class L0Callback(Callback):
     def __init__(self) -> None:
         self._config: str | None = None  # config.yaml of the run so far
         self._begun = False  # whether an epoch has
-        self._epochs: list[dict[str, Any]] = []  # what a report shows of each
-        self._start = 0.0  # of the present epoch, in seconds
-        self._batches = 0  # of the present epoch
-        self._sums: Counter[str] = Counter()  # of their figures
-        self._validated: dict[str, float] = {}  # figures, if there was a validation
+        self._notes = Notes()
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: Any, stage: str | None = None
@@ -124,12 +119,13 @@ class L0Callback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what Lightning's checkpoints keep: the run's config.yaml, and figures of
         its epochs, which `report` reads."""
-        return {"config": self._config, "epochs": self._epochs}
+        return {"config": self._config, "epochs": self._notes.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what `state_dict` returned, when the run is resumed."""
         self._config = state_dict["config"]
-        self._epochs = list(state_dict.get("epochs", []))  # earlier versions kept none
+        # earlier versions kept none
+        self._notes.epochs = list(state_dict.get("epochs", []))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException
@@ -173,7 +169,7 @@ class L0Callback(Callback):
         if seed is not None:
             set_all_random_seed(int(seed) + done + 1)
         self._begun, self._config = True, _config_file(pl_module).read_text("utf-8")
-        self._start, self._batches, self._sums = time.perf_counter(), 0, Counter()
+        self._notes.begin()
 
     def on_train_batch_end(
         self,
@@ -183,35 +179,23 @@ class L0Callback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add up the figures of a batch, of which Lightning keeps only the last.
-
-        A batch that was skipped has none.
-        """
+        """Note the figures of a batch; one that was skipped has none."""
         if outputs:
-            self._batches += 1
-            self._sums.update(_figures(trainer.callback_metrics, "train"))
+            self._notes.trained(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Note the figures of a validation, which Lightning keeps until the next one."""
+        """Note the figures of a validation."""
         if not trainer.sanity_checking:
-            self._validated = _figures(trainer.callback_metrics, "valid")
+            self._notes.validated(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Note the epoch's figures, and draw what is left of each block."""
         controller = getattr(pl_module.model, "controller", None)
-        standing = {} if controller is None else controller.report()
-        self._epochs.append(
-            {
-                "number": trainer.current_epoch + 1,
-                "update": trainer.global_step
-                if controller is None
-                else controller.update,
-                "seconds": time.perf_counter() - self._start,
-                "train": {k: total / self._batches for k, total in self._sums.items()},
-                "valid": {**self._validated, **standing},
-            }
-        )
-        self._validated = {}
+        if controller is None:
+            update, standing = trainer.global_step, {}
+        else:
+            update, standing = controller.update, controller.report()
+        self._notes.end(trainer.current_epoch + 1, update, standing)
         if controller is None or not trainer.is_global_zero:
             return
         from espnet_l0prune.plugin.structure_plot import plot_epoch
@@ -222,12 +206,6 @@ class L0Callback(Callback):
         folder = Path(pl_module.config.exp_dir) / "structure"
         board = boards[0] if boards else None
         plot_epoch(pl_module.model, trainer.current_epoch + 1, folder, board, False)
-
-
-def _figures(metrics: Mapping[str, torch.Tensor], part: str) -> dict[str, float]:
-    """Return what Lightning has logged last of a part, by name."""
-    begin = f"{part}/"
-    return {k.removeprefix(begin): float(x) for k, x in metrics.items() if begin in k}
 
 
 def _config_file(pl_module: Any) -> Path:
