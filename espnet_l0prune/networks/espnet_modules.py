@@ -30,10 +30,12 @@ from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoder,
     EBranchformerEncoderLayer,
 )
+from espnet2.asr.encoder.multiconvformer_encoder import MultiConvConformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from torch import nn
 
@@ -60,6 +62,8 @@ __all__ = [
     "DefaultFrontend",
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
+    "MultiConvConformerEncoder",
+    "MultiConvolutionalGatingMLP",
     "MultiHeadedAttention",
     "MultiLayeredConv1d",
     "OpenAIWhisperDecoder",

@@ -14,6 +14,7 @@ from espnet_l0prune.networks.espnet_modules import (
     ContextualBlockConformerEncoder,
     ContextualBlockTransformerEncoder,
     EBranchformerEncoder,
+    MultiConvConformerEncoder,
     OpenAIWhisperDecoder,
     OpenAIWhisperEncoder,
     TransformerDecoder,
@@ -180,6 +181,12 @@ class L0EBranchformerEncoder(L0Network, EBranchformerEncoder):
     conf_name = "encoder_conf"
 
 
+class L0MultiConvConformerEncoder(L0Network, MultiConvConformerEncoder):
+    """This is `encoder: l0_multiconv_conformer`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
 class L0ContextualBlockConformerEncoder(L0Network, ContextualBlockConformerEncoder):
     """This is `encoder: l0_contextual_block_conformer`; see `L0Network`."""
 
@@ -215,6 +222,7 @@ ENCODERS = {
     "l0_transformer": L0TransformerEncoder,
     "l0_branchformer": L0BranchformerEncoder,
     "l0_e_branchformer": L0EBranchformerEncoder,
+    "l0_multiconv_conformer": L0MultiConvConformerEncoder,
     "l0_contextual_block_conformer": L0ContextualBlockConformerEncoder,
     "l0_contextual_block_transformer": L0ContextualBlockTransformerEncoder,
     "l0_whisper": L0WhisperEncoder,

@@ -42,6 +42,10 @@ ENCODERS = {
     "conformer": {**SMALL, "macaron_style": True, "rel_pos_type": "latest"},
     "e_branchformer": {**SMALL, "cgmlp_linear_units": 24, "rel_pos_type": "latest"},
     "transformer": SMALL,
+    "multiconv_conformer": {
+        **{**SMALL, "cgmlp_linear_units": 24, "multicgmlp_kernel_sizes": "3,5"},
+        "rel_pos_type": "latest",
+    },
 }
 S2T_TOKENS = [
     "<blank>", "<unk>", "<na>", "<nolang>", "<eng>", "<asr>", "<notimestamps>", "<0.00>",

@@ -31,6 +31,15 @@ NETWORKS = {
     "conformer": {
         "encoder_conf": {**SMALL, **CONFORMER, "rel_pos_type": "latest"},
     },
+    "multiconv_conformer": {
+        "encoder_conf": {
+            **SMALL,
+            "linear_units": 12,
+            "cgmlp_linear_units": 8,
+            "multicgmlp_kernel_sizes": "3,5",
+            "rel_pos_type": "latest",
+        },
+    },
     "transformer": {
         "encoder_conf": {**SMALL, "linear_units": 12},
         "decoder": "l0_transformer",

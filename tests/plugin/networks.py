@@ -17,6 +17,7 @@ from espnet_l0prune.plugin.network import (
     L0ContextualBlockConformerEncoder,
     L0ContextualBlockTransformerEncoder,
     L0EBranchformerEncoder,
+    L0MultiConvConformerEncoder,
     L0TransformerDecoder,
     L0TransformerEncoder,
     L0WhisperDecoder,
@@ -51,6 +52,7 @@ KINDS = {
     "transformer": L0TransformerEncoder,
     "branchformer": L0BranchformerEncoder,
     "e_branchformer": L0EBranchformerEncoder,
+    "multiconv_conformer": L0MultiConvConformerEncoder,
     "streaming_conformer": L0ContextualBlockConformerEncoder,
     "streaming_transformer": L0ContextualBlockTransformerEncoder,
     "decoder": L0TransformerDecoder,
@@ -112,7 +114,7 @@ def confs(draw, kind: str) -> dict:
         layers = ["conv2d", "conv2d6", "linear"]
         conf |= draw(st.sampled_from(BLOCKS_OF_FRAMES))
     conf["input_layer"] = draw(st.sampled_from(layers))
-    if kind in ("conformer", "transformer", *STREAMING):
+    if kind in ("conformer", "transformer", "multiconv_conformer", *STREAMING):
         conf |= {
             "linear_units": draw(st.integers(1, 9)),
             "normalize_before": draw(st.booleans()),
@@ -132,6 +134,18 @@ def confs(draw, kind: str) -> dict:
         }
     if kind == "transformer":
         return conf | {"qk_norm": draw(st.booleans())}
+    if kind == "multiconv_conformer":
+        kernels = draw(st.sampled_from(["3", "3,5"]))
+        fusions = ["concat_fusion", "concat", "sum", "weighted_sum"]
+        return conf | {
+            "macaron_style": draw(st.booleans()),
+            "cgmlp_linear_units": 4 * draw(st.integers(1, 3)),
+            "multicgmlp_type": draw(st.sampled_from(fusions)),
+            "multicgmlp_kernel_sizes": kernels,
+            "multicgmlp_merge_conv_kernel": 3,
+            "use_linear_after_conv": draw(st.booleans()),
+            "rel_pos_type": draw(st.sampled_from(["latest", "legacy"])),
+        }
     if kind == "conformer":
         return conf | {
             "macaron_style": draw(st.booleans()),

@@ -15,6 +15,7 @@ from espnet2.asr.encoder.contextual_block_transformer_encoder import (
     ContextualBlockTransformerEncoder,
 )
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.encoder.multiconvformer_encoder import MultiConvConformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,13 @@ SMALL = {
         "use_ffn": True,
         "macaron_ffn": True,
         "linear_units": 12,
+    },
+    "multiconv_conformer": {
+        "linear_units": 12,
+        "macaron_style": True,
+        "cgmlp_linear_units": 8,
+        "multicgmlp_kernel_sizes": "3,5",
+        "multicgmlp_merge_conv_kernel": 3,
     },
     "streaming_conformer": {
         "linear_units": 12,
@@ -445,6 +453,7 @@ STOCK = {
     "transformer": TransformerEncoder,
     "branchformer": BranchformerEncoder,
     "e_branchformer": EBranchformerEncoder,
+    "multiconv_conformer": MultiConvConformerEncoder,
     "streaming_conformer": ContextualBlockConformerEncoder,
     "streaming_transformer": ContextualBlockTransformerEncoder,
     "decoder": TransformerDecoder,
@@ -460,7 +469,7 @@ def variants():
     for kind in ("branchformer", "e_branchformer"):
         conf = SMALL[kind] | branchformer_attention(ATTENTION["latest"])
         yield pytest.param(kind, conf, id=kind)
-    for kind in ("transformer", "decoder", *STREAMING):
+    for kind in ("transformer", "multiconv_conformer", "decoder", *STREAMING):
         yield pytest.param(kind, SMALL[kind], id=kind)
 
 

@@ -27,6 +27,7 @@ from espnet_l0prune.networks.branch import BranchSite, ConstantSite
 from espnet_l0prune.networks.branches.attention import AttentionSite
 from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+from espnet_l0prune.networks.espnet_modules import MultiConvConformerEncoder
 from espnet_l0prune.networks.linear_attention import LinearAttention
 from espnet_l0prune.networks.sites import blocks_of, find_sites
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
@@ -175,7 +176,9 @@ def _sizes(network: L0Network) -> dict[str, int]:
     known = inspect.signature(type(network)).parameters
     if "linear_units" in known:
         sizes["linear_units"] = max(_left(network, FeedForwardSite), default=1)
-    if "cgmlp_linear_units" in known:
+    if "cgmlp_linear_units" in known and not isinstance(
+        network, MultiConvConformerEncoder
+    ):
         sizes["cgmlp_linear_units"] = 2 * max(
             _left(network, ConvolutionalGatingSite), default=1
         )

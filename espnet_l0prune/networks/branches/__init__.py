@@ -8,6 +8,7 @@ from espnet_l0prune.networks.branches.attention import AttentionSite, SourceAtte
 from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.convolution import ConvolutionSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+from espnet_l0prune.networks.branches.multi_convolution import MultiConvolutionSite
 from espnet_l0prune.networks.branches.whisper import (
     WhisperAttentionSite,
     WhisperFeedForwardSite,
@@ -20,7 +21,7 @@ SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (
     WhisperSourceAttentionSite,
 )
 FEED_FORWARD: tuple[type[BranchSite], ...] = (FeedForwardSite,)
-CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite,)
+CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite, MultiConvolutionSite)
 GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite,)
 WHISPER_FEED_FORWARD: tuple[type[BranchSite], ...] = (WhisperFeedForwardSite,)
 BRANCHES = (
