@@ -4,6 +4,7 @@ This file has what all blocks share; `blocks/` has one subclass for each of ESPn
 classes.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.batch_norm import unobserved
 from espnet_l0prune.core.sites import Shapes
+from espnet_l0prune.networks.espnet_modules import FastSelfAttention
 
 
 class Place(NamedTuple):
@@ -88,8 +90,13 @@ class Block:
         return not getattr(self.module, "normalize_before", True)
 
     def macs(self, shapes: Shapes) -> Iterator[float]:
-        """Yield multiply-accumulates outside the branches and outside linear layers."""
-        return iter(())
+        """Yield multiply-accumulates outside linear layers, and outside branches that
+        have sites."""
+        for name in self.branches:
+            branch = getattr(self.module, name)
+            if isinstance(branch, FastSelfAttention):
+                for call in shapes.get(branch, ()):
+                    yield 2 * math.prod(call.inputs[0])  # pools queries, and keys
 
     # ESPnet calls a block with the stream (batch, time, size), or a tuple of the stream
     # and positions, followed by masks and the like; it returns as many values.

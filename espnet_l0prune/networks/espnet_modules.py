@@ -35,6 +35,7 @@ from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
+from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from torch import nn
@@ -62,6 +63,7 @@ __all__ = [
     "DefaultFrontend",
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
+    "FastSelfAttention",
     "MultiConvConformerEncoder",
     "MultiConvolutionalGatingMLP",
     "MultiHeadedAttention",

@@ -448,6 +448,19 @@ def test_a_word_leaves_out_what_cannot_be_cut_and_says_so(caplog):
     assert "default leaves out heads, which cannot be pruned at" in record.getMessage()
 
 
+@pytest.mark.parametrize("kind", ["branchformer", "e_branchformer"])
+def test_what_cannot_be_cut_is_counted(kind):
+    """Beside what can, of which every second unit goes."""
+    conf = SMALL[kind] | SIZES
+    conf |= {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}
+    for unit in prunable(kind, conf):
+        network = make(kind, conf, [unit], 0)
+        plan = plan_of(network.sites()).plain()
+        for site in network.gated_sites():
+            plan[site.name][unit] = plan[site.name][unit][::2]
+        check_cut(kind, conf, network, Plan(plan))
+
+
 STOCK = {
     "conformer": ConformerEncoder,
     "transformer": TransformerEncoder,

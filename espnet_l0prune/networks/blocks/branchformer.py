@@ -33,6 +33,7 @@ class BranchformerBlock(Block):
         return self.module.norm_final
 
     def macs(self, shapes: Shapes) -> Iterator[float]:
+        yield from super().macs(shapes)
         # a learned average multiplies and sums the branches
         for name in ("pooling_proj1", "pooling_proj2"):
             for call in shapes.get(getattr(self.module, name, None), ()):
