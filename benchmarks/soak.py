@@ -77,7 +77,10 @@ def train(data: Path, out: Path, changes: dict, log: Path) -> None:
 
 
 def begin(*args) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=train, args=args)
+    # of a server that has imported ESPnet, and has no threads that a fork would lose
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["espnet_l0prune.testing.runs"])
+    process = context.Process(target=train, args=args)
     process.start()
     return process
 

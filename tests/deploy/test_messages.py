@@ -63,7 +63,7 @@ def test_an_encoder_that_we_do_not_know(tmp_path, refused):
     net = ASRTask.build_model(copy.deepcopy(args))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
     torch.save(net.state_dict(), tmp_path / "model.pth")
-    assert "encoder: rnn; expected conformer" in refused("inspect", tmp_path)
+    assert "encoder: rnn; expected l0_conformer, l0" in refused("inspect", tmp_path)
 
 
 def test_models_that_cannot_be_packed(tmp_path, refused, monkeypatch):
