@@ -16,6 +16,7 @@ import espnet
 import numpy as np
 import soundfile
 import torch
+import yaml
 from espnet2.tasks.asr import ASRTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from torch import nn
@@ -50,6 +51,25 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rounds", type=int, default=7, help="turns of each candidate")
     return options
+
+
+def pair_parser(description: str) -> argparse.ArgumentParser:
+    """Options of a benchmark that decodes with a dense and a pruned model."""
+    options = parser(description)
+    options.add_argument("--dense", type=Path, help="a dense experiment")
+    options.add_argument("--pruned", type=Path, help="a cut, fine-tuned experiment")
+    options.add_argument("--data", type=Path, help="folder with wav.scp, text, utt2spk")
+    options.add_argument("--decode", type=Path, default=DECODE, help="options of search")
+    return options
+
+
+def start_pair(options: argparse.Namespace) -> dict:
+    """Check the options of `pair_parser`; one thread; returns the options of search."""
+    start(options)
+    if not options.quick and None in (options.dense, options.pruned, options.data):
+        raise SystemExit("expected --dense, --pruned and --data, or --quick")
+    torch.set_num_threads(1)
+    return yaml.safe_load(options.decode.read_text("utf-8"))
 
 
 def start(options: argparse.Namespace) -> None:

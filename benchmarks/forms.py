@@ -14,15 +14,13 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import torch
-import yaml
 from common import (
-    DECODE,
     RATE,
     arguments,
-    parser,
+    pair_parser,
     read_test_set,
     save_experiment,
-    start,
+    start_pair,
     table,
     write,
 )
@@ -129,17 +127,8 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__)
-    options.add_argument("--dense", type=Path, help="a dense experiment")
-    options.add_argument("--pruned", type=Path, help="a cut, fine-tuned experiment")
-    options.add_argument("--data", type=Path, help="folder with wav.scp, text, utt2spk")
-    options.add_argument("--decode", type=Path, default=DECODE, help="options of search")
-    args = options.parse_args(argv)
-    start(args)
-    if not args.quick and None in (args.dense, args.pruned, args.data):
-        raise SystemExit("expected --dense, --pruned and --data, or --quick")
-    torch.set_num_threads(1)
-    decode = yaml.safe_load(args.decode.read_text("utf-8"))
+    args = pair_parser(__doc__).parse_args(argv)
+    decode = start_pair(args)
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
             dense = Path(folder) / "exp"

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import jiwer
 import torch
-import yaml
 from common import (
-    DECODE,
     RATE,
     arguments,
-    parser,
+    pair_parser,
     read_test_set,
     save_experiment,
-    start,
+    start_pair,
     write,
 )
 from espnet2.bin.asr_inference import Speech2Text
@@ -109,23 +107,15 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__)
-    options.add_argument("--dense", type=Path, help="a dense experiment")
-    options.add_argument("--pruned", type=Path, help="a cut, fine-tuned experiment")
-    options.add_argument("--data", type=Path, help="folder with wav.scp and text")
-    options.add_argument("--decode", type=Path, default=DECODE, help="options of search")
+    options = pair_parser(__doc__)
     options.add_argument("--chunk", type=float, default=0.32, help="seconds at a time")
     args = options.parse_args(argv)
-    start(args)
-    if not args.quick and None in (args.dense, args.pruned, args.data):
-        raise SystemExit("expected --dense, --pruned and --data, or --quick")
-    torch.set_num_threads(1)
-    decode = yaml.safe_load(args.decode.read_text("utf-8"))
+    decode = start_pair(args)
     with tempfile.TemporaryDirectory() as folder:
         experiments = {"dense": args.dense, "cut": args.pruned}
         if args.quick:
             small = arguments("librispeech100", decoder_conf={"num_blocks": 1})
-            small.encoder, small.encoder_conf = "contextual_block_transformer", SMALL
+            small.encoder = "contextual_block_transformer"
             small.encoder_conf = {**SMALL, **BLOCKS}
             experiments = {"dense": Path(folder) / "exp"}
             save_experiment(experiments["dense"], small, ASRTask.build_model(small))

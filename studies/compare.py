@@ -56,9 +56,23 @@ def costs_of(cell: Cell, waves: list[np.ndarray]) -> dict[str, dict[str, float]]
     return sizes_and_times(models, some, RATE, SECONDS)
 
 
+def heard(corpus: Corpus) -> dict:
+    """What a row says of the test set, and of who made the row."""
+    found = table(corpus.test_set / "text")
+    texts = {name: found[name] for name in table(corpus.test_set / "wav.scp")}
+    return {
+        "words": [len(text.split()) for text in texts.values()],
+        "letters": [len(text) for text in texts.values()],
+        "speakers": [name.split("-")[0] for name in texts],
+        # without this machine's folders
+        "command": " ".join(w.rsplit("/", 1)[-1] for w in sys.argv),
+        "machine": machine(),
+    }
+
+
 def row_of(cell: Cell) -> dict:
     """What came of a cell, from its files alone."""
-    waves, texts = read_test_set(cell.corpus.test_set)
+    waves, _ = read_test_set(cell.corpus.test_set)
     costs = costs_of(cell, waves)
     return {
         "epochs": dict(cell.corpus.epochs),
@@ -71,12 +85,7 @@ def row_of(cell: Cell) -> dict:
         "modules": modules(cell.folder / "asr_cut"),
         **errors_of(cell.folder),
         **{f"dense {name}": value for name, value in errors_of(cell.dense).items()},
-        "words": [len(text.split()) for text in texts],
-        "letters": [len(text) for text in texts],
-        "speakers": [name.split("-")[0] for name in table(cell.corpus.test_set / "text")],
-        # without this machine's folders
-        "command": " ".join(w.rsplit("/", 1)[-1] for w in sys.argv),
-        "machine": machine(),
+        **heard(cell.corpus),
     }
 
 

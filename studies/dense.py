@@ -8,14 +8,13 @@ with 95% intervals over speakers.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 import yaml
-from cells import ERRORS_FILE, Corpus
-from common import ROOT, machine, read_test_set, table, write
-from compare import training_seconds
+from cells import Corpus
+from common import ROOT, write
+from compare import errors_of, heard, training_seconds
 from conditions import load
 from rows import ALL_BUT_CLEAN, CLEAN_ALONE, Score, read_rows
 from settings import RECIPE, merged, short_hash, written
@@ -77,20 +76,14 @@ def train_and_decode(corpus: Corpus, name: str, epochs: int, seed: int) -> dict:
     train = written(folder / "train.yaml", conf)
     corpus.run(folder, 1, 4, train_config=train, seed=seed, **options)
     corpus.decode(folder, "asr_dense")
-    _, texts = read_test_set(corpus.test_set)
     model = load(folder / "asr_dense", corpus.search).asr_model
-    errors = json.loads((folder / ERRORS_FILE).read_text("utf-8"))
     return {
         **key,
         "epochs": epochs,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training seconds": training_seconds(folder),
-        **errors,
-        "words": [len(text.split()) for text in texts],
-        "letters": [len(text) for text in texts],
-        "speakers": [line.split("-")[0] for line in table(corpus.test_set / "text")],
-        "command": " ".join(word.rsplit("/", 1)[-1] for word in sys.argv),
-        "machine": machine(),
+        **errors_of(folder),
+        **heard(corpus),
     }
 
 

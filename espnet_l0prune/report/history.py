@@ -74,7 +74,8 @@ def _read_lightning(state: dict) -> tuple[list[Epoch], list[str]]:
     There are no epochs of a training without our callback.
     """
     epochs: list[Epoch] = []
-    missing = []
+    missing: list[str] = []
+    lost: dict[str, list[int]] = {}
     for noted in state["callbacks"].get(STATE, {}).get("epochs", []):
         n, update = count(noted["number"]) or 0, count(noted["update"]) or 0
         seconds = amount(noted["seconds"])
@@ -85,15 +86,25 @@ def _read_lightning(state: dict) -> tuple[list[Epoch], list[str]]:
         if n > before + 1:  # an earlier version of the callback kept none
             missing.append(f"no epoch between {before} and {n}")
         figures = _figures({part: noted[part] for part in ("train", "valid")})
-        known = {
-            part: {name: value for name, value in values.items() if value is not None}
-            for part, values in figures.items()
-        }
-        for part, values in figures.items():
-            for name in values.keys() - known[part].keys():
-                missing.append(f"no number for {part}.{name} in epoch {n}")
-        epochs.append(Epoch(n, update, seconds, known["train"], known["valid"]))
-    return epochs, missing
+        _drop_lost(figures, n, lost)
+        epochs.append(Epoch(n, update, seconds, figures["train"], figures["valid"]))
+    return epochs, [*missing, *_told(lost)]
+
+
+def _drop_lost(figures: dict, n: int, lost: dict[str, list[int]]) -> None:
+    """Take what is no number out of the figures of epoch n, and note it by its name."""
+    for part, values in figures.items():
+        for name in [name for name, value in values.items() if value is None]:
+            lost.setdefault(f"{part}.{name}", []).append(n)
+            del values[name]
+
+
+def _told(lost: dict[str, list[int]]) -> list[str]:
+    """Return what `_drop_lost` has noted, in words."""
+    return [
+        f"no number for {name} in epoch {', '.join(map(str, where))}"
+        for name, where in lost.items()
+    ]
 
 
 def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
@@ -111,10 +122,7 @@ def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
         total = figures["train"].get("total_count")
         if total is None or total < batches:
             figures["train"]["total_count"] = None
-        for part, values in figures.items():
-            for name in [name for name, value in values.items() if value is None]:
-                lost.setdefault(f"{part}.{name}", []).append(n)
-                del values[name]
+        _drop_lost(figures, n, lost)
         if not figures["valid"]:
             lost.setdefault("valid", []).append(n)
         if "total_count" in figures["train"]:
@@ -123,9 +131,7 @@ def _read_epochs(stats: dict, accum_grad: int) -> tuple[list[Epoch], list[str]]:
             batches = figures["train"]["total_count"]
             seconds = sum(values.pop("time", 0.0) for values in figures.values())
             epochs.append(Epoch(n, updates, seconds, figures["train"], figures["valid"]))
-    for name, where in lost.items():
-        missing.append(f"no number for {name} in epoch {', '.join(map(str, where))}")
-    return epochs, missing
+    return epochs, [*missing, *_told(lost)]
 
 
 def _figures(parts: object) -> dict[str, dict[str, Any]]:
