@@ -23,14 +23,11 @@ from torch import nn
 
 from espnet_l0prune.core.files import replace
 from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.plugin.counting import (
-    FRAMES_A_SECOND,
-    Goal,
-    make_budget,
-    sites_of,
-)
+from espnet_l0prune.plugin.counting import make_budget, sites_of
+from espnet_l0prune.plugin.inputs import FRAMES_A_SECOND
 
 ROOT = Path(__file__).resolve().parent.parent
 # what the sizes are called in egs/librispeech/asr1/conf

@@ -119,6 +119,8 @@ def shrink(conf: dict[str, Any], task: str) -> dict[str, Any]:
     size = 4 * math.lcm(4, *heads)
     for name in parts:
         small[name] = _smaller(small[name] or {}, size)
+    if small.get("hier_encoder"):  # it reads what the encoder writes
+        small["hier_encoder_conf"]["output_size"] = size
     if "aux_ctc" in (model := small.get("model_conf") or {}):
         aux = dict.fromkeys(["1"], next(iter(model["aux_ctc"].values())))
         small["model_conf"] = {**model, "aux_ctc": aux}

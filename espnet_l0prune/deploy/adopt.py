@@ -42,9 +42,9 @@ from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_na
 from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
+from espnet_l0prune.plugin.models import our_name
 from espnet_l0prune.plugin.options import make_constraint, make_goal, make_scheduler
 from espnet_l0prune.plugin.prepare import check_optimizer, check_trainable
-from espnet_l0prune.plugin.register import MODELS
 
 # Options of learning-rate schedulers that depend on how long a training is
 OF_A_LENGTH = (
@@ -139,20 +139,12 @@ def _adopt(
     config = as_espnet2(config) if espnet3 else config
     args = argparse.Namespace(**written)
     name = task_name(args)
-    if name not in MODELS:
-        raise ValueError(
-            f"{config_file} is of ESPnet's {name} task, whose gates cannot be trained; "
-            f"expected one of {', '.join(MODELS)}"
-        )
-    if config.get("model", "espnet") not in ("espnet", "l0_distill"):
-        raise ValueError(
-            f"{config_file} has model: {config['model']}; expected espnet, of which "
-            "l0_distill is a kind"
-        )
+    model = our_name(name, config.get("model"))
     refuse_adapters(args)
     gpus, dense = _gpus(config), modernize(without_run(config, choice))
     files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
-    finetune = {**dense, **fine_tuning(dense, choice, files, out / "cut")}
+    ours = {**dense, "model": model}
+    finetune = {**ours, **fine_tuning(dense, choice, files, out / "cut")}
     finetune = with_settings(finetune, choice.finetune_settings)
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
     _as_trained(finetune, gpus)
@@ -163,7 +155,7 @@ def _adopt(
             f"{config_file} has gates; expected a dense model, or one that was cut: "
             "`espnet-l0prune cut` comes first"
         )
-    prune = {**dense, **pruning(dense, choice, units_of(trained, choice), files)}
+    prune = {**ours, **pruning(dense, choice, units_of(trained, choice), files)}
     prune = with_settings(prune, choice.settings)
     link = out / "dense.pth" if ":" in str(model_file) else None
     prune["init_param"] = [str(link or model_file)]

@@ -129,7 +129,7 @@ def unpack_model(archive: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def _find_model(folder: Path) -> tuple[Path, Path]:
-    expected = "a zip that espnet2.bin.pack made of an asr, s2t, slu or st model"
+    expected = "a zip that espnet2.bin.pack made of an asr, mt, s2t, slu or st model"
     meta = read_mapping(folder / "meta.yaml", "the zip's", expected)
     packed = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     paths = []

@@ -11,8 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
-from espnet_l0prune.networks.whisper import reads_waveform
-from espnet_l0prune.plugin.counting import FRAMES_A_SECOND, input_size_of
+from espnet_l0prune.plugin.inputs import (
+    input_size_of,
+    rate_of,
+    reads_audio,
+    reads_tokens,
+)
 
 
 @torch.no_grad()
@@ -70,12 +74,15 @@ def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, 
         rate: samples per second
 
     Returns:
-        (samples,), or (frames, size) for a model that reads features; and how many of
-        these make a second
+        (samples,), (frames, size) for a model that reads features, or (tokens,); and how
+        many of these make a second
     """
-    if model.frontend is None and not reads_waveform(model.encoder):
-        frames = torch.randn(int(seconds * FRAMES_A_SECOND), input_size_of(model))
-        return frames, FRAMES_A_SECOND
+    if not reads_audio(model):
+        rate = rate_of(model)
+        length = int(seconds * rate)
+        if reads_tokens(model):
+            return torch.randint(model.src_vocab_size, (length,)), rate
+        return torch.randn(length, input_size_of(model)), rate
     return 0.1 * torch.randn(int(seconds * rate)), rate
 
 

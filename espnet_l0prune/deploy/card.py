@@ -19,11 +19,14 @@ from espnet_l0prune.plugin.building import task_name
 from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
 
-USE = {
-    "asr": ("asr_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
-    "slu": ("slu_inference", "Speech2Understand", "text, *_ = speech2text(speech)[0]"),
-    "s2t": ("s2t_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
-    "st": ("st_inference", "Speech2Text", "text, *_ = speech2text(speech)[0]"),
+USE = {  # by task or model: ESPnet's module and its class, and what this decodes
+    "asr": ("asr_inference", "Speech2Text", "speech"),
+    "l0_distill_maskctc": ("asr_inference_maskctc", "Speech2Text", "speech"),
+    "maskctc": ("asr_inference_maskctc", "Speech2Text", "speech"),
+    "mt": ("mt_inference", "Text2Text", "tokens"),
+    "slu": ("slu_inference", "Speech2Understand", "speech"),
+    "s2t": ("s2t_inference", "Speech2Text", "speech"),
+    "st": ("st_inference", "Speech2Text", "speech"),
 }
 # The package is in no registry, so its wheel goes from hand to hand.
 WHEEL = f"espnet_l0prune-{__version__}-py3-none-any.whl"
@@ -134,7 +137,8 @@ def write_card(
     }
     if about.datasets:
         head["datasets"] = [*map(one_line, about.datasets)]
-    module, name, call = USE[task]
+    module, name, decoded = USE.get(str(getattr(args, "model", None)), USE[task])
+    function = name.lower()
     source = f"{SOURCE} Whoever made this model has it.\n\n" if packages else ""
     quoted = json.dumps(plain(about.name), ensure_ascii=False)
     sections = [
@@ -145,7 +149,8 @@ def write_card(
         f"{source}"
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
-        f"speech2text = {name}.from_pretrained({quoted})\n{call}\n```",
+        f"{function} = {name}.from_pretrained({quoted})\n"
+        f"text, *_ = {function}({decoded})[0]\n```",
         f"## Dense beside pruned\n\n{_costs(args, inspection)}",
         f"## What is left\n\n{_structure(inspection)}",
     ]

@@ -89,7 +89,6 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
         "keep_nbest_models": 1,
         "best_model_criterion": [["valid", "loss_on_budget", "min"]],
         **_networks(dense, choice, gated),
-        "model": "l0_distill",
         "model_conf": {**conf_of(dense, "model"), **files},
         **pruning_rate(dense),
         "sparsity_goal_conf": {"target": dict(choice.target), "scope": choice.scope},
@@ -121,7 +120,6 @@ def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -
     return {
         "max_epoch": choice.epochs[1] or max(_epochs(dense) // 3, 4),
         **_networks(dense, choice, cut_down),
-        "model": "l0_distill",
         "model_conf": {**conf_of(dense, "model"), **files},
         **fine_tuning_rate(dense, choice.finetune_settings.get("scheduler")),
     }

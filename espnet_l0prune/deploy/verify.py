@@ -19,6 +19,7 @@ from espnet_l0prune.networks.whisper import (
     reads_waveform,
 )
 from espnet_l0prune.plugin.counting import evaluation
+from espnet_l0prune.plugin.heads import is_multi_decoder
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 ROUNDED = 1e-7  # the tolerance where weights in float32 were scaled
@@ -118,7 +119,8 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         output, valid = encode(model, feats.to(dtype), lengths)
     mask = torch.arange(output.size(1)) < valid[:, None]
     by_part = {"encoder": output[mask]}
-    if isinstance(model.decoder, (BaseTransformerDecoder, OpenAIWhisperDecoder)):
+    attends = isinstance(model.decoder, (BaseTransformerDecoder, OpenAIWhisperDecoder))
+    if attends and not is_multi_decoder(model):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
         with _converted(dtype, model.decoder):

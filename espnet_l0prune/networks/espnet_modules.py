@@ -38,10 +38,12 @@ from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
+from espnet2.mt.frontend.embedding import CodecEmbedding, Embedding, PatchEmbedding
 from torch import nn
 
 __all__ = [
     "SUBSAMPLINGS",
+    "TOKEN_FRONTENDS",
     "AbsDecoder",
     "AbsEncoder",
     "BaseTransformerDecoder",
@@ -64,6 +66,7 @@ __all__ = [
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
     "FastSelfAttention",
+    "LabelSmoothingLoss",
     "MultiConvConformerEncoder",
     "MultiConvolutionalGatingMLP",
     "MultiHeadedAttention",
@@ -105,6 +108,7 @@ ContextualTransformerLayer = _find(
     "transformer.contextual_block_encoder_layer", "ContextualBlockEncoderLayer"
 )
 TransformerLayer = _find("transformer.encoder_layer", "EncoderLayer")
+LabelSmoothingLoss = _find("transformer.label_smoothing_loss", "LabelSmoothingLoss")
 DecoderLayer = _find("transformer.decoder_layer", "DecoderLayer")
 MultiHeadedAttention = _find("transformer.attention", "MultiHeadedAttention")
 PositionwiseFeedForward = _find(
@@ -136,6 +140,9 @@ SUBSAMPLINGS = tuple(
         "Conv2dSubsampling8",
     )
 )
+
+
+TOKEN_FRONTENDS = Embedding, PatchEmbedding, CodecEmbedding
 
 
 def _find_whisper(name: str) -> type[nn.Module]:

@@ -14,13 +14,19 @@ from torch import nn
 
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.streaming import refuse_short_
-from espnet_l0prune.networks.whisper import reads_waveform
+from espnet_l0prune.plugin.heads import name_absent_
+from espnet_l0prune.plugin.inputs import SAMPLE_RATE, reads_audio
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
-TASKS = {"asr": "ASRTask", "s2t": "S2TTask", "slu": "SLUTask", "st": "STTask"}
+TASKS = {
+    "asr": "ASRTask",
+    "mt": "MTTask",
+    "s2t": "S2TTask",
+    "slu": "SLUTask",
+    "st": "STTask",
+}
 ESPNET3 = "espnet3.systems.esp2_asr.task"  # the module of its ASRTask
-SAMPLE_RATE = 16_000  # in Hz, for a front end that is not told another one
 # Variables that let torch, and ESPnet from 202609 on, unpickle anything.
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "ESPNET_ALLOW_UNSAFE_TORCH_LOAD"
 # Options by which one of ESPnet's tasks is told from those below it. Tasks without a list
@@ -88,10 +94,12 @@ def sample_rate_of(args: argparse.Namespace) -> int:
 def note_input_(model: nn.Module, args: argparse.Namespace) -> None:
     """Store on a model of ESPnet's what it reads, which it does not keep itself.
 
-    These are the audio's sample rate in Hz, the number of features that a model without a
-    front end reads, and the number of features that the encoder reads.
+    These are None for each part that other models have and it has not, the audio's sample
+    rate in Hz, the number of features that a model without a front end reads, and the
+    number of features that the encoder reads.
     """
-    if model.frontend is not None or reads_waveform(model.encoder):
+    name_absent_(model)
+    if reads_audio(model):
         model.sample_rate = sample_rate_of(args)
     model.input_size = size = args.input_size
     for part in (model.frontend, model.preencoder):

@@ -11,17 +11,12 @@ from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
+from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
-from espnet_l0prune.networks.whisper import most_tokens, reads_waveform
-from espnet_l0prune.plugin.building import SAMPLE_RATE
-
-FRAMES_A_SECOND = 100  # assumed for a model that reads features
-
-
-def is_transducer(model: nn.Module) -> bool:
-    """Return whether the decoder of an ESPnet model feeds a joint network."""
-    return getattr(model, "use_transducer_decoder", False)
+from espnet_l0prune.networks.whisper import most_tokens
+from espnet_l0prune.plugin.heads import ctcs_of, is_multi_decoder, is_transducer
+from espnet_l0prune.plugin.inputs import silence
 
 
 def sites_of(model: nn.Module) -> list[Site]:
@@ -78,6 +73,8 @@ def _scope(model: nn.Module, goal: Goal) -> nn.Module:
 def run(model: nn.Module, goal: Goal) -> None:
     """Encode silence of the goal's length, and decode as many tokens as the goal says.
 
+    Nothing is decoded where the encoder alone is counted.
+
     Raises:
         ValueError: more tokens than a decoder has positions for; see `encode_silence`
     """
@@ -87,19 +84,29 @@ def run(model: nn.Module, goal: Goal) -> None:
             f"sparsity_goal_conf: tokens is {goal.tokens}; expected at most {most}, as "
             "this decoder has no more positions"
         )
+    outputs = []
+    hook = model.encoder.register_forward_hook(lambda *call: outputs.append(call[-1]))
     encoder_out, lengths = encode_silence(model, goal)
-    if model.ctc is not None:
-        model.ctc.ctc_lo(encoder_out)
-    if model.decoder is not None and not is_transducer(model):
-        device = encoder_out.device
-        tokens = torch.zeros(1, goal.tokens, dtype=torch.long, device=device)
-        count = torch.tensor([goal.tokens], device=device)
-        model.decoder(encoder_out, lengths, tokens, count)
-
-
-def input_size_of(model: nn.Module) -> int:
-    """Return the number of features that a model without a front end reads."""
-    return getattr(model, "input_size", None) or model.encoder.input_size
+    hook.remove()
+    if goal.scope == "encoder":
+        return
+    for ctc in ctcs_of(model).values():
+        read = (encoder_out, Block.stream(outputs[0]))  # one of these, by its size
+        ctc.ctc_lo(next(x for x in read if x.size(-1) == ctc.ctc_lo.in_features))
+    if model.decoder is None or is_transducer(model):
+        return
+    device = encoder_out.device
+    tokens = torch.zeros(1, goal.tokens, dtype=torch.long, device=device)
+    count = torch.tensor([goal.tokens], device=device)
+    heard = encoder_out, lengths
+    if is_multi_decoder(model):  # it recognizes first, and translates its states
+        model.extra_asr_decoder(*heard, tokens, count)
+        states = encoder_out.new_zeros(1, goal.tokens, encoder_out.size(-1))
+        read, read_lengths, _ = model.md_encoder(states, count)
+        more = heard if model.use_speech_attn else ()
+        model.decoder(read, read_lengths, tokens, count, *more)
+    else:
+        model.decoder(*heard, tokens, count)
 
 
 def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
@@ -118,16 +125,8 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
             "postdecoder: this part of the model reads a transcript beside the audio, so "
             "that nothing can be counted or tried without one; expected a model without"
         )
-    parameter = next(model.parameters())
-    if model.frontend is None and not reads_waveform(model.encoder):
-        frames = int(goal.seconds * FRAMES_A_SECOND)
-        size = input_size_of(model)
-        speech = torch.zeros(1, frames, size, device=parameter.device)
-    else:
-        samples = int(goal.seconds * getattr(model, "sample_rate", SAMPLE_RATE))
-        speech = torch.zeros(1, samples, device=parameter.device)
-    speech = speech.to(parameter.dtype)
-    lengths = torch.tensor([speech.size(1)], device=parameter.device)
+    speech = silence(model, goal.seconds)
+    lengths = torch.tensor([speech.size(1)], device=speech.device)
     try:
         encoder_out, lengths = model.encode(speech, lengths)
     except TooShortUttError as e:

@@ -1,10 +1,10 @@
-"""Here are ESPnet's recognizers that learn from a teacher while they are pruned."""
+"""Here are ESPnet's models that learn from a teacher while they are pruned."""
 
+import functools
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
 
@@ -19,14 +19,21 @@ from espnet_l0prune.core.distillation import (
 from espnet_l0prune.core.disturbance import disturb_speech
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.views import in_two_views, warped_alike
-from espnet_l0prune.networks.whisper import augmenting, reads_waveform
+from espnet_l0prune.networks.whisper import augmenting
 from espnet_l0prune.plugin.compared_layers import compared_layers
-from espnet_l0prune.plugin.counting import is_transducer
+from espnet_l0prune.plugin.heads import (
+    ctcs_of,
+    is_transducer,
+    name_absent_,
+    token_loss_of,
+)
+from espnet_l0prune.plugin.inputs import reads_audio
 from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.teacher import Teacher, Trace, record
 from espnet_l0prune.plugin.transducer import loss_at_hand
 
+BLANK = 0  # of every CTC head of ESPnet's
 OFF_BUDGET = 1e4  # more than any loss of an utterance
 CHOICES: dict[str, Collection[str]] = {
     "layer_input": ("student", "teacher"),
@@ -123,6 +130,7 @@ class L0Distilled(MixedWith):
         check_options(type(self), {**files, **espnet_conf}, "model_conf")
         with loss_at_hand():
             super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
+        name_absent_(self)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(
                 f"model_conf: teacher_config is {teacher_config}, teacher_model_file is "
@@ -157,13 +165,13 @@ class L0Distilled(MixedWith):
                 f"model_conf: layer_map is {layer_map!r}, layer_input is 'teacher'; "
                 "expected layer_map: same, as blocks at the same place read the same"
             )
-        hears = self.frontend is not None or reads_waveform(self.encoder)
+        hears = reads_audio(self)
         if disturb_probability and not hears:
             raise ValueError(
                 f"model_conf: disturb_probability is {disturb_probability}; expected 0, "
                 "as this model reads features, and no audio that could be disturbed"
             )
-        if cr_ctc_weight and self.ctc is None:
+        if cr_ctc_weight and not ctcs_of(self):
             raise ValueError(
                 f"model_conf: cr_ctc_weight is {cr_ctc_weight}; expected 0, as this "
                 "model has no CTC (ctc_weight is 0)"
@@ -205,52 +213,43 @@ class L0Distilled(MixedWith):
             self.projection = nn.Parameter(identity)
             optimizer.add_param_group({"params": self.projection})
 
-    def forward(
-        self,
-        speech: Tensor,
-        speech_lengths: Tensor,
-        text: Tensor,
-        text_lengths: Tensor,
-        **kwargs: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def forward(self, **batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return loss, statistics and weight of a batch, as every model of ESPnet does.
 
         Args:
-            speech: (batch, samples)
-            speech_lengths: (batch,)
-            text: token ids, (batch, tokens), -1 where there is padding
-            text_lengths: (batch,)
+            batch: what the task's model takes, by name. Most take `speech`, (batch,
+                samples), and `text`, token ids, (batch, tokens), -1 where there is
+                padding, each with its `_lengths`, (batch,).
         """
         undisturbed, specaug = None, None
         views = self.training and self.cr_ctc_weight > 0
         if views:
             specaug = augmenting(self)[0].specaug
-            batch = speech, speech_lengths, text, text_lengths
-            speech, speech_lengths, text, text_lengths = map(in_two_views, batch)
-            kwargs = {name: in_two_views(value) for name, value in kwargs.items()}
+            batch = {name: in_two_views(value) for name, value in batch.items()}
         if self.training and self.disturb_probability:
-            undisturbed = speech, speech_lengths
-            speech = disturb_speech(
+            undisturbed = batch["speech"], batch["speech_lengths"]
+            batch["speech"] = disturb_speech(
                 *undisturbed, self.disturb_probability, self.sample_rate
             )
         teacher = None
         with warped_alike(specaug):
             with record(self) as trace:
-                loss, stats, weight = super().forward(
-                    speech, speech_lengths, text, text_lengths, **kwargs
-                )
+                loss, stats, weight = super().forward(**batch)
             if self.teacher is not None:
                 teacher = self.teacher.follow(trace, undisturbed)
         stats = {**stats, "loss_task": loss.detach()}
         loss = self.task_weight * loss
         if views:
-            kl = consistency_kl(trace.ctc_out, trace.encoder_lengths)
+            kl = sum(
+                consistency_kl(*trace.ctc_logits(name, ctc))
+                for name, ctc in ctcs_of(self).items()
+            )
             loss, stats["loss_cr_ctc"] = loss + self.cr_ctc_weight * kl, kl.detach()
         if teacher is not None:
             chosen = self.chosen_layer_weight
             if chosen is not None and self.training and not chosen.is_fixed():
                 chosen.update_(stats["loss_task"], self._size_of_layers(teacher))
-            losses = self.distill(trace, teacher, text, text_lengths)
+            losses = self.distill(trace, teacher, batch["text"], batch["text_lengths"])
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value
                 stats[name] = value.detach()
@@ -276,7 +275,6 @@ class L0Distilled(MixedWith):
         self, student: Trace, teacher: Trace, text: Tensor, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Return each distillation loss, with its weight, by name."""
-        frames = student.encoder_lengths
         losses = {}
         pairs = compared_layers(self, student, teacher) if self.layer_weight != 0 else []
         if pairs:
@@ -284,30 +282,35 @@ class L0Distilled(MixedWith):
             students, teachers = zip(*pairs, strict=True)
             chosen = self.chosen_layer_weight
             weight = chosen.value() if chosen else self.layer_weight or 0.0
-            losses["loss_layer"] = weight, compare(students, teachers, frames)
-        if self.ctc is not None and self.ctc_kl_weight:
-            without = self.blank_id if self.ctc_kl_frames == "non_blank" else None
-            logits = student.ctc_out, teacher.ctc_out
-            kl = prediction_kl(*logits, frames, self.temperature, without)
-            losses["loss_ctc_kl"] = self.ctc_kl_weight, kl
+            losses["loss_layer"] = (
+                weight,
+                compare(students, teachers, student.encoder_lengths),
+            )
+        if self.ctc_kl_weight:
+            without = BLANK if self.ctc_kl_frames == "non_blank" else None
+            for name, ctc in ctcs_of(self).items():
+                logits, frames = student.ctc_logits(name, ctc)
+                both = logits, teacher.ctc_out[name]
+                kl = prediction_kl(*both, frames, self.temperature, without)
+                losses[f"loss_{name}_kl"] = self.ctc_kl_weight, kl
         transducer = is_transducer(self)
-        attends = student.decoder_out is not None and not transducer
         if transducer and self.transducer_kl_weight:
             kl = transducer_kl(
                 student.joint_out,
                 teacher.joint_out,
                 text[:, : int(text_lengths.max())],
-                frames,
+                student.memory_lengths,
                 text_lengths,
                 self.blank_id,
             )
             losses["loss_transducer_kl"] = self.transducer_kl_weight, kl
-        if attends and self.att_kl_weight:
+        attended = teacher.decoder_out is not None and not transducer
+        if attended and self.att_kl_weight:
             tokens = student.decoder_args[3]
             kl = prediction_kl(
                 student.decoder_out, teacher.decoder_out, tokens, self.temperature
             )
-            if self.criterion_att.normalize_length:  # as ESPnet divides its own loss
+            if token_loss_of(self).normalize_length:  # as ESPnet divides its own loss
                 kl = kl * len(tokens) / tokens.sum()
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
@@ -319,5 +322,8 @@ def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
         state.pop(f"{prefix}projection", None)
 
 
-class L0DistillModel(L0Distilled, ESPnetASRModel):
-    """This model is for ESPnet's asr task; see `L0Distilled`."""
+@functools.cache
+def distilled(stock: type) -> type[L0Distilled]:
+    """Return the kind of a task's model, one of ESPnet's classes, that has a teacher."""
+    name, text = f"L0{stock.__name__}", f"This is {stock.__name__}; see `L0Distilled`."
+    return type(name, (L0Distilled, stock), {"__doc__": text, "__module__": __name__})

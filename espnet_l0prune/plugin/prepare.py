@@ -15,6 +15,7 @@ from espnet_l0prune.plugin.building import note_input_, refuse_adapters
 from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
 from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.models import ALL_NAMES
 from espnet_l0prune.plugin.network import ENCODERS, L0Network
 from espnet_l0prune.plugin.options import (
     is_pruned,
@@ -148,14 +149,18 @@ def check_trainable(args: argparse.Namespace) -> None:
         _require(patience is None, "patience", patience, "null")
         dtype = args.train_dtype
         _require(dtype in ("float32", "float64"), "train_dtype", dtype, "float32")
-    if getattr(args, "model", None) != "l0_distill":  # the st task has no such option
+    if getattr(args, "model", None) not in ALL_NAMES:
         return
     deepspeed = getattr(args, "use_deepspeed", False)
     _require(not deepspeed, "use_deepspeed", deepspeed, "false")
-    for name in ("postencoder", "postdecoder", "deliberationencoder"):
-        more = getattr(args, name, None)  # the last two exist in slu
+    for name in ("postdecoder", "deliberationencoder"):  # they exist in slu
+        more = getattr(args, name, None)
         expected = "none, as no teacher follows one: choose an experiment without"
         _require(more is None, name, more, expected)
+    if getattr(args, "md_encoder", None) is not None:  # in st
+        first = getattr(args, "extra_asr_decoder", None)
+        expected = "transformer_md, as ESPnet's loss of such a model fails with another"
+        _require(first == "transformer_md", "extra_asr_decoder", first, expected)
     durations = args.model_conf.get("transducer_multi_blank_durations")
     expected = "1 or more: the loss of multi-blank transducers has no code for CPUs"
     _require(args.ngpu or not durations, "ngpu", args.ngpu, expected)
@@ -168,7 +173,8 @@ def _require_prunable(
     able, name = ", ".join(ENCODERS), getattr(args, "sparsity_scheduler", None)
     _require(gated, "encoder", args.encoder, f"one of {able}, with some `units`")
     _require(name, "sparsity_scheduler", name, "linear, or `units: []` for no gates")
-    _require(isinstance(model, L0Distilled), "model", args.model, "l0_distill")
+    stock = getattr(args, "model", None)
+    _require(isinstance(model, L0Distilled), "model", stock, "l0_distill")
     _require(isinstance(optimizer, L0AdamW), "optim", args.optim, "l0_adamw")
 
 

@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ from espnet2.train.trainer import Trainer
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import ESPNET3, TASKS
 from espnet_l0prune.plugin.decay import LinearDecayLR
+from espnet_l0prune.plugin.models import (
+    ALL_NAMES,
+    kinds,
+    model_choices_of,
+    standing_in,
+)
 from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
@@ -28,13 +35,6 @@ from espnet_l0prune.plugin.prepare import (
     require_prepared,
 )
 from espnet_l0prune.plugin.trainer import L0Trainer
-
-# The classes of `model: l0_distill`; a task without one can only use cut models.
-MODELS = {
-    "asr": ("espnet_l0prune.plugin.model", "L0DistillModel"),
-    "s2t": ("espnet_l0prune.plugin.model_s2t", "L0DistillS2TModel"),
-    "slu": ("espnet_l0prune.plugin.model_slu", "L0DistillSLUModel"),
-}
 
 
 def register(module_name: str = "espnet2.tasks.asr") -> None:
@@ -57,23 +57,23 @@ def register(module_name: str = "espnet2.tasks.asr") -> None:
         ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
         ("scheduler", abs_task.scheduler_classes, {"l0_lineardecaylr": LinearDecayLR}),
     ]
-    options = []
-    if name in MODELS:
-        where, what = MODELS[name]
-        model = getattr(importlib.import_module(where), what)
-        entries.append(("model", module.model_choices.classes, {"l0_distill": model}))
-        known = {choices.name: choices for choices in task.class_choices_list}
-        entries.append(("option", known, {choices.name: choices for choices in CHOICES}))
-        options = [choices for choices in CHOICES if choices.name not in known]
+    known = {choices.name: choices for choices in task.class_choices_list}
+    models = known.get("model") or model_choices_of(module)
+    entries += [
+        ("model", models.classes, kinds(name, models.classes)),
+        ("option", known, {choices.name: choices for choices in CHOICES}),
+    ]
+    options = [x for x in (models, *CHOICES) if x.name not in known]
     for what, registry, ours in entries:
         _require_free(what, registry, ours)
     for _, registry, ours in entries:
         registry.update(ours)
     task.class_choices_list += options
+    building = functools.partial(_building, module)
     if module_name == ESPNET3:  # whose trainer calls neither of the other two
-        _wrap(task, "build_model", _building_for_callback)
+        _wrap(task, "build_model", functools.partial(_building_for_callback, building))
         return
-    _wrap(task, "build_model", _building)
+    _wrap(task, "build_model", building)
     _wrap(task, "build_optimizers", _preparing)
     _wrap(task, "main_worker", _training)
 
@@ -104,19 +104,20 @@ def _wrap(task: type[AbsTask], name: str, around: Callable[[Any], Any]) -> None:
         setattr(task, name, classmethod(wrapped))
 
 
-def _building(inner: Any) -> Any:
+def _building(module: ModuleType, inner: Any) -> Any:
     def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
         refuse_moved(cls, args)
         inline_structure(args)
-        model = inner(cls, args)
+        with standing_in(module, args):
+            model = inner(cls, args)
         settle_options(args)
         return model
 
     return build_model
 
 
-def _building_for_callback(inner: Any) -> Any:
-    build = _building(inner)
+def _building_for_callback(building: Any, inner: Any) -> Any:
+    build = building(inner)
 
     def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
         model = build(cls, args)
@@ -145,7 +146,7 @@ def _training(inner: Any) -> Any:
 
         Another run in this process has the trainer that it would have without us.
         """
-        if getattr(args, "model", None) == "l0_distill" and cls.trainer is Trainer:
+        if getattr(args, "model", None) in ALL_NAMES and cls.trainer is Trainer:
             cls = type(cls.__name__, (cls,), {"trainer": L0Trainer})
         inner(cls, args)
 

@@ -23,6 +23,7 @@ from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
+from espnet_l0prune.plugin.models import ALL_NAMES
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
@@ -72,7 +73,7 @@ def schema() -> dict:
             "encoder_conf": {"type": "object", "properties": network},
             "decoder": ours_or_stock(DECODERS),
             "decoder_conf": {"type": "object", "properties": decoder},
-            "model": ours_or_stock(["l0_distill"]),
+            "model": ours_or_stock(ALL_NAMES),
             "model_conf": {"type": "object", "properties": model},
             "optim": ours_or_stock(["l0_adamw"]),
             "optim_conf": {"type": "object", "properties": optim},

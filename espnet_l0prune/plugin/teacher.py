@@ -15,8 +15,13 @@ from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.networks.whisper import augmenting
-from espnet_l0prune.plugin.counting import is_transducer
 from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.plugin.heads import (
+    after_encoder,
+    ctcs_of,
+    is_transducer,
+    joint_network_of,
+)
 
 
 @dataclass
@@ -25,6 +30,7 @@ class Trace:
 
     Attributes:
         augmentation: the SpecAugment that took part, if one did, and repeats what it drew
+        ctc_args, ctc_out: by the head's name; V is the size of a head's vocabulary
     """
 
     augmentation: "Again | None" = None
@@ -34,10 +40,36 @@ class Trace:
     blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
     encoder_out: Tensor | None = None  # (batch, time, size)
     encoder_lengths: Tensor | None = None  # (batch,)
+    memory: Tensor | None = None  # the same after what follows the encoder, if anything
+    memory_lengths: Tensor | None = None
+    ctc_args: dict[str, tuple] = field(default_factory=dict)
+    ctc_out: dict[str, Tensor] = field(default_factory=dict)  # logits, (batch, time, V)
     decoder_args: tuple = ()
-    decoder_out: Tensor | None = None  # logits, (batch, tokens, vocabulary)
-    joint_out: Tensor | None = None  # logits, (batch, time, tokens + 1, vocabulary)
-    ctc_out: Tensor | None = None  # logits, (batch, time, vocabulary)
+    decoder_out: Tensor | None = None  # logits, (batch, tokens, V)
+    joint_out: Tensor | None = None  # logits, (batch, time, tokens + 1, V)
+
+    def is_early(self, name: str) -> bool:
+        """Return whether a CTC head reads what the encoder writes, and no part after."""
+        return name in self.ctc_args and self.ctc_args[name][0] is self.encoder_out
+
+    def ctc_logits(self, name: str, ctc: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return a head's logits for all utterances, and their lengths, (batch,).
+
+        ESPnet may call the head for some of them, or none: s2t has some without a text.
+
+        Args:
+            name: the head's name
+            ctc: the head
+        """
+        early = self.is_early(name)
+        hidden = self.encoder_out if early else self.memory
+        lengths = self.encoder_lengths if early else self.memory_lengths
+        assert hidden is not None  # the encoder has set them
+        assert lengths is not None
+        logits = self.ctc_out.get(name)
+        if logits is None or len(logits) < len(hidden):
+            logits = ctc.ctc_lo(hidden)
+        return logits, lengths
 
 
 class Again(nn.Module):
@@ -67,6 +99,10 @@ class Again(nn.Module):
             return module(features, lengths)
 
 
+def _type(module: nn.Module | None) -> str:
+    return type(module).__name__
+
+
 @contextmanager
 def record(model: AbsESPnetModel) -> Iterator[Trace]:
     """Record one forward of a model's encoder, its blocks and its heads, by hooks."""
@@ -78,6 +114,10 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
     def on_encoder(_, args, kwargs, output):
         trace.encoder_args, trace.encoder_kwargs = args, kwargs
         trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
+        trace.memory, trace.memory_lengths = trace.encoder_out, trace.encoder_lengths
+
+    def on_part_after(_, args, output):
+        trace.memory, trace.memory_lengths = output[:2]
 
     def on_block(i, block, args, output):
         trace.block_args[i] = args
@@ -91,10 +131,12 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         if trace.joint_out is None:
             trace.joint_out = output
 
-    def on_ctc(_, args, output):
-        # conditioning calls it before the encoder is done, intermediate CTC afterwards
-        if trace.encoder_out is not None and trace.ctc_out is None:
-            trace.ctc_out = output
+    def on_ctc_loss(name, _, args):
+        trace.ctc_args.setdefault(name, args)  # intermediate CTC comes afterwards
+
+    def on_ctc(name, _, args, output):
+        if trace.encoder_out is not None:  # conditioning calls it before
+            trace.ctc_out.setdefault(name, output)
 
     hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
     specaug = augmenting(model)[0].specaug
@@ -104,10 +146,14 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         hooks.append(block.register_forward_hook(partial(on_block, i)))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
-    if model.ctc is not None:
-        hooks.append(model.ctc.ctc_lo.register_forward_hook(on_ctc))
-    if is_transducer(model):
-        hooks.append(model.joint_network.register_forward_hook(on_joint))
+    for part in after_encoder(model):
+        hooks.append(part.register_forward_hook(on_part_after))
+    for name, ctc in ctcs_of(model).items():
+        hooks.append(ctc.register_forward_pre_hook(partial(on_ctc_loss, name)))
+        hooks.append(ctc.ctc_lo.register_forward_hook(partial(on_ctc, name)))
+    joint_network = joint_network_of(model)
+    if joint_network is not None:
+        hooks.append(joint_network.register_forward_hook(on_joint))
     try:
         yield trace
     finally:
@@ -161,11 +207,12 @@ class Teacher:
             ("features of size", lambda m: m.encoder.input_size),
             (
                 "a front end of type",
-                lambda m: type(getattr(m.encoder, "embed", None)).__name__,
+                lambda m: _type(getattr(m.encoder, "embed", None)),
             ),
             ("a decoder:", lambda m: m.decoder is not None),
             ("a transducer:", is_transducer),
-            ("a CTC head:", lambda m: m.ctc is not None),
+            ("CTC heads:", lambda m: [*ctcs_of(m)]),
+            ("what follows the encoder:", lambda m: [*map(_type, after_encoder(m))]),
             (
                 "interctc_use_conditioning:",
                 lambda m: getattr(m.encoder, "interctc_use_conditioning", False),
@@ -202,16 +249,17 @@ class Teacher:
                     if "ctc" in kwargs:
                         kwargs["ctc"] = self.model.ctc
                     self.model.encoder(*student.encoder_args, **kwargs)
-            output = trace.encoder_out
-            assert output is not None  # the hook has set it
-            if self.model.ctc is not None:
-                self.model.ctc.ctc_lo(output)
-            if is_transducer(self.model):
-                self.model.decoder.set_device(output.device)
+                    for part in after_encoder(self.model):
+                        part(trace.memory, trace.memory_lengths)
+            joint_network, memory = joint_network_of(self.model), trace.memory
+            for name, ctc in ctcs_of(self.model).items():
+                ctc.ctc_lo(trace.encoder_out if student.is_early(name) else memory)
+            if joint_network is not None and memory is not None:
+                self.model.decoder.set_device(memory.device)
                 decoder_out = self.model.decoder(*student.decoder_args)
-                self.model.joint_network(output.unsqueeze(2), decoder_out.unsqueeze(1))
-            elif student.decoder_args:
-                self.model.decoder(output, *student.decoder_args[1:])
+                joint_network(memory.unsqueeze(2), decoder_out.unsqueeze(1))
+            elif student.decoder_args and student.decoder_args[0] is student.memory:
+                self.model.decoder(memory, *student.decoder_args[1:])
         return trace
 
     @contextmanager

@@ -41,7 +41,6 @@ def change(folder, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"postencoder": "length_adaptor"}, "postencoder is length_adaptor; pruning"),
         ({"use_adapter": True}, "merge them into the weights of the layers first"),
         ({"train_dtype": "float16"}, "train_dtype is float16; pruning expects"),
     ],

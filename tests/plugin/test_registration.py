@@ -19,7 +19,7 @@ from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 
 from espnet_l0prune.deploy.card import WHEEL
 from espnet_l0prune.plugin import register as plugin
-from espnet_l0prune.plugin.model import L0DistillModel
+from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.network import L0ConformerEncoder
 from espnet_l0prune.testing.models import arguments
 
@@ -119,7 +119,7 @@ def test_espnet_ez_builds_and_connects_our_classes():
     task, args = ez.get_ez_task("asr"), arguments(sparsity_scheduler="linear")
     model = task.build_model(args)
     (optimizer,) = task.build_optimizers(args, model)
-    assert isinstance(model, L0DistillModel)
+    assert isinstance(model, L0Distilled)
     assert model.controller.optimizer is optimizer
     assert model.controller.phase == "warmup"
 

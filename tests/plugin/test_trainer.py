@@ -534,8 +534,11 @@ def test_two_processes_train_as_one(tmp_path):
     """
     make_data(tmp_path, 64, 64)
     save_experiment(tmp_path / "dense", encoder_conf=PLAIN, decoder_conf=DECODER)
-    fork = multiprocessing.get_context("fork").Process
-    ranks = [fork(target=train, args=(tmp_path, rank)) for rank in (0, 1, None)]
+    context = multiprocessing.get_context("forkserver")  # this process has threads
+    context.set_forkserver_preload([train.__module__])
+    ranks = [
+        context.Process(target=train, args=(tmp_path, rank)) for rank in (0, 1, None)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:

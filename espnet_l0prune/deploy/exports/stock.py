@@ -31,8 +31,9 @@ from espnet_l0prune.networks.espnet_modules import MultiConvConformerEncoder
 from espnet_l0prune.networks.linear_attention import LinearAttention
 from espnet_l0prune.networks.sites import blocks_of, find_sites
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
-from espnet_l0prune.plugin.building import build_model
+from espnet_l0prune.plugin.building import build_model, task_name
 from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.models import NAMES
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.whisper import WhisperNetwork
@@ -121,7 +122,7 @@ def _without_ours(config: Mapping, model: nn.Module) -> dict:
             theirs = conf[f"{part}_conf"].items()
             conf[f"{part}_conf"] = {k: v for k, v in theirs if k not in drop}
     if isinstance(model, L0Distilled):
-        conf["model"] = "espnet"
+        conf["model"] = NAMES[task_name(argparse.Namespace(**conf))][conf["model"]]
         drop = _options(L0Distilled)
         conf["model_conf"] = {
             k: v for k, v in conf["model_conf"].items() if k not in drop

@@ -1,0 +1,45 @@
+"""What an ESPnet model reads: audio, features, or the tokens of another language."""
+
+import torch
+from torch import Tensor, nn
+
+from espnet_l0prune.networks.espnet_modules import TOKEN_FRONTENDS
+from espnet_l0prune.networks.whisper import reads_waveform
+
+FRAMES_A_SECOND = 100  # assumed for a model that reads features
+TOKENS_A_SECOND = 50  # as self-supervised models make of speech, before any are merged
+SAMPLE_RATE = 16_000  # in Hz, for a front end that is not told another one
+
+
+def reads_tokens(model: nn.Module) -> bool:
+    """Return whether a model's front end looks up tokens, as in ESPnet's mt task."""
+    return isinstance(model.frontend, TOKEN_FRONTENDS)
+
+
+def reads_audio(model: nn.Module) -> bool:
+    """Return whether a model reads audio, (batch, samples)."""
+    if reads_waveform(model.encoder):
+        return True
+    return model.frontend is not None and not reads_tokens(model)
+
+
+def rate_of(model: nn.Module) -> int:
+    """Return how many samples, frames or tokens a model reads in a second of speech."""
+    if reads_audio(model):
+        return getattr(model, "sample_rate", SAMPLE_RATE)
+    return TOKENS_A_SECOND if reads_tokens(model) else FRAMES_A_SECOND
+
+
+def input_size_of(model: nn.Module) -> int:
+    """Return the number of features that a model without a front end reads."""
+    return getattr(model, "input_size", None) or model.encoder.input_size
+
+
+def silence(model: nn.Module, seconds: float) -> Tensor:
+    """Return silence: (1, samples), (1, frames, size), or (1, tokens), of one token."""
+    like = next(model.parameters())
+    length = int(seconds * rate_of(model))
+    shape = (1, length) if reads_audio(model) else (1, length, input_size_of(model))
+    if reads_tokens(model):
+        return torch.zeros(1, length, dtype=torch.long, device=like.device)
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
