@@ -7,7 +7,7 @@ import os
 import sys
 
 WATCHED = (
-    *(f"espnet2.tasks.{name}" for name in ("asr", "mt", "s2t", "slu", "st")),
+    *(f"espnet2.tasks.{name}" for name in ("asr", "mt", "s2t", "s2t_ctc", "slu", "st")),
     "espnet3.systems.esp2_asr.task",
 )
 # The line in espnet_l0prune.pth. It is silent if the package is gone but the file is not.

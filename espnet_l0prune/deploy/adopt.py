@@ -52,6 +52,9 @@ OF_A_LENGTH = (
     *("steps_per_epoch", "total_steps", "warmup_steps_list"),
 )
 
+# The command that trains a task's models, where it is not named after the task
+TRAIN = {"s2t_ctc": "espnet_l0prune.plugin.s2t_train_ctc"}
+
 
 @dataclass
 class Adopted:
@@ -233,7 +236,7 @@ def _gpus(dense: dict) -> int:
 
 def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
     """Return the commands that prune, cut and fine-tune, on as many GPUs as before."""
-    train = ["python", "-m", f"espnet2.bin.{task}_train"]
+    train = ["python", "-m", TRAIN.get(task, f"espnet2.bin.{task}_train")]
     if gpus:
         train += ["--ngpu", str(gpus)]
     if gpus > 1:

@@ -13,6 +13,7 @@ from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.inputs import (
     input_size_of,
+    prompt,
     rate_of,
     reads_audio,
     reads_tokens,
@@ -56,7 +57,8 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     try:
-        model.eval().encode(speech[None], torch.tensor([len(speech)]))
+        lengths = torch.tensor([len(speech)])
+        model.eval().encode(speech[None], lengths, **prompt(model))
     except TooShortUttError as e:
         raise ValueError(f"the audio is too short: {e}; expected a longer one") from e
     finally:

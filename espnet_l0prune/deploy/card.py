@@ -26,6 +26,7 @@ USE = {  # by task or model: ESPnet's module and its class, and what this decode
     "mt": ("mt_inference", "Text2Text", "tokens"),
     "slu": ("slu_inference", "Speech2Understand", "speech"),
     "s2t": ("s2t_inference", "Speech2Text", "speech"),
+    "s2t_ctc": ("s2t_inference_ctc", "Speech2TextGreedySearch", "speech"),
     "st": ("st_inference", "Speech2Text", "speech"),
 }
 # The package is in no registry, so its wheel goes from hand to hand.

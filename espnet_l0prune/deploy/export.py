@@ -33,6 +33,7 @@ TEACHER = ("teacher_config", "teacher_model_file")
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
 # ESPnet's packing, which also packs slu, unlike its command
+PACKED_AS = {"s2t_ctc": "s2t"}  # a task's name in what ESPnet's inference takes
 PACK = """
 import sys
 from espnet2.main_funcs.pack_funcs import pack
@@ -173,6 +174,6 @@ def _pack(folder: Path, task: str, extras: list[str]) -> None:
     It runs in the folder and with plain files, since ESPnet keeps absolute paths and
     follows links, which no other machine has.
     """
-    done = run_python(PACK, task, *extras, cwd=folder)
+    done = run_python(PACK, PACKED_AS.get(task, task), *extras, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"ESPnet's packing failed: {last_line(done)}")

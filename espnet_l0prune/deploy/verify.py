@@ -20,6 +20,7 @@ from espnet_l0prune.networks.whisper import (
 )
 from espnet_l0prune.plugin.counting import evaluation
 from espnet_l0prune.plugin.heads import is_multi_decoder
+from espnet_l0prune.plugin.inputs import has_prompt
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
 ROUNDED = 1e-7  # the tolerance where weights in float32 were scaled
@@ -109,8 +110,26 @@ def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Te
     needs = ("interctc_use_conditioning", "ctc_trim")
     with_ctc = any(getattr(model.encoder, name, False) for name in needs)
     more = {"ctc": model.ctc} if with_ctc else {}
+    if has_prompt(model):
+        more |= random_prompt(model.encoder.output_size(), feats)
     output, valid, _ = model.encoder(feats, lengths, **more)
     return (output[0] if isinstance(output, tuple) else output), valid
+
+
+def random_prompt(size: int, feats: Tensor) -> dict[str, Tensor]:
+    """Return what OWSM-CTC's encoder reads beside features (batch, time, input_size).
+
+    That is the prompt, encoded, (batch, tokens, size), with its mask, and the embeddings
+    of language and task, (batch, 2, size).
+    """
+    generator, batch = torch.Generator().manual_seed(1), len(feats)
+    memory, prefix = (
+        torch.randn(batch, tokens, size, generator=generator, dtype=torch.float64)
+        for tokens in (TOKENS, 2)
+    )
+    mask = torch.ones(batch, 1, TOKENS, dtype=torch.bool)
+    memory, prefix = memory.to(feats), prefix.to(feats)
+    return {"memory": memory, "memory_mask": mask, "prefix_embeds": prefix}
 
 
 def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

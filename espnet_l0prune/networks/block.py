@@ -44,6 +44,8 @@ class Block:
         layout: the branches that such a block may have, by their names in it, in the
             order of computation
         scaled: the names of branches whose output the block multiplies by its `ff_scale`
+        joined: what is joined to the stream in front of the blocks, with all features, if
+            anything is
         hands_on: what blocks hand on beside the stream, if they do: such a block stays,
             and has all features of the stream
     """
@@ -51,6 +53,7 @@ class Block:
     module_type: type[nn.Module] = nn.Module
     layout: dict[str, Place] = {}
     scaled: tuple[str, ...] = ()
+    joined: str | None = None
     hands_on: str | None = None
 
     def __init__(self, module: nn.Module):
@@ -123,11 +126,11 @@ class Block:
 
         return (mixed(args[0], output[0]), *output[1:])
 
-    def run(self, args: tuple, features: Tensor | None) -> Tensor:
+    def run(self, args: tuple, kwargs: dict, features: Tensor | None) -> Tensor:
         """Return what this block makes of another block's input, which stays as it is.
 
         Args:
-            args: the arguments of the other block
+            args, kwargs: the arguments of the other block
             features: the features of the stream that this block has, (n,); None for all
 
         Returns:
@@ -139,7 +142,7 @@ class Block:
             hidden = hidden.index_select(-1, features)
         with unobserved(self.module):
             first = (hidden, *positions) if positions else hidden
-            return self.stream(self.module(first, *rest))
+            return self.stream(self.module(first, *rest, **kwargs))
 
     def skip(self) -> nn.Module:
         """Return the module that takes the block's place once it is cut away."""

@@ -26,6 +26,10 @@ from espnet2.asr.encoder.contextual_block_conformer_encoder import (
 from espnet2.asr.encoder.contextual_block_transformer_encoder import (
     ContextualBlockTransformerEncoder,
 )
+from espnet2.asr.encoder.e_branchformer_ctc_encoder import EBranchformerCTCEncoder
+from espnet2.asr.encoder.e_branchformer_ctc_encoder import (
+    EBranchformerEncoderLayer as EBranchformerCTCEncoderLayer,
+)
 from espnet2.asr.encoder.e_branchformer_encoder import (
     EBranchformerEncoder,
     EBranchformerEncoderLayer,
@@ -63,6 +67,8 @@ __all__ = [
     "ConvolutionalPositionalEmbedding",
     "DecoderLayer",
     "DefaultFrontend",
+    "EBranchformerCTCEncoder",
+    "EBranchformerCTCEncoderLayer",
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
     "FastSelfAttention",

@@ -111,8 +111,11 @@ class _WidthSite(Site):
             return "with normalize_before: false the stream is read without a norm"
         if any(block_of(block).reads_beside_attention for block in self.network.encoders):
             return "with concat_after: true the stream is read beside the attention"
-        for what in filter(None, (block_of(b).hands_on for b in self.network.encoders)):
-            return f"its blocks hand on {what}, which have all features"
+        for block in map(block_of, self.network.encoders):
+            if block.hands_on:
+                return f"its blocks hand on {block.hands_on}, which have all features"
+            if block.joined:
+                return f"{block.joined} are joined to the stream, with all features"
         embed = self.network.embed
         if embed is None or isinstance(embed, nn.Linear):
             return "without a front end there is no place to take the width up"

@@ -23,6 +23,7 @@ TASKS = {
     "asr": "ASRTask",
     "mt": "MTTask",
     "s2t": "S2TTask",
+    "s2t_ctc": "S2TTask",
     "slu": "SLUTask",
     "st": "STTask",
 }

@@ -40,7 +40,8 @@ def compared_layers(
             if hidden is not None and model.layer_input == "teacher":
                 cut = hidden.size(-1) < teachers[i].size(-1)
                 features = index if cut else None
-                hidden = block_of(block).run(teacher.block_args[i], features)
+                read = teacher.block_args[i], teacher.block_kwargs[i]
+                hidden = block_of(block).run(*read, features)
                 hidden = in_time(model.encoder, hidden)
             students[i] = None if hidden is None else shared(hidden)
     if matrix is not None and model.layer_projection == "student":

@@ -16,7 +16,7 @@ from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.whisper import most_tokens
 from espnet_l0prune.plugin.heads import ctcs_of, is_multi_decoder, is_transducer
-from espnet_l0prune.plugin.inputs import silence
+from espnet_l0prune.plugin.inputs import prompt, silence
 
 
 def sites_of(model: nn.Module) -> list[Site]:
@@ -128,7 +128,7 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
     speech = silence(model, goal.seconds)
     lengths = torch.tensor([speech.size(1)], device=speech.device)
     try:
-        encoder_out, lengths = model.encode(speech, lengths)
+        encoder_out, lengths = model.encode(speech, lengths, **prompt(model))
     except TooShortUttError as e:
         raise ValueError(
             f"sparsity_goal_conf: seconds is {goal.seconds}: {e}; expected more"

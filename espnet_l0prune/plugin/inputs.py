@@ -35,6 +35,27 @@ def input_size_of(model: nn.Module) -> int:
     return getattr(model, "input_size", None) or model.encoder.input_size
 
 
+def has_prompt(model: nn.Module) -> bool:
+    """Return whether a model's encoder attends to a prompt, as that of OWSM-CTC does."""
+    return hasattr(model, "prompt_encoder")
+
+
+def prompt(model: nn.Module) -> dict[str, Tensor]:
+    """Return what `model.encode` takes beside speech, for one utterance without a prompt.
+
+    Its names are ESPnet's: `text_prev`, `prefix`, and their lengths.
+    """
+    if not has_prompt(model):
+        return {}
+    device = next(model.parameters()).device
+    found = {"text_prev": [[model.na]], "prefix": [[model.na, model.na]]}
+    tokens = {k: torch.tensor(v, device=device) for k, v in found.items()}
+    return tokens | {
+        f"{name}_lengths": torch.tensor([value.size(1)], device=device)
+        for name, value in tokens.items()
+    }
+
+
 def silence(model: nn.Module, seconds: float) -> Tensor:
     """Return silence: (1, samples), (1, frames, size), or (1, tokens), of one token."""
     like = next(model.parameters())

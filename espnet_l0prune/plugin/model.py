@@ -227,9 +227,12 @@ class L0Distilled(MixedWith):
             specaug = augmenting(self)[0].specaug
             batch = {name: in_two_views(value) for name, value in batch.items()}
         if self.training and self.disturb_probability:
-            undisturbed = batch["speech"], batch["speech_lengths"]
+            undisturbed = dict(batch)
             batch["speech"] = disturb_speech(
-                *undisturbed, self.disturb_probability, self.sample_rate
+                batch["speech"],
+                batch["speech_lengths"],
+                self.disturb_probability,
+                self.sample_rate,
             )
         teacher = None
         with warped_alike(specaug):
@@ -290,8 +293,17 @@ class L0Distilled(MixedWith):
             without = BLANK if self.ctc_kl_frames == "non_blank" else None
             for name, ctc in ctcs_of(self).items():
                 logits, frames = student.ctc_logits(name, ctc)
-                both = logits, teacher.ctc_out[name]
-                kl = prediction_kl(*both, frames, self.temperature, without)
+                how = frames, self.temperature, without
+                kl = prediction_kl(logits, teacher.ctc_out[name], *how)
+                weight = getattr(self, "interctc_weight", 0.0)
+                if weight and student.between:  # weighed as ESPnet weighs its own losses
+                    between = [
+                        prediction_kl(ctc.ctc_lo(mine), theirs, *how)
+                        for mine, theirs in zip(
+                            student.between, teacher.between_out, strict=True
+                        )
+                    ]
+                    kl = (1 - weight) * kl + weight * sum(between) / len(between)
                 losses[f"loss_{name}_kl"] = self.ctc_kl_weight, kl
         transducer = is_transducer(self)
         if transducer and self.transducer_kl_weight:

@@ -15,6 +15,7 @@ STOCK = {
     "asr": ("espnet", "maskctc"),
     "mt": ("mt", "discrete_asr"),
     "s2t": ("espnet",),
+    "s2t_ctc": ("espnet_ctc",),
     "slu": ("espnet",),
     "st": ("espnet",),
 }

@@ -13,6 +13,7 @@ from espnet_l0prune.networks.espnet_modules import (
     ConformerEncoder,
     ContextualBlockConformerEncoder,
     ContextualBlockTransformerEncoder,
+    EBranchformerCTCEncoder,
     EBranchformerEncoder,
     MultiConvConformerEncoder,
     OpenAIWhisperDecoder,
@@ -181,6 +182,12 @@ class L0EBranchformerEncoder(L0Network, EBranchformerEncoder):
     conf_name = "encoder_conf"
 
 
+class L0EBranchformerCTCEncoder(L0Network, EBranchformerCTCEncoder):
+    """This is `encoder: l0_e_branchformer_ctc`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
 class L0MultiConvConformerEncoder(L0Network, MultiConvConformerEncoder):
     """This is `encoder: l0_multiconv_conformer`; see `L0Network`."""
 
@@ -222,6 +229,7 @@ ENCODERS = {
     "l0_transformer": L0TransformerEncoder,
     "l0_branchformer": L0BranchformerEncoder,
     "l0_e_branchformer": L0EBranchformerEncoder,
+    "l0_e_branchformer_ctc": L0EBranchformerCTCEncoder,
     "l0_multiconv_conformer": L0MultiConvConformerEncoder,
     "l0_contextual_block_conformer": L0ContextualBlockConformerEncoder,
     "l0_contextual_block_transformer": L0ContextualBlockTransformerEncoder,

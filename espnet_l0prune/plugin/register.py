@@ -36,6 +36,11 @@ from espnet_l0prune.plugin.prepare import (
 )
 from espnet_l0prune.plugin.trainer import L0Trainer
 
+NETWORKS: dict[str, dict[str, type]] = {
+    "encoder": ENCODERS | {"onnx": OnnxEncoder},
+    "decoder": DECODERS | {"onnx": OnnxDecoder},
+}
+
 
 def register(module_name: str = "espnet2.tasks.asr") -> None:
     """Enter our classes into the registries of one of ESPnet's tasks.
@@ -51,15 +56,16 @@ def register(module_name: str = "espnet2.tasks.asr") -> None:
     module = importlib.import_module(module_name)
     name = "asr" if module_name == ESPNET3 else module_name.rpartition(".")[2]
     task = getattr(module, TASKS[name])
-    entries: list[tuple[str, dict, dict]] = [
-        ("encoder", module.encoder_choices.classes, ENCODERS | {"onnx": OnnxEncoder}),
-        ("decoder", module.decoder_choices.classes, DECODERS | {"onnx": OnnxDecoder}),
-        ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
-        ("scheduler", abs_task.scheduler_classes, {"l0_lineardecaylr": LinearDecayLR}),
-    ]
     known = {choices.name: choices for choices in task.class_choices_list}
     models = known.get("model") or model_choices_of(module)
-    entries += [
+    entries: list[tuple[str, dict, dict]] = [
+        *(
+            (part, known[part].classes, ours)
+            for part, ours in NETWORKS.items()
+            if part in known  # s2t_ctc has no decoder
+        ),
+        ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
+        ("scheduler", abs_task.scheduler_classes, {"l0_lineardecaylr": LinearDecayLR}),
         ("model", models.classes, kinds(name, models.classes)),
         ("option", known, {choices.name: choices for choices in CHOICES}),
     ]

@@ -1,10 +1,12 @@
 """The teacher is the unpruned model, which runs on what the student's encoder reads."""
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
@@ -37,9 +39,12 @@ class Trace:
     encoder_args: tuple = ()
     encoder_kwargs: dict = field(default_factory=dict)
     block_args: dict[int, tuple] = field(default_factory=dict)
+    block_kwargs: dict[int, dict] = field(default_factory=dict)
     blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
     encoder_out: Tensor | None = None  # (batch, time, size)
     encoder_lengths: Tensor | None = None  # (batch,)
+    between: list[Tensor] = field(default_factory=list)  # what intermediate CTC reads
+    between_out: list[Tensor] = field(default_factory=list)  # logits, (batch, time, V)
     memory: Tensor | None = None  # the same after what follows the encoder, if anything
     memory_lengths: Tensor | None = None
     ctc_args: dict[str, tuple] = field(default_factory=dict)
@@ -115,12 +120,14 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         trace.encoder_args, trace.encoder_kwargs = args, kwargs
         trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
         trace.memory, trace.memory_lengths = trace.encoder_out, trace.encoder_lengths
+        if isinstance(output[0], tuple):
+            trace.between = [hidden for _, hidden in output[0][1]]
 
     def on_part_after(_, args, output):
         trace.memory, trace.memory_lengths = output[:2]
 
-    def on_block(i, block, args, output):
-        trace.block_args[i] = args
+    def on_block(i, block, args, kwargs, output):
+        trace.block_args[i], trace.block_kwargs[i] = args, kwargs
         trace.blocks[i] = in_time(model.encoder, block_of(block).stream(output))
 
     def on_decoder(_, args, output):
@@ -143,7 +150,8 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
     if isinstance(specaug, nn.Module):
         hooks.append(specaug.register_forward_pre_hook(on_augmentation))
     for i, block in enumerate(layers_of(model.encoder)):
-        hooks.append(block.register_forward_hook(partial(on_block, i)))
+        on_this = partial(on_block, i)
+        hooks.append(block.register_forward_hook(on_this, with_kwargs=True))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
     for part in after_encoder(model):
@@ -229,13 +237,13 @@ class Teacher:
                 raise differ(what, read(teacher), read(student))
 
     @torch.no_grad()
-    def follow(self, student: Trace, heard: tuple[Tensor, Tensor] | None = None) -> Trace:
+    def follow(self, student: Trace, heard: dict[str, Any] | None = None) -> Trace:
         """Run the teacher on the student's encoder input and decoder input.
 
         Args:
             student: the trace of the student's forward
-            heard: the audio (batch, samples) and its lengths (batch,) that the teacher
-                hears instead, in a pass of its own, with the same SpecAugment
+            heard: a batch that the teacher hears instead, in a pass of its own, with the
+                same SpecAugment
 
         Returns:
             the trace of the teacher's forward
@@ -243,7 +251,8 @@ class Teacher:
         with record(self.model) as trace:
             with self._augmented_as(student):
                 if heard is not None:
-                    self.model.encode(*heard)
+                    takes = inspect.signature(self.model.encode).parameters
+                    self.model.encode(**{k: heard[k] for k in takes if k in heard})
                 else:
                     kwargs = dict(student.encoder_kwargs)
                     if "ctc" in kwargs:
@@ -254,6 +263,7 @@ class Teacher:
             joint_network, memory = joint_network_of(self.model), trace.memory
             for name, ctc in ctcs_of(self.model).items():
                 ctc.ctc_lo(trace.encoder_out if student.is_early(name) else memory)
+                trace.between_out = [ctc.ctc_lo(hidden) for hidden in trace.between]
             if joint_network is not None and memory is not None:
                 self.model.decoder.set_device(memory.device)
                 decoder_out = self.model.decoder(*student.decoder_args)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.terms import terms_of
-from espnet_l0prune.deploy.verify import STEP, probe
+from espnet_l0prune.deploy.verify import STEP, probe, random_prompt
 from espnet_l0prune.networks.whisper import encode_waveform, exact
 from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
@@ -16,6 +16,7 @@ from espnet_l0prune.plugin.network import (
     L0ConformerEncoder,
     L0ContextualBlockConformerEncoder,
     L0ContextualBlockTransformerEncoder,
+    L0EBranchformerCTCEncoder,
     L0EBranchformerEncoder,
     L0MultiConvConformerEncoder,
     L0TransformerDecoder,
@@ -52,6 +53,7 @@ KINDS = {
     "transformer": L0TransformerEncoder,
     "branchformer": L0BranchformerEncoder,
     "e_branchformer": L0EBranchformerEncoder,
+    "e_branchformer_ctc": L0EBranchformerCTCEncoder,
     "multiconv_conformer": L0MultiConvConformerEncoder,
     "streaming_conformer": L0ContextualBlockConformerEncoder,
     "streaming_transformer": L0ContextualBlockTransformerEncoder,
@@ -153,6 +155,10 @@ def confs(draw, kind: str) -> dict:
             "cnn_module_kernel": 3,
             **attention,
         }
+    if kind == "e_branchformer_ctc":
+        attention = {k: v for k, v in attention.items() if k != "qk_norm"}
+        prompted = [draw(st.booleans()) for _ in range(conf["num_blocks"])]
+        conf |= {"use_cross_attention": prompted, "input_layer": "conv2d8"}
     conf |= {
         "cgmlp_linear_units": 2 * draw(st.integers(1, 6)),
         "cgmlp_conv_kernel": 3,
@@ -215,7 +221,10 @@ def output(network, seed: int = 0) -> torch.Tensor:
         out, valid = encode_waveform(network, waves.flatten(1), STEP * lengths)
     else:
         feats, lengths = probe(20, LENGTHS, seed)
-        out, valid, _ = network(feats, lengths)
+        more = {}
+        if isinstance(network, L0EBranchformerCTCEncoder):
+            more = random_prompt(network.output_size(), feats)
+        out, valid, _ = network(feats, lengths, **more)
     return torch.cat([o[:n] for o, n in zip(out, valid, strict=True)])
 
 

@@ -65,6 +65,14 @@ SMALL = {
         "macaron_ffn": True,
         "linear_units": 12,
     },
+    "e_branchformer_ctc": {
+        "cgmlp_linear_units": 12,
+        "cgmlp_conv_kernel": 3,
+        "use_ffn": True,
+        "macaron_ffn": True,
+        "linear_units": 12,
+        "input_layer": "conv2d8",  # the only one that takes the prefix
+    },
     "multiconv_conformer": {
         "linear_units": 12,
         "macaron_style": True,

@@ -39,6 +39,7 @@ from espnet_l0prune.networks.espnet_modules import (
 )
 from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
+from espnet_l0prune.plugin.inputs import has_prompt
 from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.weight_names import portable
 
@@ -62,8 +63,8 @@ class OnnxForm(ExportForm):
         """Pack the model; see `ExportForm.pack`, and `write_onnx` for further errors.
 
         Raises:
-            ValueError: an encoder that reads audio, or one that is streaming, of which
-                torch writes no graph
+            ValueError: an encoder that reads audio or a prompt, or one that is streaming,
+                of which there is no graph
         """
         if is_streaming(model.encoder):
             raise ValueError(
@@ -71,6 +72,12 @@ class OnnxForm(ExportForm):
                 "from block to block, as many as the audio is long, of which torch "
                 "writes no graph; expected an encoder that is not a streaming one. "
                 "Export it as a plugin or a stock model."
+            )
+        if has_prompt(model):
+            raise ValueError(
+                f"the encoder, a {type(model.encoder).__name__}, reads a prompt beside "
+                "the features, which no graph here does; expected an encoder that reads "
+                "features alone. Export it as a plugin or a stock model."
             )
         if reads_waveform(model.encoder):
             raise ValueError(

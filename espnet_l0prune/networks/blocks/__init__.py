@@ -10,7 +10,10 @@ from espnet_l0prune.networks.blocks.contextual import (
     ContextualTransformerBlock,
 )
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
-from espnet_l0prune.networks.blocks.e_branchformer import EBranchformerBlock
+from espnet_l0prune.networks.blocks.e_branchformer import (
+    EBranchformerBlock,
+    EBranchformerCTCBlock,
+)
 from espnet_l0prune.networks.blocks.transformer import TransformerBlock
 from espnet_l0prune.networks.blocks.whisper import WhisperBlock
 
@@ -19,6 +22,7 @@ KINDS: tuple[type[Block], ...] = (
     TransformerBlock,
     BranchformerBlock,
     EBranchformerBlock,
+    EBranchformerCTCBlock,
     ContextualConformerBlock,
     ContextualTransformerBlock,
     DecoderBlock,

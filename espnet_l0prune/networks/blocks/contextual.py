@@ -29,10 +29,10 @@ class ContextualTransformerBlock(Block):
     }
     hands_on = "context vectors"
 
-    def run(self, args: tuple, features: Tensor | None) -> Tensor:
+    def run(self, args: tuple, kwargs: dict, features: Tensor | None) -> Tensor:
         # the layer writes the context vectors into what it is given
         copies = (a.clone() if isinstance(a, Tensor) else a for a in args)
-        return super().run(tuple(copies), features)
+        return super().run(tuple(copies), kwargs, features)
 
 
 class ContextualConformerBlock(ContextualTransformerBlock):

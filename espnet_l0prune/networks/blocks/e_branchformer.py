@@ -1,10 +1,18 @@
-"""This is the E-Branchformer's block."""
+"""These are the E-Branchformer's block and OWSM-CTC's, which has one branch more."""
 
 from torch import nn
 
 from espnet_l0prune.networks.block import Block, Place
-from espnet_l0prune.networks.branches import FEED_FORWARD, GATING, SELF_ATTENTION
-from espnet_l0prune.networks.espnet_modules import EBranchformerEncoderLayer
+from espnet_l0prune.networks.branches import (
+    FEED_FORWARD,
+    GATING,
+    SELF_ATTENTION,
+    SOURCE_ATTENTION,
+)
+from espnet_l0prune.networks.espnet_modules import (
+    EBranchformerCTCEncoderLayer,
+    EBranchformerEncoderLayer,
+)
 
 
 class EBranchformerBlock(Block):
@@ -29,3 +37,16 @@ class EBranchformerBlock(Block):
     @property
     def final_norm(self) -> nn.Module:
         return self.module.norm_final
+
+
+class EBranchformerCTCBlock(EBranchformerBlock):
+    """An `EBranchformerCTCBlock`, of OWSM-CTC, may attend to a prompt (Peng et al. 2024,
+    arXiv 2402.12654).
+    """
+
+    module_type = EBranchformerCTCEncoderLayer
+    layout = {
+        **EBranchformerBlock.layout,
+        "cross_attn": Place("norm_cross_attn", "prompt att.", SOURCE_ATTENTION),
+    }
+    joined = "the embeddings of language and task"
