@@ -19,7 +19,7 @@ from espnet_l0prune.networks.whisper import (
     reads_waveform,
 )
 from espnet_l0prune.plugin.counting import evaluation
-from espnet_l0prune.plugin.heads import is_multi_decoder
+from espnet_l0prune.plugin.heads import after_encoder, is_multi_decoder
 from espnet_l0prune.plugin.inputs import has_prompt
 
 TOLERANCE = 1e-10  # in float64, relative to the output's largest magnitude
@@ -142,8 +142,13 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     if attends and not is_multi_decoder(model):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
+        memory = output
+        for part in after_encoder(model):  # it is not run: the decoder reads noise
+            generator = torch.Generator().manual_seed(2)
+            shape = *output.shape[:2], part.output_size()
+            memory = torch.randn(shape, generator=generator).to(dtype)
         with _converted(dtype, model.decoder):
-            by_part["decoder"] = decode(model.decoder, output, valid, tokens, counts)
+            by_part["decoder"] = decode(model.decoder, memory, valid, tokens, counts)
     return by_part
 
 

@@ -61,6 +61,7 @@ __all__ = [
     "ContextualConformerLayer",
     "ContextualTransformerLayer",
     "Conv1dLinear",
+    "Conv2dSubsampling8",
     "Conv2dSubsamplingWOPosEnc",
     "ConvolutionModule",
     "ConvolutionalGatingMLP",
@@ -148,6 +149,7 @@ SUBSAMPLINGS = tuple(
 )
 
 
+Conv2dSubsampling8 = _find("transformer.subsampling", "Conv2dSubsampling8")
 TOKEN_FRONTENDS = Embedding, PatchEmbedding, CodecEmbedding
 
 

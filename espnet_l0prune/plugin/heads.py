@@ -8,7 +8,7 @@ CTCS = "ctc", "st_ctc"  # of the source language, and of the translation
 JOINTS = "joint_network", "st_joint_network"
 # In asr, s2t and slu, in st, in mt, and of Mask-CTC
 TOKEN_LOSSES = "criterion_att", "criterion_st", "criterion_mt", "criterion_mlm"
-AFTER_ENCODER = "hier_encoder", "postencoder"
+AFTER_ENCODER = "hier_encoder", "postencoder", "postdecoder", "deliberationencoder"
 
 
 def name_absent_(model: nn.Module) -> None:

@@ -41,13 +41,17 @@ def has_prompt(model: nn.Module) -> bool:
 
 
 def prompt(model: nn.Module) -> dict[str, Tensor]:
-    """Return what `model.encode` takes beside speech, for one utterance without a prompt.
+    """Return what `model.encode` takes beside speech, for an utterance without a prompt.
 
-    Its names are ESPnet's: `text_prev`, `prefix`, and their lengths.
+    That is `text_prev` and `prefix` for OWSM-CTC, or a transcript for a postdecoder, each
+    with its lengths.
     """
+    device = next(model.parameters()).device
+    if getattr(model, "postdecoder", None) is not None:
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        return {"transcript_pad": token, "transcript_pad_lens": token[0] + 1}
     if not has_prompt(model):
         return {}
-    device = next(model.parameters()).device
     found = {"text_prev": [[model.na]], "prefix": [[model.na, model.na]]}
     tokens = {k: torch.tensor(v, device=device) for k, v in found.items()}
     return tokens | {

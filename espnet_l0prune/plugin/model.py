@@ -221,13 +221,16 @@ class L0Distilled(MixedWith):
                 samples), and `text`, token ids, (batch, tokens), -1 where there is
                 padding, each with its `_lengths`, (batch,).
         """
-        undisturbed, specaug = None, None
+        specaug = None
         views = self.training and self.cr_ctc_weight > 0
         if views:
             specaug = augmenting(self)[0].specaug
             batch = {name: in_two_views(value) for name, value in batch.items()}
-        if self.training and self.disturb_probability:
-            undisturbed = dict(batch)
+        undisturbed, disturbs = (
+            dict(batch),
+            self.training and self.disturb_probability > 0,
+        )
+        if disturbs:
             batch["speech"] = disturb_speech(
                 batch["speech"],
                 batch["speech_lengths"],
@@ -239,7 +242,7 @@ class L0Distilled(MixedWith):
             with record(self) as trace:
                 loss, stats, weight = super().forward(**batch)
             if self.teacher is not None:
-                teacher = self.teacher.follow(trace, undisturbed)
+                teacher = self.teacher.follow(trace, undisturbed, disturbs)
         stats = {**stats, "loss_task": loss.detach()}
         loss = self.task_weight * loss
         if views:

@@ -153,10 +153,6 @@ def check_trainable(args: argparse.Namespace) -> None:
         return
     deepspeed = getattr(args, "use_deepspeed", False)
     _require(not deepspeed, "use_deepspeed", deepspeed, "false")
-    for name in ("postdecoder", "deliberationencoder"):  # they exist in slu
-        more = getattr(args, name, None)
-        expected = "none, as no teacher follows one: choose an experiment without"
-        _require(more is None, name, more, expected)
     if getattr(args, "md_encoder", None) is not None:  # in st
         first = getattr(args, "extra_asr_decoder", None)
         expected = "transformer_md, as ESPnet's loss of such a model fails with another"

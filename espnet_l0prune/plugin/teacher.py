@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.streaming import in_time
-from espnet_l0prune.networks.whisper import augmenting
+from espnet_l0prune.networks.whisper import augmenting, reads_waveform
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.heads import (
     after_encoder,
@@ -24,6 +24,11 @@ from espnet_l0prune.plugin.heads import (
     is_transducer,
     joint_network_of,
 )
+from espnet_l0prune.plugin.inputs import reads_tokens
+
+BEFORE_ENCODER = "frontend", "normalize", "preencoder"
+# Arguments of `encode` that have other names in a batch, in slu
+ALIASES = {"transcript_pad": "transcript", "transcript_pad_lens": "transcript_lengths"}
 
 
 @dataclass
@@ -37,7 +42,6 @@ class Trace:
 
     augmentation: "Again | None" = None
     encoder_args: tuple = ()
-    encoder_kwargs: dict = field(default_factory=dict)
     block_args: dict[int, tuple] = field(default_factory=dict)
     block_kwargs: dict[int, dict] = field(default_factory=dict)
     blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
@@ -116,15 +120,19 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
     def on_augmentation(module, args):
         trace.augmentation = Again(module, args[0].device)
 
-    def on_encoder(_, args, kwargs, output):
-        trace.encoder_args, trace.encoder_kwargs = args, kwargs
+    def on_encoder(_, args, output):
+        trace.encoder_args = args
         trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
-        trace.memory, trace.memory_lengths = trace.encoder_out, trace.encoder_lengths
         if isinstance(output[0], tuple):
             trace.between = [hidden for _, hidden in output[0][1]]
 
-    def on_part_after(_, args, output):
-        trace.memory, trace.memory_lengths = output[:2]
+    encode = model.encode
+
+    @wraps(encode)
+    def encode_and_note(*args, **kwargs):
+        output = encode(*args, **kwargs)
+        trace.memory, trace.memory_lengths = Block.stream(output[0]), output[1]
+        return output
 
     def on_block(i, block, args, kwargs, output):
         trace.block_args[i], trace.block_kwargs[i] = args, kwargs
@@ -145,7 +153,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         if trace.encoder_out is not None:  # conditioning calls it before
             trace.ctc_out.setdefault(name, output)
 
-    hooks = [model.encoder.register_forward_hook(on_encoder, with_kwargs=True)]
+    hooks = [model.encoder.register_forward_hook(on_encoder)]
     specaug = augmenting(model)[0].specaug
     if isinstance(specaug, nn.Module):
         hooks.append(specaug.register_forward_pre_hook(on_augmentation))
@@ -154,17 +162,17 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         hooks.append(block.register_forward_hook(on_this, with_kwargs=True))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
-    for part in after_encoder(model):
-        hooks.append(part.register_forward_hook(on_part_after))
     for name, ctc in ctcs_of(model).items():
         hooks.append(ctc.register_forward_pre_hook(partial(on_ctc_loss, name)))
         hooks.append(ctc.ctc_lo.register_forward_hook(partial(on_ctc, name)))
     joint_network = joint_network_of(model)
     if joint_network is not None:
         hooks.append(joint_network.register_forward_hook(on_joint))
+    model.encode = encode_and_note
     try:
         yield trace
     finally:
+        model.encode = encode
         for hook in hooks:
             hook.remove()
 
@@ -237,29 +245,34 @@ class Teacher:
                 raise differ(what, read(teacher), read(student))
 
     @torch.no_grad()
-    def follow(self, student: Trace, heard: dict[str, Any] | None = None) -> Trace:
+    def follow(self, student: Trace, batch: dict[str, Any], apart: bool = False) -> Trace:
         """Run the teacher on the student's encoder input and decoder input.
 
         Args:
             student: the trace of the student's forward
-            heard: a batch that the teacher hears instead, in a pass of its own, with the
-                same SpecAugment
+            batch: what the model took, by name
+            apart: whether the teacher reads the batch in a pass of its own, with the same
+                SpecAugment, and not what the student's encoder has read
 
         Returns:
             the trace of the teacher's forward
         """
+        inputs = {}
+        for name in inspect.signature(self.model.encode).parameters:
+            value = batch.get(ALIASES.get(name, name))
+            if value is not None:
+                inputs[name] = value.clone()  # ESPnet changes some of them
+        without = reads_tokens(self.model) or reads_waveform(self.model.encoder)
         with record(self.model) as trace:
-            with self._augmented_as(student):
-                if heard is not None:
-                    takes = inspect.signature(self.model.encode).parameters
-                    self.model.encode(**{k: heard[k] for k in takes if k in heard})
-                else:
-                    kwargs = dict(student.encoder_kwargs)
-                    if "ctc" in kwargs:
-                        kwargs["ctc"] = self.model.ctc
-                    self.model.encoder(*student.encoder_args, **kwargs)
-                    for part in after_encoder(self.model):
-                        part(trace.memory, trace.memory_lengths)
+            if apart or without:
+                with self._augmented_as(student):
+                    self.model.encode(**inputs)
+            else:
+                features = zip(
+                    ("speech", "speech_lengths"), student.encoder_args, strict=False
+                )
+                with self._without_front_end():
+                    self.model.encode(**inputs | dict(features))
             joint_network, memory = joint_network_of(self.model), trace.memory
             for name, ctc in ctcs_of(self.model).items():
                 ctc.ctc_lo(trace.encoder_out if student.is_early(name) else memory)
@@ -271,6 +284,18 @@ class Teacher:
             elif student.decoder_args and student.decoder_args[0] is student.memory:
                 self.model.decoder(memory, *student.decoder_args[1:])
         return trace
+
+    @contextmanager
+    def _without_front_end(self) -> Iterator[None]:
+        """Let the teacher read what the student's encoder reads."""
+        before = {name: getattr(self.model, name) for name in BEFORE_ENCODER}
+        for name in before:
+            setattr(self.model, name, None)
+        try:
+            yield
+        finally:
+            for name, part in before.items():
+                setattr(self.model, name, part)
 
     @contextmanager
     def _augmented_as(self, student: Trace) -> Iterator[None]:

@@ -1,9 +1,10 @@
 """Weights are read by the names of any ESPnet, and kept by names that all of them read.
 
 Until 202609 the last layer of a subsampling was `out.0`, and its positional encoding
-`out.1`; since then they are `out` and `pos_enc`. ESPnet 202611 reads both, but not by
-`init_param`, where it silently drops the old names and leaves the layer as it was
-initialized.
+`out.1`; since then they are `out` and `pos_enc`. A subsampling by 8 has had these since
+2024, with OWSM-CTC. ESPnet 202611 reads both, but not by `init_param`, where it silently
+drops the old names and leaves the layer as it was initialized. Up to 202511 it reads its
+own alone, and silently leaves the layer, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS
+from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS, Conv2dSubsampling8
 
 OLD = {"out.weight": "out.0.weight", "out.bias": "out.0.bias", "pos_enc.": "out.1."}
 
@@ -27,8 +28,9 @@ def portable(
         state: weights of this model under any ESPnet's names; None for its own
     """
     state = dict(model.state_dict() if state is None else state)
-    for _, names in _subsamplings(model):
-        _rename_(state, names)
+    for module, names in _subsamplings(model):
+        kept = {v: k for k, v in names.items()} if _is_of_2024(module) else names
+        _rename_(state, kept)
     return state
 
 
@@ -47,6 +49,11 @@ def _before_loading(
     names: Mapping[str, str], module: nn.Module, state: dict, prefix: str, *args: Any
 ) -> None:
     _rename_(state, {prefix + one: prefix + other for one, other in names.items()})
+
+
+def _is_of_2024(module: nn.Module) -> bool:
+    """Return whether every ESPnet that we know has the new names in a subsampling."""
+    return isinstance(module, Conv2dSubsampling8)
 
 
 def _subsamplings(network: nn.Module) -> Iterator[tuple[Any, dict[str, str]]]:

@@ -2,14 +2,23 @@
 
 import copy
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
-from espnet2.bin import asr_inference, asr_inference_maskctc, mt_inference, st_inference
+from espnet2.bin import (
+    asr_inference,
+    asr_inference_maskctc,
+    mt_inference,
+    slu_inference,
+    st_inference,
+)
 from espnet2.tasks.asr import ASRTask
 from espnet2.tasks.mt import MTTask
+from espnet2.tasks.slu import SLUTask
 from espnet2.tasks.st import STTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
@@ -23,6 +32,7 @@ from espnet_l0prune.testing.models import ENCODER, TOKENS, disturb_
 from espnet_l0prune.testing.runs import CONFIG, make_data
 from espnet_l0prune.testing.updates import batch
 
+BERT = "bert"  # a folder below the current one
 DECODER = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
 BLOCK = {**ENCODER, "num_blocks": 1}
 E_BRANCHFORMER = {  # as in asr2, where it reads two units at a time
@@ -39,9 +49,10 @@ E_BRANCHFORMER = {  # as in asr2, where it reads two units at a time
 }
 SOURCE = {"src_token_list": TOKENS, "src_token_type": "char"}
 ASR = {"extra_asr_decoder": "transformer", "extra_asr_decoder_conf": DECODER}
-TWO_CTCS = {"asr_weight": 0.3, "mtlalpha": 0.5, "st_mtlalpha": 0.3}
+NO_BLEU = {"report_bleu": False}  # which needs a package
+TWO_CTCS = {"asr_weight": 0.3, "mtlalpha": 0.5, "st_mtlalpha": 0.3, **NO_BLEU}
 TEXT = {"frontend": "embed", "frontend_conf": {"embed_dim": 16}, "input_size": None}
-TASKS = {"asr": ASRTask, "mt": MTTask, "st": STTask}
+TASKS = {"asr": ASRTask, "mt": MTTask, "slu": SLUTask, "st": STTask}
 # The task, what differs from a small ASR model, our name of the model, and the losses
 KINDS = {
     "st": (
@@ -70,7 +81,7 @@ KINDS = {
             "decoder": "transformer_md",
             "md_encoder": "conformer",
             "md_encoder_conf": {**BLOCK, "input_layer": "linear"},
-            "model_conf": {"asr_weight": 0.3, "mtlalpha": 0.5},
+            "model_conf": {"asr_weight": 0.3, "mtlalpha": 0.5, **NO_BLEU},
         },
         "l0_distill",
         {"ctc_kl", "layer"},
@@ -86,7 +97,12 @@ KINDS = {
         "l0_distill",
         {"transducer_kl", "layer"},
     ),
-    "mt": ("mt", {**SOURCE, **TEXT}, "l0_distill", {"att_kl", "layer"}),
+    "mt": (
+        "mt",
+        {**SOURCE, **TEXT, "model_conf": NO_BLEU},
+        "l0_distill",
+        {"att_kl", "layer"},
+    ),
     "discrete units": (
         "mt",
         {
@@ -120,9 +136,49 @@ KINDS = {
         "l0_distill",
         {"ctc_kl", "att_kl", "layer"},
     ),
+    "BERT after the encoder": (
+        "asr",
+        {
+            "postencoder": "hugging_face_transformers",
+            "postencoder_conf": {"model_name_or_path": BERT},
+            "model_conf": {"ctc_weight": 0.3},
+        },
+        "l0_distill",
+        {"ctc_kl", "att_kl", "layer"},
+    ),
+    "BERT beside it, and deliberation": (
+        "slu",
+        {
+            "transcript_token_list": TOKENS,
+            "postdecoder": "hugging_face_transformers",
+            "postdecoder_conf": {"model_name_or_path": BERT, "output_size": 16},
+            "deliberationencoder": "conformer",
+            "deliberationencoder_conf": {**BLOCK, "input_layer": "linear"},
+            "model_conf": {"ctc_weight": 0.0},
+        },
+        "l0_distill",
+        {"att_kl", "layer"},
+    ),
 }
 STOCK = ConformerEncoder, EBranchformerEncoder
 RUN = ("num_workers", "num_att_plot", "use_tensorboard", "use_matplotlib", "batch_type")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bert(tmp_path_factory):
+    """A BERT with random weights, as Hugging Face's package saves it."""
+    folder = tmp_path_factory.mktemp("hub")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 8, "vocab_size": len(words)}
+    bert = transformers.BertModel(transformers.BertConfig(**sizes, **more))
+    for part in (tokenizer, bert):
+        part.save_pretrained(folder / BERT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 def configuration(kind: str, **changes):
@@ -166,8 +222,12 @@ def save_dense(folder, kind: str, **changes) -> None:
 
 
 def batch_of(kind: str) -> dict[str, torch.Tensor]:
-    found = {k: v for k, v in batch().items()}
+    found = batch()
     if KINDS[kind][0] == "asr":
+        return found
+    if KINDS[kind][0] == "slu":
+        found["transcript"] = found["text"].flip(1)
+        found["transcript_lengths"] = found["text_lengths"]
         return found
     generator = torch.Generator().manual_seed(1)
     found["src_text"] = torch.randint(2, 10, (3, 19), generator=generator)
@@ -228,6 +288,8 @@ def search_of(kind: str):
         options["transducer_conf"] = {"search_type": "default"}
     if KINDS[kind][0] == "st":
         return st_inference.Speech2Text, options, "st", speech
+    if KINDS[kind][0] == "slu":
+        return slu_inference.Speech2Understand, options, "slu", speech
     if KINDS[kind][0] == "mt":
         tokens = [torch.arange(2, 10).repeat(2 + i) for i in (0, 1)]
         return mt_inference.Text2Text, options, "mt", tokens
@@ -240,23 +302,27 @@ def decode(kind: str, config, weights) -> list:
     search, options, name, inputs = search_of(kind)
     files = {f"{name}_train_config": str(config), f"{name}_model_file": str(weights)}
     found = search(**files, **options)
-    return [found(one)[0][:3] for one in inputs]
+    more = (torch.tensor([2, 3, 4]),) if name == "slu" else ()  # a transcript
+    return [found(one, *more)[0][:3] for one in inputs]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_line_from_adopt_to_the_text(kind, tmp_path, monkeypatch, capsys):
+    (tmp_path / BERT).symlink_to(Path(BERT).resolve())
     monkeypatch.chdir(tmp_path)
     task = KINDS[kind][0]
     (tmp_path / "data").mkdir()
     make_data(tmp_path / "data")
     data = [] if task == "mt" else [["data/feats", "speech", "npy"]]
     data.append(["data/text", "text", "text"])
-    if task != "asr":
+    if task in ("mt", "st"):
         lines = (tmp_path / "data/text").read_text().splitlines()
         longer = [f"{line}{line.split()[1] * 3}\n" for line in lines]
         (tmp_path / "data/longer").write_text("".join(longer))
         data.append(["data/longer", "src_text", "text"])
+    if task == "slu":
+        data.append(["data/text", "transcript", "text"])
     options = {}
     for part in ("train", "valid"):
         options[f"{part}_data_path_and_name_and_type"] = data

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 
 from espnet_l0prune.plugin.building import build_model
@@ -66,3 +67,30 @@ def test_names_of_any_release_are_read(make, release, way, tmp_path):
         load_pretrained_model(str(tmp_path / "dense.pth"), model, False)
     for name, value in trained.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("layer", ["conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8"])
+def test_plain_espnet_reads_what_is_kept(layer):
+    """All of it, by the installed release's own loading."""
+    changes = {"encoder": "conformer", "model": "espnet", "optim": "adamw"}
+    args = arguments(**changes, encoder_conf={"input_layer": layer})
+    args.encoder_conf.pop("units", None)
+    torch.manual_seed(0)
+    kept = portable(ASRTask.build_model(args))
+    torch.manual_seed(1)
+    plain = ASRTask.build_model(args)
+    plain.load_state_dict(kept, strict=True)
+    again = portable(plain)
+    assert again.keys() == kept.keys()
+    assert all(torch.equal(again[name], value) for name, value in kept.items())
+    # the other release's names are read by ours, and kept as these
+    other = {
+        name.replace("embed.out.0.", "embed.out.")
+        if "embed.out.0." in name
+        else name.replace("embed.out.", "embed.out.0."): value
+        for name, value in kept.items()
+    }
+    assert portable(plain, other).keys() == kept.keys()
+    ours = build_model(args)
+    ours.load_state_dict(other)
+    assert all(torch.equal(portable(ours)[name], value) for name, value in kept.items())
