@@ -30,6 +30,7 @@ import torch
 import yaml
 from common import parser, start, write
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+from stand_ins import stand_in
 
 from espnet_l0prune.deploy.adopt import adopt
 from espnet_l0prune.deploy.choice import Choice
@@ -44,9 +45,13 @@ TASKS = {
     "asr2": ("mt", "MTTask", ("src_text",)),
     "s2t1": ("s2t", "S2TTask", ("text_prev", "text_ctc")),
 }
-COLUMNS = ("configuration", "task", "encoder", "decoder", "outcome", "message")
+COLUMNS = (
+    *("configuration", "task", "encoder", "decoder", "outcome", "message"),
+    "stand_ins",  # for published models
+)
 SECONDS = 60  # of the processor, that a configuration may take
 SIZE = 20  # of the features
+STEP = 160  # samples of audio in place of a frame of features, for Whisper
 FRAMES = 120  # of the longest utterance
 UTTERANCES = 4
 LETTERS = "ABCDEFGH"
@@ -98,6 +103,10 @@ def shrink(conf: dict[str, Any], task: str) -> dict[str, Any]:
     specaug = small.get("specaug_conf") or {}
     if "freq_mask_width_range" in specaug:
         small["specaug_conf"] = {**specaug, "freq_mask_width_range": [0, SIZE // 4]}
+    if conf.get("encoder") == "whisper":  # which computes its features
+        small |= {"input_size": 1, "normalize": None}
+        small["model_conf"] = {**(conf.get("model_conf") or {}), "sym_sos": "<sos>"}
+        small["model_conf"]["sym_eos"] = "<eos>"
     if task == "mt":  # whose features are embeddings of discrete units
         del small["input_size"], small["normalize"]
         small |= {"frontend": "embed", "frontend_conf": {"embed_dim": SIZE}}
@@ -161,6 +170,9 @@ def make_data(folder: Path) -> None:
         text = "".join(rng.choice(list(LETTERS), 5))
         lines["speech"].append(f"{folder}/{i}.npy")
         lines["shape"].append(f"{frames},{SIZE}")
+        np.save(folder / f"wave{i}.npy", 0.1 * rng.standard_normal(frames * STEP))
+        lines["wave"].append(f"{folder}/wave{i}.npy")
+        lines["samples"].append(f"{frames * STEP}")
         lines["plain"].append(text)
         lines["long"].append(text * 20)
         lines["owsm"].append(f"<eng><asr><0.00>{text}<30.00>")
@@ -170,9 +182,12 @@ def make_data(folder: Path) -> None:
         (folder / name).write_text(text, "utf-8")
 
 
-def data_options(data: Path, task: str, more: tuple[str, ...]) -> dict[str, Any]:
-    """Training and validation data of a task."""
-    entries = [] if task == "mt" else [[f"{data}/speech", "speech", "npy"]]
+def data_options(
+    data: Path, task: str, more: tuple[str, ...], whisper: bool
+) -> dict[str, Any]:
+    """Training and validation data of a task, of audio for Whisper."""
+    speech, shape = ("wave", "samples") if whisper else ("speech", "shape")
+    entries = [] if task == "mt" else [[f"{data}/{speech}", "speech", "npy"]]
     text = "owsm" if task == "s2t" else "plain"
     entries.append([f"{data}/{text}", "text", "text"])
     for name in more:
@@ -181,7 +196,7 @@ def data_options(data: Path, task: str, more: tuple[str, ...]) -> dict[str, Any]
     options: dict[str, Any] = {}
     for part in ("train", "valid"):
         options[f"{part}_data_path_and_name_and_type"] = entries
-        options[f"{part}_shape_file"] = [f"{data}/shape"]
+        options[f"{part}_shape_file"] = [f"{data}/{shape}"]
     return options
 
 
@@ -215,13 +230,17 @@ def follow(config: Path, egs2: Path, data: Path, work: Path) -> dict[str, str]:
         "task": name,
         "encoder": conf.get("encoder") or "",
         "decoder": conf.get("decoder") or "",
+        "stand_ins": "",
     }
     stage, said = "build", io.StringIO()
     try:
         with _at_most(SECONDS), contextlib.redirect_stderr(said):
             task = getattr(importlib.import_module(f"espnet2.tasks.{name}"), cls)
             more = (*more, *(conf.get("aux_ctc_tasks") or ()))
-            small = shrink(conf, name) | data_options(data, name, more)
+            more += ("transcript",) * ("postdecoder" in conf)
+            small, replaced = stand_in(shrink(conf, name), data)
+            row["stand_ins"] = ", ".join(replaced)
+            small |= data_options(data, name, more, conf.get("encoder") == "whisper")
             (work / "dense").mkdir()
             save_dense(small, task, work / "dense")
             stage = "adopt"

@@ -108,6 +108,11 @@ class Again(nn.Module):
             return module(features, lengths)
 
 
+def _copied(value: Any) -> Any:
+    """Return a copy of a tensor, as ESPnet writes into some that it is given."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _type(module: nn.Module | None) -> str:
     return type(module).__name__
 
@@ -261,7 +266,7 @@ class Teacher:
         for name in inspect.signature(self.model.encode).parameters:
             value = batch.get(ALIASES.get(name, name))
             if value is not None:
-                inputs[name] = value.clone()  # ESPnet changes some of them
+                inputs[name] = _copied(value)
         without = reads_tokens(self.model) or reads_waveform(self.model.encoder)
         with record(self.model) as trace:
             if apart or without:
@@ -279,10 +284,10 @@ class Teacher:
                 trace.between_out = [ctc.ctc_lo(hidden) for hidden in trace.between]
             if joint_network is not None and memory is not None:
                 self.model.decoder.set_device(memory.device)
-                decoder_out = self.model.decoder(*student.decoder_args)
+                decoder_out = self.model.decoder(*map(_copied, student.decoder_args))
                 joint_network(memory.unsqueeze(2), decoder_out.unsqueeze(1))
             elif student.decoder_args and student.decoder_args[0] is student.memory:
-                self.model.decoder(memory, *student.decoder_args[1:])
+                self.model.decoder(memory, *map(_copied, student.decoder_args[1:]))
         return trace
 
     @contextmanager
