@@ -32,7 +32,7 @@ from espnet_l0prune.testing.models import ENCODER, TOKENS, disturb_
 from espnet_l0prune.testing.runs import CONFIG, make_data
 from espnet_l0prune.testing.updates import batch
 
-BERT = "bert"  # a folder below the current one
+BERT, MBART = "bert", "mbart"  # folders below the current one
 DECODER = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
 BLOCK = {**ENCODER, "num_blocks": 1}
 E_BRANCHFORMER = {  # as in asr2, where it reads two units at a time
@@ -146,6 +146,18 @@ KINDS = {
         "l0_distill",
         {"ctc_kl", "att_kl", "layer"},
     ),
+    "mBART after the encoder, and as decoder": (
+        "asr",
+        {
+            "postencoder": "hugging_face_transformers",
+            "postencoder_conf": {"model_name_or_path": MBART, "lang_token_id": 5},
+            "decoder": "hugging_face_transformers",
+            "decoder_conf": {"model_name_or_path": MBART},
+            "model_conf": {"ctc_weight": 0.3, "lang_token_id": 5},
+        },
+        "l0_distill",
+        {"ctc_kl", "att_kl", "layer"},
+    ),
     "BERT beside it, and deliberation": (
         "slu",
         {
@@ -165,8 +177,8 @@ RUN = ("num_workers", "num_att_plot", "use_tensorboard", "use_matplotlib", "batc
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _bert(tmp_path_factory):
-    """A BERT with random weights, as Hugging Face's package saves it."""
+def _published(tmp_path_factory):
+    """A BERT and an mBART with random weights, as Hugging Face's package saves them."""
     folder = tmp_path_factory.mktemp("hub")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
     (folder / "vocab.txt").write_text("\n".join(words))
@@ -176,6 +188,11 @@ def _bert(tmp_path_factory):
     bert = transformers.BertModel(transformers.BertConfig(**sizes, **more))
     for part in (tokenizer, bert):
         part.save_pretrained(folder / BERT)
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 12}
+    more = {f"{x}_ffn_dim": 8 for x in ("encoder", "decoder")}
+    more |= {f"{x}_attention_heads": 2 for x in ("encoder", "decoder")}
+    config = transformers.MBartConfig(**sizes, **more)
+    transformers.MBartForConditionalGeneration(config).save_pretrained(folder / MBART)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
@@ -284,6 +301,8 @@ def search_of(kind: str):
     if kind == "Mask-CTC":
         return asr_inference_maskctc.Speech2Text, {}, "asr", speech
     options = {"beam_size": 2, "ctc_weight": 0.3 if "ctc_kl" in KINDS[kind][3] else 0.0}
+    if kind.startswith("mBART"):
+        options["hugging_face_decoder"] = True
     if kind == "st by a transducer":
         options["transducer_conf"] = {"search_type": "default"}
     if KINDS[kind][0] == "st":
@@ -309,7 +328,8 @@ def decode(kind: str, config, weights) -> list:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_line_from_adopt_to_the_text(kind, tmp_path, monkeypatch, capsys):
-    (tmp_path / BERT).symlink_to(Path(BERT).resolve())
+    for name in (BERT, MBART):
+        (tmp_path / name).symlink_to(Path(name).resolve())
     monkeypatch.chdir(tmp_path)
     task = KINDS[kind][0]
     (tmp_path / "data").mkdir()
