@@ -1,4 +1,5 @@
-"""We register with each of ESPnet's tasks as soon as it is imported, and not before.
+"""We register with each of ESPnet's tasks as soon as it is imported, and not before; and
+with one of its programs, which tells models by their names.
 
 Where that cannot be done, we stand aside.
 """
@@ -8,6 +9,7 @@ import sys
 
 WATCHED = (
     *(f"espnet2.tasks.{name}" for name in ("asr", "mt", "s2t", "s2t_ctc", "slu", "st")),
+    "espnet2.bin.s2t_inference",
     "espnet3.systems.esp2_asr.task",
 )
 # The line in espnet_l0prune.pth. It is silent if the package is gone but the file is not.

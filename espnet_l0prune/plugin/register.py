@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +17,9 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.plugin.building import ESPNET3, TASKS
+from espnet_l0prune.plugin.building import ESPNET3, TASKS, task_name
 from espnet_l0prune.plugin.decay import LinearDecayLR
+from espnet_l0prune.plugin.experiment import read_config
 from espnet_l0prune.plugin.models import (
     ALL_NAMES,
     kinds,
@@ -36,6 +38,7 @@ from espnet_l0prune.plugin.prepare import (
 )
 from espnet_l0prune.plugin.trainer import L0Trainer
 
+S2T_INFERENCE = "espnet2.bin.s2t_inference"
 NETWORKS: dict[str, dict[str, type]] = {
     "encoder": ENCODERS | {"onnx": OnnxEncoder},
     "decoder": DECODERS | {"onnx": OnnxDecoder},
@@ -48,12 +51,16 @@ def register(module_name: str = "espnet2.tasks.asr") -> None:
     Either all of them are entered or none; a second call changes nothing.
 
     Args:
-        module_name: the module of the task; that of ESPnet3 is a copy of asr
+        module_name: the module of the task; that of ESPnet3 is a copy of asr. Or that of
+            s2t's inference, which is told which models have a CTC alone.
 
     Raises:
         RuntimeError: another extension has taken one of the names
     """
     module = importlib.import_module(module_name)
+    if module_name == S2T_INFERENCE:
+        _tell_ctc_only(module)
+        return
     name = "asr" if module_name == ESPNET3 else module_name.rpartition(".")[2]
     task = getattr(module, TASKS[name])
     known = {choices.name: choices for choices in task.class_choices_list}
@@ -82,6 +89,26 @@ def register(module_name: str = "espnet2.tasks.asr") -> None:
     _wrap(task, "build_model", building)
     _wrap(task, "build_optimizers", _preparing)
     _wrap(task, "main_worker", _training)
+
+
+def _tell_ctc_only(module: Any) -> None:
+    """Let ESPnet's inference know OWSM-CTC under our name of the model.
+
+    From 202609 on one program decodes both kinds of s2t models, and tells them by
+    `model`; before, each had its own.
+    """
+    inner = getattr(module, "_is_ctc_only", None)
+    if inner is None or getattr(inner, "runs_l0prune", False):
+        return
+
+    @functools.wraps(inner)
+    def is_ctc_only(config_file: str | Path | None) -> bool:
+        if config_file is None or inner(config_file):
+            return bool(inner(config_file))
+        return task_name(read_config(config_file)) == "s2t_ctc"
+
+    is_ctc_only.runs_l0prune = True  # type: ignore[attr-defined]
+    module._is_ctc_only = is_ctc_only
 
 
 def _require_free(what: str, registry: Mapping, ours: Mapping) -> None:

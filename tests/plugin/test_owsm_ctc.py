@@ -22,6 +22,7 @@ from espnet_l0prune.testing.models import disturb_
 from espnet_l0prune.testing.runs import CONFIG
 
 RATE = 16_000
+CONTEXT = {"context_len_in_secs": 0.24}  # 3 frames of the encoder
 SPECIAL = ["<na>", "<nolang>", "<eng>", "<asr>", "<sos>", "<eos>", "<sop>"]
 RUN = ("num_workers", "num_att_plot", "use_tensorboard", "use_matplotlib", "batch_type")
 # The values of OWSM-CTC v3.1 (https://huggingface.co/espnet/owsm_ctc_v3.1_1B), with 4 of
@@ -259,8 +260,8 @@ def test_the_whole_line_to_long_audio(dense, tmp_path, capsys):
         search.s2t_train_args.preprocessor_conf["speech_length"] = 1.2
         return [
             *(search(np.pad(x, (0, 19_200 - len(x))))[0][1:3] for x in short),
-            search.batch_decode([*short, long], batch_size=2, context_len_in_secs=0.2),
-            search.decode_long_batched_buffered(long, context_len_in_secs=0.2),
+            search.batch_decode([*short, long], batch_size=2, **CONTEXT),
+            search.decode_long_batched_buffered(long, **CONTEXT),
         ]
 
     masked = out / "pruned/config.yaml", out / "pruned/latest.pth"
