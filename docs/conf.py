@@ -1,10 +1,12 @@
 """Sphinx: pages in Markdown, a reference from docstrings and option schemas."""
 
+import csv
 import importlib
 import json
 import pkgutil
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,33 @@ def write_matrix() -> None:
     fill("matrix.md", "matrix", lines)
 
 
+def write_served() -> None:
+    """What came of each configuration of ESPnet's recipes, by encoder and by task."""
+    with (HERE.parent / "benchmarks/recipes.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    tasks, passed, there = ("asr", "slu", "st", "mt", "s2t"), Counter(), Counter()
+    for row in rows:
+        for encoder in (row["encoder"], "all"):
+            for task in (row["task"], "all"):
+                there[encoder, task] += 1
+                passed[encoder, task] += row["outcome"] == "ok"
+    encoders = sorted({row["encoder"] for row in rows}, key=lambda e: -there[e, "all"])
+    lines = [f"| encoder | {' | '.join(tasks)} | all |", f"|{'---|' * (len(tasks) + 2)}"]
+    for encoder in [*encoders, "all"]:
+        cells = [
+            f"{passed[encoder, task]} / {there[encoder, task]}"
+            if there[encoder, task]
+            else ""
+            for task in (*tasks, "all")
+        ]
+        lines.append(f"| {encoder} | {' | '.join(cells)} |")
+    fill("served.md", "served", lines)
+    reasons = Counter(r["message"].split(";")[0] for r in rows if r["outcome"] != "ok")
+    lines = ["| message, up to its remedy | configurations |", "|---|---|"]
+    lines += [f"| {text} | {count} |" for text, count in reasons.most_common()]
+    fill("served.md", "refused", lines)
+
+
 def write_modules() -> None:
     """A page for each layer of the package."""
     for layer in LAYERS:
@@ -144,4 +173,5 @@ write_options()
 write_commands()
 write_hostile()
 write_matrix()
+write_served()
 write_modules()

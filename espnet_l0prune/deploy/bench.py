@@ -13,6 +13,7 @@ from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.plugin.inputs import (
     input_size_of,
+    length_of,
     prompt,
     rate_of,
     reads_audio,
@@ -80,8 +81,7 @@ def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, 
         many of these make a second
     """
     if not reads_audio(model):
-        rate = rate_of(model)
-        length = int(seconds * rate)
+        rate, length = rate_of(model), length_of(model, seconds)
         if reads_tokens(model):
             return torch.randint(model.src_vocab_size, (length,)), rate
         return torch.randn(length, input_size_of(model)), rate

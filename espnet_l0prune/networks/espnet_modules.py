@@ -42,7 +42,7 @@ from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
-from espnet2.mt.frontend.embedding import CodecEmbedding, Embedding, PatchEmbedding
+from espnet2.mt.frontend.embedding import Embedding, PatchEmbedding
 from torch import nn
 
 __all__ = [
@@ -150,7 +150,7 @@ SUBSAMPLINGS = tuple(
 
 
 Conv2dSubsampling8 = _find("transformer.subsampling", "Conv2dSubsampling8")
-TOKEN_FRONTENDS = Embedding, PatchEmbedding, CodecEmbedding
+TOKEN_FRONTENDS = Embedding, PatchEmbedding
 
 
 def _find_whisper(name: str) -> type[nn.Module]:

@@ -95,11 +95,12 @@ def sample_rate_of(args: argparse.Namespace) -> int:
 def note_input_(model: nn.Module, args: argparse.Namespace) -> None:
     """Store on a model of ESPnet's what it reads, which it does not keep itself.
 
-    These are None for each part that other models have and it has not, the audio's sample
-    rate in Hz, the number of features that a model without a front end reads, and the
-    number of features that the encoder reads.
+    These are None for each part that other models have and it has not, the tokens of the
+    source language, the audio's sample rate in Hz, the number of features that a model
+    without a front end reads, and the number of features that the encoder reads.
     """
     name_absent_(model)
+    model.src_token_list = getattr(args, "src_token_list", None)
     if reads_audio(model):
         model.sample_rate = sample_rate_of(args)
     model.input_size = size = args.input_size

@@ -15,7 +15,12 @@ from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.whisper import most_tokens
-from espnet_l0prune.plugin.heads import ctcs_of, is_multi_decoder, is_transducer
+from espnet_l0prune.plugin.heads import (
+    ctcs_of,
+    is_multi_decoder,
+    is_transducer,
+    reads_early,
+)
 from espnet_l0prune.plugin.inputs import prompt, silence
 
 
@@ -86,13 +91,15 @@ def run(model: nn.Module, goal: Goal) -> None:
         )
     outputs = []
     hook = model.encoder.register_forward_hook(lambda *call: outputs.append(call[-1]))
-    encoder_out, lengths = encode_silence(model, goal)
-    hook.remove()
+    try:
+        encoder_out, lengths = encode_silence(model, goal)
+    finally:
+        hook.remove()
     if goal.scope == "encoder":
         return
-    for ctc in ctcs_of(model).values():
-        read = (encoder_out, Block.stream(outputs[0]))  # one of these, by its size
-        ctc.ctc_lo(next(x for x in read if x.size(-1) == ctc.ctc_lo.in_features))
+    for name, ctc in ctcs_of(model).items():
+        early = reads_early(model, name)
+        ctc.ctc_lo(Block.stream(outputs[0]) if early else encoder_out)
     if model.decoder is None or is_transducer(model):
         return
     device = encoder_out.device

@@ -23,7 +23,12 @@ LARGE = ("fs", "sample_rate", "fmin", "fmax", "n_vocab")
 SUFFIXES = ".pth", ".ckpt"  # of checkpoints, by ESPnet2 and ESPnet3
 # Names of the last checkpoint: by ESPnet2, by ESPnet3, of a cut
 LAST = ("latest.pth", "last*.ckpt", "model.pth")
-PARTS = ("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net")
+PARTS = (
+    *("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net"),
+    *("postencoder", "postdecoder", "deliberationencoder", "promptencoder"),
+    *("hier_encoder", "md_encoder", "extra_asr_decoder", "extra_mt_encoder"),
+    *("extra_mt_decoder", "st_joint_net"),
+)
 
 
 def read_mapping(path: str | Path, what: str, expected: str) -> dict[str, Any]:

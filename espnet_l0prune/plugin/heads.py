@@ -49,6 +49,14 @@ def after_encoder(model: nn.Module) -> list[nn.Module]:
     return [*_present(model, AFTER_ENCODER).values()]
 
 
+def reads_early(model: nn.Module, ctc: str) -> bool:
+    """Return whether a CTC head, by its name, reads what the encoder writes, and not what
+    follows the encoder, as in some models of st."""
+    early = getattr(getattr(model, "postencoder", None), "return_int_enc", False)
+    hier = getattr(model, "hier_encoder", None) is not None
+    return early or (hier and ctc == "ctc")
+
+
 def _present(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
     parts = ((name, getattr(model, name, None)) for name in names)
     return {name: part for name, part in parts if part is not None}

@@ -1,5 +1,7 @@
 """What an ESPnet model reads: audio, features, or the tokens of another language."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,15 @@ def rate_of(model: nn.Module) -> int:
     if reads_audio(model):
         return getattr(model, "sample_rate", SAMPLE_RATE)
     return TOKENS_A_SECOND if reads_tokens(model) else FRAMES_A_SECOND
+
+
+def length_of(model: nn.Module, seconds: float) -> int:
+    """Return how many samples, frames or tokens a model reads in some seconds of speech.
+
+    A front end that joins tokens takes a multiple of them.
+    """
+    patch = getattr(model, "patch_size", 1)  # mt models have one
+    return math.ceil(int(seconds * rate_of(model)) / patch) * patch
 
 
 def input_size_of(model: nn.Module) -> int:
@@ -63,7 +74,7 @@ def prompt(model: nn.Module) -> dict[str, Tensor]:
 def silence(model: nn.Module, seconds: float) -> Tensor:
     """Return silence: (1, samples), (1, frames, size), or (1, tokens), of one token."""
     like = next(model.parameters())
-    length = int(seconds * rate_of(model))
+    length = length_of(model, seconds)
     shape = (1, length) if reads_audio(model) else (1, length, input_size_of(model))
     if reads_tokens(model):
         return torch.zeros(1, length, dtype=torch.long, device=like.device)

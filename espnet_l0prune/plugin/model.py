@@ -89,7 +89,7 @@ class L0Distilled(MixedWith):
     the penalty of the sparsity constraint. Two criteria for choosing a model prefer any
     epoch on budget to all others, and are always finite: `loss_on_budget` is ESPnet's
     loss, plus `OFF_BUDGET` before the gates are fixed; `acc_on_budget` is its accuracy,
-    and 0 before.
+    if it has one, and 0 before.
 
     Raises:
         ValueError: an unknown option or choice, a number out of its range, only one of
@@ -169,12 +169,12 @@ class L0Distilled(MixedWith):
         if disturb_probability and not hears:
             raise ValueError(
                 f"model_conf: disturb_probability is {disturb_probability}; expected 0, "
-                "as this model reads features, and no audio that could be disturbed"
+                "as this model reads no audio, which could be disturbed"
             )
         if cr_ctc_weight and not ctcs_of(self):
             raise ValueError(
                 f"model_conf: cr_ctc_weight is {cr_ctc_weight}; expected 0, as this "
-                "model has no CTC (ctc_weight is 0)"
+                "model has no CTC, or gives its loss no weight"
             )
         self.cr_ctc_weight = cr_ctc_weight
         self.layer_map, self.layer_loss = layer_map, layer_loss
@@ -255,7 +255,7 @@ class L0Distilled(MixedWith):
             chosen = self.chosen_layer_weight
             if chosen is not None and self.training and not chosen.is_fixed():
                 chosen.update_(stats["loss_task"], self._size_of_layers(teacher))
-            losses = self.distill(trace, teacher, batch["text"], batch["text_lengths"])
+            losses = self.distill(trace, teacher, batch["text_lengths"])
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value
                 stats[name] = value.detach()
@@ -278,7 +278,7 @@ class L0Distilled(MixedWith):
         return LAYER_LOSSES[self.layer_loss](nothing, states, teacher.encoder_lengths)
 
     def distill(
-        self, student: Trace, teacher: Trace, text: Tensor, text_lengths: Tensor
+        self, student: Trace, teacher: Trace, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Return each distillation loss, with its weight, by name."""
         losses = {}
@@ -299,7 +299,7 @@ class L0Distilled(MixedWith):
                 how = frames, self.temperature, without
                 kl = prediction_kl(logits, teacher.ctc_out[name], *how)
                 weight = getattr(self, "interctc_weight", 0.0)
-                if weight and student.between:  # weighed as ESPnet weighs its own losses
+                if weight and teacher.between_out:  # weighed as in ESPnet's own loss
                     between = [
                         prediction_kl(ctc.ctc_lo(mine), theirs, *how)
                         for mine, theirs in zip(
@@ -309,11 +309,11 @@ class L0Distilled(MixedWith):
                     kl = (1 - weight) * kl + weight * sum(between) / len(between)
                 losses[f"loss_{name}_kl"] = self.ctc_kl_weight, kl
         transducer = is_transducer(self)
-        if transducer and self.transducer_kl_weight:
+        if student.joint_out is not None and self.transducer_kl_weight:
             kl = transducer_kl(
                 student.joint_out,
                 teacher.joint_out,
-                text[:, : int(text_lengths.max())],
+                student.decoder_args[0][:, 1:],  # the labels, behind a blank
                 student.memory_lengths,
                 text_lengths,
                 self.blank_id,
@@ -321,12 +321,16 @@ class L0Distilled(MixedWith):
             losses["loss_transducer_kl"] = self.transducer_kl_weight, kl
         attended = teacher.decoder_out is not None and not transducer
         if attended and self.att_kl_weight:
-            tokens = student.decoder_args[3]
-            kl = prediction_kl(
-                student.decoder_out, teacher.decoder_out, tokens, self.temperature
-            )
+            _, _, tokens, lengths = student.decoder_args[:4]
+            both: tuple[Any, Any] = student.decoder_out, teacher.decoder_out
+            if hasattr(self, "mask_token"):  # Mask-CTC learns these alone
+                masked = tokens == self.mask_token
+                both = both[0][masked][None], both[1][masked][None]
+                lengths = masked.sum()[None]
+            kl = prediction_kl(*both, lengths, self.temperature)
+            kl = kl * len(both[0]) / len(tokens)
             if token_loss_of(self).normalize_length:  # as ESPnet divides its own loss
-                kl = kl * len(tokens) / tokens.sum()
+                kl = kl * len(tokens) / lengths.sum()
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
 
@@ -341,4 +345,6 @@ def _drop_projection(model: L0Distilled, state: dict, prefix: str, *_) -> None:
 def distilled(stock: type) -> type[L0Distilled]:
     """Return the kind of a task's model, one of ESPnet's classes, that has a teacher."""
     name, text = f"L0{stock.__name__}", f"This is {stock.__name__}; see `L0Distilled`."
-    return type(name, (L0Distilled, stock), {"__doc__": text, "__module__": __name__})
+    made = type(name, (L0Distilled, stock), {"__doc__": text, "__module__": __name__})
+    globals()[name] = made  # where pickle looks for it
+    return made

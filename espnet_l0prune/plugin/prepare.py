@@ -153,6 +153,8 @@ def check_trainable(args: argparse.Namespace) -> None:
         return
     deepspeed = getattr(args, "use_deepspeed", False)
     _require(not deepspeed, "use_deepspeed", deepspeed, "false")
+    decoder = getattr(args, "decoder", None)
+    _require(decoder != "linear_decoder", "decoder", decoder, "one that predicts tokens")
     if getattr(args, "md_encoder", None) is not None:  # in st
         first = getattr(args, "extra_asr_decoder", None)
         expected = "transformer_md, as ESPnet's loss of such a model fails with another"

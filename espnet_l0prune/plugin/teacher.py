@@ -71,14 +71,11 @@ class Trace:
             ctc: the head
         """
         early = self.is_early(name)
-        hidden = self.encoder_out if early else self.memory
         lengths = self.encoder_lengths if early else self.memory_lengths
-        assert hidden is not None  # the encoder has set them
-        assert lengths is not None
-        logits = self.ctc_out.get(name)
-        if logits is None or len(logits) < len(hidden):
-            logits = ctc.ctc_lo(hidden)
-        return logits, lengths
+        assert lengths is not None  # the encoder has set it
+        if name in self.ctc_out:
+            return self.ctc_out[name], lengths
+        return ctc.ctc_lo(self.encoder_out if early else self.memory), lengths
 
 
 class Again(nn.Module):
@@ -131,7 +128,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         if isinstance(output[0], tuple):
             trace.between = [hidden for _, hidden in output[0][1]]
 
-    encode = model.encode
+    encode, patched = model.encode, "encode" in vars(model)
 
     @wraps(encode)
     def encode_and_note(*args, **kwargs):
@@ -144,7 +141,9 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         trace.blocks[i] = in_time(model.encoder, block_of(block).stream(output))
 
     def on_decoder(_, args, output):
-        if not trace.decoder_args:  # a transducer also decodes, to report error rates
+        # a transducer also decodes later, to report error rates, and st translates text
+        # by its decoder first
+        if not trace.decoder_args or args[0] is trace.memory:
             trace.decoder_args, trace.decoder_out = args, Block.stream(output)
 
     def on_joint(_, args, output):
@@ -152,10 +151,12 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
             trace.joint_out = output
 
     def on_ctc_loss(name, _, args):
-        trace.ctc_args.setdefault(name, args)  # intermediate CTC comes afterwards
+        # it may also be called for a part of the batch, and for intermediate CTC
+        if args[0] is trace.encoder_out or args[0] is trace.memory:
+            trace.ctc_args[name] = args
 
     def on_ctc(name, _, args, output):
-        if trace.encoder_out is not None:  # conditioning calls it before
+        if name in trace.ctc_args:  # conditioning calls it before
             trace.ctc_out.setdefault(name, output)
 
     hooks = [model.encoder.register_forward_hook(on_encoder)]
@@ -177,7 +178,9 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
     try:
         yield trace
     finally:
-        model.encode = encode
+        del model.encode
+        if patched:
+            model.encode = encode
         for hook in hooks:
             hook.remove()
 
@@ -200,6 +203,10 @@ class Teacher:
         with torch.random.fork_rng():
             self.model, _ = load_model(config_file, model_file)
         self._check(student, config_file)
+        layers = (
+            getattr(m.encoder, "interctc_layer_idx", []) for m in (self.model, student)
+        )
+        self.has_same_between = next(layers) == next(layers)
         self.model.to(device=parameter.device, dtype=parameter.dtype)
         self.model.eval().requires_grad_(False)
         logging.info(f"Teacher: {model_file}")
@@ -214,16 +221,16 @@ class Teacher:
                 "or mend the student's configuration."
             )
 
-        if teacher.token_list != student.token_list:
-            sizes = len(teacher.token_list), len(student.token_list)
-            if sizes[0] != sizes[1]:
-                raise differ("a token list of length", *sizes)
-            pair = next(
-                (t, s)
-                for t, s in zip(teacher.token_list, student.token_list, strict=True)
-                if t != s
-            )
-            raise differ("another token list: first different token", *map(repr, pair))
+        for name in ("token_list", "src_token_list"):  # the second in st and mt
+            theirs, ours = (getattr(model, name, None) for model in (teacher, student))
+            if theirs is None or ours is None:
+                continue
+            if len(theirs) != len(ours):
+                raise differ(f"a {name} of length", len(theirs), len(ours))
+            for pair in zip(theirs, ours, strict=True):
+                if pair[0] != pair[1]:
+                    what = f"another {name}: first different token"
+                    raise differ(what, *map(repr, pair))
         checks = [
             ("features of size", lambda m: m.encoder.input_size),
             (
@@ -280,9 +287,11 @@ class Teacher:
                     self.model.encode(**inputs | dict(features))
             joint_network, memory = joint_network_of(self.model), trace.memory
             for name, ctc in ctcs_of(self.model).items():
-                ctc.ctc_lo(trace.encoder_out if student.is_early(name) else memory)
-                trace.between_out = [ctc.ctc_lo(hidden) for hidden in trace.between]
-            if joint_network is not None and memory is not None:
+                early = student.is_early(name)
+                trace.ctc_out[name] = ctc.ctc_lo(trace.encoder_out if early else memory)
+                if self.has_same_between:
+                    trace.between_out = [ctc.ctc_lo(hidden) for hidden in trace.between]
+            if joint_network is not None and memory is not None and student.decoder_args:
                 self.model.decoder.set_device(memory.device)
                 decoder_out = self.model.decoder(*map(_copied, student.decoder_args))
                 joint_network(memory.unsqueeze(2), decoder_out.unsqueeze(1))

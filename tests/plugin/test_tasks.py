@@ -1,6 +1,7 @@
 """Every task and model of ESPnet's that has a teacher: from adopt to the decoded text."""
 
 import copy
+import pickle
 import shlex
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from espnet_l0prune.testing.models import ENCODER, TOKENS, disturb_
 from espnet_l0prune.testing.runs import CONFIG, make_data
 from espnet_l0prune.testing.updates import batch
 
+WEIGHTS = "valid.loss.ave.pth"
 BERT, MBART = "bert", "mbart"  # folders below the current one
 DECODER = {"attention_heads": 2, "linear_units": 8, "num_blocks": 1}
 BLOCK = {**ENCODER, "num_blocks": 1}
@@ -188,7 +190,7 @@ def _published(tmp_path_factory):
     bert = transformers.BertModel(transformers.BertConfig(**sizes, **more))
     for part in (tokenizer, bert):
         part.save_pretrained(folder / BERT)
-    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 12}
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 12}
     more = {f"{x}_ffn_dim": 8 for x in ("encoder", "decoder")}
     more |= {f"{x}_attention_heads": 2 for x in ("encoder", "decoder")}
     config = transformers.MBartConfig(**sizes, **more)
@@ -235,7 +237,7 @@ def save_dense(folder, kind: str, **changes) -> None:
     disturb_(model)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml_no_alias_safe_dump(vars(args)))
-    torch.save(model.state_dict(), folder / "valid.loss.ave.pth")
+    torch.save(model.state_dict(), folder / WEIGHTS)
 
 
 def batch_of(kind: str) -> dict[str, torch.Tensor]:
@@ -265,7 +267,7 @@ def losses(model, kind: str, training: bool = False) -> dict[str, float]:
 def test_it_is_espnets_model_with_a_teacher(kind, tmp_path):
     task, _, name, expected = KINDS[kind]
     save_dense(tmp_path / "dense", kind)
-    files = [tmp_path / "dense" / name for name in ("config.yaml", "valid.loss.ave.pth")]
+    files = [tmp_path / "dense" / name for name in ("config.yaml", WEIGHTS)]
     stock, args = load_model(*files)
     args = copy.deepcopy(args)
     args.encoder, args.model = f"l0_{args.encoder}", name
@@ -367,7 +369,7 @@ def test_the_whole_line_from_adopt_to_the_text(kind, tmp_path, monkeypatch, caps
     assert masked == decode(kind, "l0/cut/config.yaml", "l0/cut/model.pth")
 
     TASKS[task].main(cmd=trains[1])
-    trained = [f"l0/finetuned/{name}" for name in ("config.yaml", "valid.loss.ave.pth")]
+    trained = [f"l0/finetuned/{name}" for name in ("config.yaml", WEIGHTS)]
     # plain ESPnet builds no transducer where warprnnt_pytorch is missing
     for form in ("plugin",) if "transducer" in kind else ("plugin", "stock"):
         command = ["export", form, "l0/finetuned", "--out", f"{form}.zip"]
@@ -389,3 +391,97 @@ def test_two_decoders_that_espnets_loss_cannot_take_are_refused(tmp_path, capsys
     message = capsys.readouterr().err
     assert "extra_asr_decoder is transformer; pruning expects" in message
     assert "transformer_md, as ESPnet's loss of such a model fails" in message
+
+
+def pair(folder, kind: str, dense: dict | None = None, **changes):
+    """A model with changes, and a teacher with others, which has other weights too."""
+    save_dense(folder / "dense", kind, **(dense or {}))
+    files = [folder / "dense" / name for name in ("config.yaml", WEIGHTS)]
+    args = configuration(kind, **changes)
+    args.encoder, args.model = f"l0_{args.encoder}", KINDS[kind][2]
+    args.encoder_conf |= {"units": []}
+    args.model_conf = {**args.model_conf, "layer_weight": 1.0}
+    for option, file in zip(("teacher_config", "teacher_model_file"), files, strict=True):
+        args.model_conf[option] = str(file)
+    torch.manual_seed(1)
+    model = build_model(args)
+    model.load_teacher_(torch.optim.SGD(model.parameters(), lr=0.1))
+    return model
+
+
+def test_a_teacher_without_intermediate_ctc_teaches_the_rest(tmp_path):
+    encoder_conf = {**ENCODER, "interctc_layer_idx": [1]}
+    changes = {"encoder_conf": encoder_conf, "postencoder": None}
+    changes["model_conf"] = {"ctc_weight": 0.3, "interctc_weight": 0.3}
+    found = losses(pair(tmp_path, "Mask-CTC", **changes), "Mask-CTC", training=True)
+    assert found["loss_ctc_kl"] > 0
+
+
+def test_mask_ctc_learns_masked_tokens_alone(tmp_path):
+    """As many nats as the masked positions have, of a batch, and no others."""
+    model = pair(tmp_path, "Mask-CTC").eval()
+    data, calls = batch_of("Mask-CTC"), []
+    hooks = [
+        net.decoder.register_forward_hook(lambda _, args, out: calls.append((args, out)))
+        for net in (model, model.teacher.model)
+    ]
+    np.random.seed(1)
+    _, stats, _ = model(**data)
+    for hook in hooks:
+        hook.remove()
+    (args, (mine, _)), (_, (theirs, _)) = calls
+    masked = args[2] == model.mask_token
+    assert 0 < int(masked.sum()) < int(data["text_lengths"].sum())
+    p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
+    total = float((p.exp() * (p - q)).sum(-1)[masked].sum()) / len(mine)
+    assert float(stats["loss_att_kl"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_translation_of_text_does_not_hide_that_of_speech(tmp_path):
+    """In st, `mt_weight` lets the decoder translate the text first, then the speech."""
+    mbart = {"model_name_or_path": MBART}
+    changes = {
+        "decoder": "hugging_face_transformers",
+        "decoder_conf": mbart,
+        "extra_mt_encoder": "hugging_face_transformers",
+        "extra_mt_encoder_conf": mbart,
+        "model_conf": {**TWO_CTCS, "mt_weight": 0.3},
+    }
+    model = pair(tmp_path, "st", changes, **changes)
+    assert losses(model, "st", training=True)["loss_att_kl"] > 0
+
+
+def test_another_source_language_is_refused(tmp_path):
+    other = [*TOKENS[:2], *TOKENS[2:-1][::-1], TOKENS[-1]]
+    for kind in ("st", "discrete units"):
+        with pytest.raises(ValueError, match="another src_token_list: first different"):
+            pair(tmp_path / kind, kind, src_token_list=other)
+
+
+def test_a_front_end_may_join_tokens(tmp_path, capsys):
+    """It takes a multiple of them, which 10 seconds are not."""
+    options = {
+        "frontend": "patch",
+        "frontend_conf": {"embed_dim": 16, "token_per_frame": 8},
+        "model_conf": {"patch_size": 8, **NO_BLEU},
+    }
+    save_dense(tmp_path / "dense", "mt", **options)
+    assert main(["adopt", str(tmp_path / "dense"), "--out", str(tmp_path / "l0")]) == 0
+    assert main(["bench", str(tmp_path / "dense"), "--checkpoint", WEIGHTS]) == 0
+
+
+def test_a_transducer_that_is_not_used_is_not_taught(tmp_path):
+    kind = "st by a transducer"
+    model_conf = {"st_mtlalpha": 1.0, **NO_BLEU}
+    changes = {"model_conf": model_conf}
+    found = losses(pair(tmp_path, kind, changes, **changes), kind, training=True)
+    assert "loss_transducer_kl" not in found
+
+
+def test_its_models_can_be_pickled_and_are_left_as_they_were(tmp_path):
+    model = pair(tmp_path, "st")
+    losses(model, "st")
+    assert "encode" not in vars(model)
+    assert "encode" not in vars(model.teacher.model)
+    model.teacher = None
+    assert type(pickle.loads(pickle.dumps(model))) is type(model)

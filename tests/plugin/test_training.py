@@ -338,7 +338,7 @@ def test_warm_up_trains_exactly_as_without_gates():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"token_list": ["<blank>", "<unk>", "A", "<sos/eos>"]}, "token list of length"),
+        ({"token_list": ["<blank>", "<unk>", "A", "<sos/eos>"]}, "token_list of length"),
         (
             {"token_list": ["<blank>", "<unk>", *"ABCDEFGX", "<space>", "<sos/eos>"]},
             "'X', ",

@@ -118,7 +118,8 @@ class AttentionSite(HeadsSite):
 
 
 class SourceAttentionSite(AttentionSite):
-    """A `SourceAttentionSite` is the decoder's attention to the encoder's output."""
+    """A `SourceAttentionSite` is an attention to another network's output: a decoder's to
+    the encoder's, or OWSM-CTC's to that of the prompt's encoder."""
 
     label = "source_attention"
     kinds = ("src_att_modules", "src_heads", "src_head_dims")
