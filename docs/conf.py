@@ -20,7 +20,7 @@ from espnet_l0prune.core.ranges import RANGES
 from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.plugin.schema import options, schema
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from tests.attacks import table  # noqa: E402 (beside the package, not in it)
