@@ -24,10 +24,12 @@ from espnet2.tasks.st import STTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.networks.espnet_modules import ConformerEncoder, EBranchformerEncoder
 from espnet_l0prune.plugin.building import build_model
-from espnet_l0prune.plugin.experiment import load_model
+from espnet_l0prune.plugin.counting import call_shapes, run
+from espnet_l0prune.plugin.experiment import check_sizes, load_model
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.testing.models import ENCODER, TOKENS, disturb_
 from espnet_l0prune.testing.runs import CONFIG, make_data
@@ -485,3 +487,29 @@ def test_its_models_can_be_pickled_and_are_left_as_they_were(tmp_path):
     assert "encode" not in vars(model.teacher.model)
     model.teacher = None
     assert type(pickle.loads(pickle.dumps(model))) is type(model)
+
+
+def test_a_ctc_before_a_length_adaptor_is_counted_at_its_own_rate(tmp_path):
+    options = {
+        "postencoder": "length_adaptor",
+        "postencoder_conf": {"length_adaptor_n_layers": 1, "return_int_enc": True},
+    }
+    model = build_model(configuration("st", **options))
+    goal = Goal(scope="model", seconds=1.0)
+    shapes = call_shapes(model, lambda: run(model, goal))
+    (after,) = shapes[model.postencoder.length_adaptor[0]]
+    frames = after.inputs[0][-1]
+    for ctc in (model.ctc, model.st_ctc):
+        (call,) = shapes[ctc.ctc_lo]
+        assert call.inputs[0][1] == frames
+    before = dict(model.encoder._forward_hooks)
+    with pytest.raises(ValueError, match=r"seconds is 0\.05"):
+        run(model, Goal(scope="model", seconds=0.05))
+    assert dict(model.encoder._forward_hooks) == before
+
+
+@pytest.mark.parametrize("part", ["hier_encoder", "md_encoder", "postencoder"])
+def test_sizes_of_every_part_are_bounded(part):
+    args = configuration("st", **{f"{part}_conf": {"max_pos_emb_len": 2**34}})
+    with pytest.raises(ValueError, match=r"max_pos_emb_len: .*; expected at most"):
+        check_sizes(args)
