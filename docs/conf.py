@@ -136,7 +136,9 @@ def write_served() -> None:
             for task in (row["task"], "all"):
                 there[encoder, task] += 1
                 passed[encoder, task] += row["outcome"] == "ok"
-    encoders = sorted({row["encoder"] for row in rows}, key=lambda e: -there[e, "all"])
+    encoders = sorted(
+        {row["encoder"] for row in rows}, key=lambda e: (-there[e, "all"], e)
+    )
     lines = [f"| encoder | {' | '.join(tasks)} | all |", f"|{'---|' * (len(tasks) + 2)}"]
     for encoder in [*encoders, "all"]:
         cells = [
