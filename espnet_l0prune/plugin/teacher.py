@@ -274,9 +274,10 @@ class Teacher:
             value = batch.get(ALIASES.get(name, name))
             if value is not None:
                 inputs[name] = _copied(value)
-        without = reads_tokens(self.model) or reads_waveform(self.model.encoder)
+        # in these, features are looked up, or computed in the encoder
+        apart = apart or reads_tokens(self.model) or reads_waveform(self.model.encoder)
         with record(self.model) as trace:
-            if apart or without:
+            if apart:
                 with self._augmented_as(student):
                     self.model.encode(**inputs)
             else:
