@@ -143,9 +143,9 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
         counts = torch.full((len(lengths),), TOKENS)
         memory = output
-        for part in after_encoder(model):  # it is not run: the decoder reads noise
+        if parts := after_encoder(model):  # they are not run: the decoder reads noise
             generator = torch.Generator().manual_seed(2)
-            shape = *output.shape[:2], part.output_size()
+            shape = *output.shape[:2], parts[-1].output_size()
             memory = torch.randn(shape, generator=generator).to(dtype)
         with _converted(dtype, model.decoder):
             by_part["decoder"] = decode(model.decoder, memory, valid, tokens, counts)

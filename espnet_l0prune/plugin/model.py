@@ -226,10 +226,8 @@ class L0Distilled(MixedWith):
         if views:
             specaug = augmenting(self)[0].specaug
             batch = {name: in_two_views(value) for name, value in batch.items()}
-        undisturbed, disturbs = (
-            dict(batch),
-            self.training and self.disturb_probability > 0,
-        )
+        undisturbed = dict(batch)
+        disturbs = self.training and self.disturb_probability > 0
         if disturbs:
             batch["speech"] = disturb_speech(
                 batch["speech"],
@@ -327,10 +325,9 @@ class L0Distilled(MixedWith):
                 masked = tokens == self.mask_token
                 both = both[0][masked][None], both[1][masked][None]
                 lengths = masked.sum()[None]
-            kl = prediction_kl(*both, lengths, self.temperature)
-            kl = kl * len(both[0]) / len(tokens)
-            if token_loss_of(self).normalize_length:  # as ESPnet divides its own loss
-                kl = kl * len(tokens) / lengths.sum()
+            kl = prediction_kl(*both, lengths, self.temperature) * len(both[0])
+            by_token = token_loss_of(self).normalize_length  # as ESPnet's own loss
+            kl = kl / (lengths.sum() if by_token else len(tokens))
             losses["loss_att_kl"] = self.att_kl_weight, kl
         return losses
 

@@ -261,7 +261,9 @@ def batch_of(kind: str) -> dict[str, torch.Tensor]:
 def losses(model, kind: str, training: bool = False) -> dict[str, float]:
     torch.manual_seed(1)
     np.random.seed(1)  # Mask-CTC draws its masks by numpy
-    _, stats, _ = model.train(training)(**batch_of(kind))
+    loss, stats, _ = model.train(training)(**batch_of(kind))
+    if training:
+        loss.backward()
     return {name: float(value) for name, value in stats.items() if value is not None}
 
 
