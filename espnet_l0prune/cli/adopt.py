@@ -29,7 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default = f"; {DEFAULT[name]:g} if no other is given" if name in DEFAULT else ""
         parser.add_argument(f"--{name}", type=float, help=text + default)
     parser.add_argument(
-        "--scope", choices=("encoder", "model"), default="encoder", help="what is pruned"
+        "--scope",
+        choices=("frontend", "encoder", "model"),
+        default="encoder",
+        help="what is pruned; frontend is a self-supervised model of s3prl's",
     )
     parser.add_argument(
         "--units", default="default", help="default, paper, all, or kinds with commas"

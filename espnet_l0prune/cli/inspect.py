@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> Answer:
     from rich import box
     from rich.table import Table
 
+    from espnet_l0prune.core.goal import NETWORKS
     from espnet_l0prune.deploy.inspect import inspect_experiment
     from espnet_l0prune.plugin.experiment import last_of
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> Answer:
         module = row.module
         for network in ("encoder", "decoder"):  # their blocks are named after them
             module = module.replace(f"{network}.{network}s.", f"{network}s.")
+        module = module.replace("upstream.upstream.model.", "")  # of a front end
         table.add_row(
             module,
             units,
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> Answer:
         f"{part}: {inspection.amounts['params'][part]:,} parameters, "
         f"{inspection.amounts['macs'][part] / 1e6:,.1f} M "
         f"MACs for {inspection.seconds:g} s of audio and {inspection.tokens} tokens"
-        for part in ("encoder", "decoder", "model")
+        for part in (*NETWORKS, "model")
+        if inspection.amounts["params"][part]
     ]
     lines += [
         f"sparsity of the {inspection.scope} in {cost}: expected {expected:.4f}, actual "

@@ -86,5 +86,7 @@ def _resize_(layer: nn.Module) -> None:
         layer.groups = layer.out_channels if depthwise else 1
     elif isinstance(layer, nn.LayerNorm):
         layer.normalized_shape = tuple(layer.weight.shape)
+    elif isinstance(layer, nn.GroupNorm):  # one group for each channel
+        layer.num_groups = layer.num_channels = layer.weight.size(0)
     elif isinstance(layer, nn.BatchNorm1d):
         layer.num_features = layer.weight.size(0)

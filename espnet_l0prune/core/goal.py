@@ -7,7 +7,8 @@ from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_goal_conf"
-SCOPES = ("encoder", "decoder", "model")
+NETWORKS = ("frontend", "encoder", "decoder")  # of a model, which can have gates
+SCOPES = (*NETWORKS, "model")
 PARTS = ("block", "kind", None)
 
 
@@ -18,8 +19,8 @@ class Goal:
     Args:
         target: sparsity to reach, in (0, 1): the share of the parameters to remove; or a
             mapping from the costs `params` and `macs` to the share of each
-        scope: the network whose costs are counted: `encoder`, `decoder`, or the whole
-            `model`
+        scope: the network whose costs are counted: `frontend`, `encoder`, `decoder`, or
+            the whole `model`
         per: whether every `block`, or every `kind` of module, must meet the targets by
             itself; null holds the scope as a whole to them
         seconds: length in seconds of the utterance for which MACs are counted

@@ -124,7 +124,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "weight": Range(0, LOSS_SCALE, above=True),
         "centre": Range(-100, 100),  # a log_alpha; 100 is that of a gate fixed to 1
     },
-    "frontend_conf": {"fs": Range(1, 1_000_000, whole=True)},
+    "frontend_conf": {**NETWORK, "fs": Range(1, 1_000_000, whole=True)},
     "command line": {
         "--epochs": Range(1, COUNT, whole=True),
         "--finetune_epochs": Range(1, COUNT, whole=True),

@@ -107,15 +107,18 @@ def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[
             extra.append((site.module, macs, units))
     terms = []
     for module, path in paths.items():
+        products = {}
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            dim, calls = feature_dim(module), shapes.get(module, ())
+            positions = sum(math.prod(c.output) // c.output[dim] for c in calls)
+            products["weight"] = module.weight.numel() * positions
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, LogAlpha):
-                continue
-            numel, positions = parameter.numel(), 0
-            if name == "weight" and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                dim, calls = feature_dim(module), shapes.get(module, ())
-                positions = sum(math.prod(c.output) // c.output[dim] for c in calls)
-            factors = _factors(claims.get((module, name), ()), dependents.get(module, ()))
-            terms.append(_term(path, Piece(numel, numel * positions), factors))
+            if not isinstance(parameter, LogAlpha):
+                piece = Piece(parameter.numel(), products.pop(name, 0))
+                by_units = claims.get((module, name), ()), dependents.get(module, ())
+                terms.append(_term(path, piece, _factors(*by_units)))
+        for macs in products.values():  # of a weight that is made of other parameters
+            terms.append(_term(path, Piece(0, macs), ()))
     for module, macs, units in extra:
         means = {Factor("mean", (each,)): None for each in units}
         lost = [f for f in dependents.get(module, ()) if f.units[0] not in units]

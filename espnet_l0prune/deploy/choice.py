@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.rates import conf_of, fine_tuning_rate, number_of, pruning_rate
 from espnet_l0prune.networks.sites import find_sites
-from espnet_l0prune.plugin.network import DECODERS, ENCODERS
+from espnet_l0prune.plugin.network import NAMED
 from espnet_l0prune.plugin.resume import RUN
 
 DATA = tuple(
@@ -18,6 +19,8 @@ DATA = tuple(
     for part in ("train", "valid")
     for what in ("data_path_and_name_and_type", "shape_file")
 )
+# Names of networks of which only our kinds can be built where the published model is not
+PUBLISHED = ("whisper", "s3prl")
 # Lists that ESPnet's command line adds to, where it replaces other options: one who names
 # the data there would have each entry twice.
 APPENDED = (*DATA, "fold_length")
@@ -29,7 +32,8 @@ class Choice:
 
     Args:
         target: sparsity to reach by cost, in (0, 1)
-        scope: `encoder`, or `model` to include the decoder
+        scope: `encoder`, or `model` to include the decoder, and a self-supervised model
+            as front end; or `frontend` or `decoder` alone
         units: kinds of units, as in `encoder_conf`
         epochs: number of epochs of the pruning and of the fine-tuning; None for a third
             of the dense training's, but at least 6 and 4
@@ -55,22 +59,26 @@ def without_run(dense: dict, choice: Choice) -> dict:
 
 
 def units_of(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
-    """Return the kinds of units for encoder and decoder.
+    """Return the kinds of units for each network.
 
-    Each gets the kinds that it has. Kinds that neither has go to the encoder, which
-    refuses them by name.
+    Each gets the kinds that it has. Kinds that none has go to the encoder, which refuses
+    them by name.
     """
-    if choice.scope == "encoder" or isinstance(choice.units, str):
-        return {"encoder": choice.units, "decoder": choice.units}
+    units = choice.units
+    if choice.scope != "model" or isinstance(units, str):
+        return dict.fromkeys(NETWORKS, units)
     has = {
-        part: {kind for site in find_sites(getattr(model, part)) for kind in site.kinds}
-        for part in ("encoder", "decoder")
+        part: {
+            kind
+            for site in find_sites(getattr(model, part, None))
+            for kind in site.kinds
+        }
+        for part in NETWORKS
     }
-    alone = has["decoder"] - has["encoder"]
-    return {
-        "encoder": [kind for kind in choice.units if kind not in alone],
-        "decoder": [kind for kind in choice.units if kind in has["decoder"]],
-    }
+    others = set().union(*(has[part] for part in NETWORKS if part != "encoder"))
+    alone = others - has["encoder"]
+    mine = {part: [kind for kind in units if kind in has[part]] for part in NETWORKS}
+    return mine | {"encoder": [kind for kind in units if kind not in alone]}
 
 
 def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> dict:
@@ -137,16 +145,17 @@ def with_settings(conf: Mapping, settings: Mapping) -> dict:
 def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
     """Return the networks in scope as our classes, with more options."""
     options: dict[str, Any] = {}
-    known: dict[str, Mapping[str, type]] = {"encoder": ENCODERS, "decoder": DECODERS}
-    for part in ("encoder", "decoder"):
-        stock, within = str(dense.get(part)), choice.scope in (part, "model")
-        if not within and stock != "whisper":
+    for part, known in NAMED.items():
+        stock = str(dense.get(part))
+        name = stock if stock in known else f"l0_{stock}"
+        within = choice.scope in (part, "model")
+        if part == "frontend" and choice.scope == "model":
+            within = name in known  # the others have nothing to prune
+        if not within and stock not in PUBLISHED:
             continue
-        # Whisper's, too: only ours can be built where the published model is not
         conf = more[part] if within else {"units": []}
-        name = stock if stock in known[part] else f"l0_{stock}"
-        if name not in known[part]:
-            able = ", ".join(name.removeprefix("l0_") for name in known[part])
+        if name not in known:
+            able = ", ".join(name.removeprefix("l0_") for name in known)
             raise ValueError(
                 f"the experiment has {part}: {stock}; only {able} can be pruned. "
                 "Choose another --scope or another experiment."

@@ -16,7 +16,7 @@ from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
-from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.reading import read_json
@@ -40,7 +40,11 @@ from espnet_l0prune.plugin.weight_names import portable
 BUDGET_TOLERANCE = 0.005  # how far the real sparsity may be from its target
 # Options that a cut experiment's configuration loses, since it is not pruned further.
 GONE = (*PRUNING_OPTIONS, "init_param", "config")
-STRUCTURE_FILES = {"encoder": "structure.yaml", "decoder": "decoder_structure.yaml"}
+STRUCTURE_FILES = {
+    "frontend": "frontend_structure.yaml",
+    "encoder": "structure.yaml",
+    "decoder": "decoder_structure.yaml",
+}
 CONFIG, MODEL, PLAN, REPORT = "config.yaml", "model.pth", "plan.json", "cut.json"
 FILES = (CONFIG, MODEL, PLAN, REPORT, *STRUCTURE_FILES.values())
 
@@ -150,7 +154,7 @@ def freeze_as_planned_(model: nn.Module, file: Path) -> None:
 def cut_config(config: dict, model: nn.Module) -> dict:
     """Return the configuration of a cut model, for inference and for fine-tuning."""
     new = {k: v for k, v in config.items() if k not in GONE}
-    for name in ("encoder", "decoder"):
+    for name in NETWORKS:
         network = getattr(model, name)
         if isinstance(network, L0Network):
             change = {"units": [], "structure": network.structure()}
@@ -172,7 +176,8 @@ def cut_experiment(
     """Write the cut network of a gated experiment to a new folder.
 
     The folder gets config.yaml, model.pth, structure.yaml (and decoder_structure.yaml for
-    a pruned decoder), plan.json and cut.json: all of them or none.
+    a pruned decoder, frontend_structure.yaml for a pruned front end), plan.json and
+    cut.json: all of them or none.
 
     Args:
         experiment: the experiment's folder

@@ -10,7 +10,7 @@ from torch import nn
 
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.sites import find_sites
@@ -46,7 +46,7 @@ class Inspection:
     rows: list[Row]
     seconds: float  # length of the audio for which MACs are counted
     tokens: int  # number of tokens that are emitted for it
-    amounts: dict[str, dict[str, int]]  # by cost, then by encoder, decoder, model
+    amounts: dict[str, dict[str, int]]  # by cost, then by network, or the model
     scope: str | None  # the budget's scope; None without gates
     expected_sparsity: dict[str, float]
     actual_sparsity: dict[str, float]
@@ -93,7 +93,7 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     for cost in COSTS:
         whole = round(sum(term.amounts[cost] for term in terms))
         amounts[cost] = {"model": whole}
-        for part in ("encoder", "decoder"):
+        for part in NETWORKS:
             own = [row for row in places.values() if row.module.split(".")[0] == part]
             amounts[cost][part] = sum(row.amounts[cost] for row in own)
         for row in places.values():
@@ -124,7 +124,7 @@ def _sparsities(model: nn.Module, goal: Goal) -> dict:
 def build_dense(args: argparse.Namespace) -> nn.Module:
     """Return the network before pruning, with random weights."""
     dense = copy.deepcopy(args)
-    for name in ("encoder_conf", "decoder_conf"):
+    for name in (f"{network}_conf" for network in NETWORKS):
         conf = getattr(dense, name, None)
         if conf and "structure" in conf:
             setattr(dense, name, {**conf, "structure": None, "units": []})

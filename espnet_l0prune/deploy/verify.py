@@ -12,6 +12,7 @@ from espnet_l0prune.networks.espnet_modules import (
     BaseTransformerDecoder,
     OpenAIWhisperDecoder,
 )
+from espnet_l0prune.networks.s3prl import in_own_type, upstream_of
 from espnet_l0prune.networks.streaming import frames_of_blocks
 from espnet_l0prune.networks.whisper import (
     encode_waveform,
@@ -28,7 +29,7 @@ REPORT = "Nothing was written: please report this with the experiment's config.y
 TOKENS = 9  # number of tokens that the decoder reads
 LENGTHS = (200, 131, 64, 31)  # frames of features
 BLOCKS, LONGEST = 5, 2000  # of a streaming encoder; frames of features, at most
-STEP = 160  # samples of a frame, for an encoder that reads audio
+STEP = 160  # samples of a frame, for what reads audio
 Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
 
@@ -76,8 +77,9 @@ def outputs(model: nn.Module) -> Outputs:
     digit.
 
     Returns:
-        for each type, the encoder's valid frames (frames, size) and, if the decoder is a
-        Transformer's, its logits (batch, tokens, vocabulary); see `decode`
+        for each type, the encoder's valid frames (frames, size); if the decoder is a
+        Transformer's, its logits (batch, tokens, vocabulary), see `decode`; and those of
+        a self-supervised model as front end, (frames, size)
     """
     with evaluation(model):
         return {dtype: _outputs(model, dtype) for dtype in (torch.float64, torch.float32)}
@@ -136,8 +138,12 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     feats, lengths = probe_of(model.encoder)
     with _converted(dtype, model.encoder, model.ctc):
         output, valid = encode(model, feats.to(dtype), lengths)
-    mask = torch.arange(output.size(1)) < valid[:, None]
-    by_part = {"encoder": output[mask]}
+    by_part = {"encoder": _valid(output, valid)}
+    if upstream_of(model.frontend) is not None:
+        waves, frames = probe(STEP)
+        with _converted(dtype, model.frontend), in_own_type(model.frontend):
+            heard = model.frontend(waves.flatten(1).to(dtype), frames * STEP)
+        by_part["frontend"] = _valid(*heard)
     attends = isinstance(model.decoder, (BaseTransformerDecoder, OpenAIWhisperDecoder))
     if attends and not is_multi_decoder(model):
         tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
@@ -150,6 +156,11 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         with _converted(dtype, model.decoder):
             by_part["decoder"] = decode(model.decoder, memory, valid, tokens, counts)
     return by_part
+
+
+def _valid(output: Tensor, lengths: Tensor) -> Tensor:
+    """Return the valid frames (frames, size) of (batch, frames, size)."""
+    return output[torch.arange(output.size(1)) < lengths[:, None]]
 
 
 def decode(decoder: nn.Module, *args: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from espnet2.asr.encoder.multiconvformer_encoder import MultiConvConformerEncode
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
@@ -84,6 +85,7 @@ __all__ = [
     "PositionwiseFeedForward",
     "RNNTLossNumba",
     "RelPositionalEncoding",
+    "S3prlFrontend",
     "TooShortUttError",
     "TransformerDecoder",
     "TransformerEncoder",

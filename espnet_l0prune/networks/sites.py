@@ -11,16 +11,24 @@ from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.branch import BranchSite, ConstantSite
 from espnet_l0prune.networks.depth import BlockSite
 from espnet_l0prune.networks.frontend import FrontendSite
+from espnet_l0prune.networks.s3prl import S3prlConvolutionSite, s3prl_blocks
 from espnet_l0prune.networks.stream import BlockWidthSite, Branch, StreamSite
 from espnet_l0prune.networks.whisper import find_whisper_sites, whisper_blocks
 
 
-def blocks_of(network: nn.Module) -> Iterator[tuple[str, nn.Sequential | nn.ModuleList]]:
-    """Yield an encoder's or a decoder's blocks with their name in it, if it has some."""
+def blocks_of(
+    network: nn.Module | None,
+) -> Iterator[tuple[str, nn.Sequential | nn.ModuleList]]:
+    """Yield a network's blocks with their name in it, if it has some.
+
+    Args:
+        network: ESPnet's encoder, decoder or front end
+    """
     for name in ("encoders", "decoders"):
         if isinstance(getattr(network, name, None), nn.Sequential):
             yield name, getattr(network, name)
     yield from whisper_blocks(network)
+    yield from s3prl_blocks(network)
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -36,9 +44,19 @@ def branch_type(place: Place, module: nn.Module) -> type[BranchSite] | None:
     return None
 
 
-def find_sites(network: nn.Module) -> list[Site]:
-    """Return all sites of an ESPnet encoder or decoder, in the order of computation."""
-    sites: list[Site] = [*FrontendSite.find(network), *find_whisper_sites(network)]
+def find_sites(network: nn.Module | None) -> list[Site]:
+    """Return all sites of a network, in the order of computation.
+
+    Args:
+        network: ESPnet's front end, encoder or decoder; None for one that is not there
+    """
+    if network is None:
+        return []
+    sites: list[Site] = [
+        *FrontendSite.find(network),
+        *find_whisper_sites(network),
+        *S3prlConvolutionSite.find(network),
+    ]
     by_block: list[tuple[str, Block, list[Branch]]] = []
     for name, blocks in blocks_of(network):
         for i, layer in enumerate(blocks):

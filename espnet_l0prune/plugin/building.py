@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import os
 import pickle
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import espnet
@@ -16,6 +17,7 @@ from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.plugin.heads import name_absent_
 from espnet_l0prune.plugin.inputs import SAMPLE_RATE, reads_audio
+from espnet_l0prune.plugin.s3prl import reading_upstreams
 from espnet_l0prune.plugin.transducer import loss_at_hand
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
@@ -129,6 +131,13 @@ def plain_tensors_only() -> Iterator[None]:
             os.environ[name] = before
 
 
+def upstreams_checked(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return a context in which a self-supervised front end is built, if there is one."""
+    stock = getattr(args, "frontend", None) == "s3prl"
+    known = importlib.util.find_spec("s3prl") is not None
+    return reading_upstreams() if stock and known else contextlib.nullcontext()
+
+
 def build_model(args: argparse.Namespace) -> Any:
     """Build the model that options describe, as its ESPnet task does.
 
@@ -140,7 +149,7 @@ def build_model(args: argparse.Namespace) -> Any:
         ImportError: a package is missing
     """
     try:
-        with plain_tensors_only(), loss_at_hand():
+        with plain_tensors_only(), loss_at_hand(), upstreams_checked(args):
             model = task_of(args).build_model(args)
     except (ValueError, ImportError):  # their messages say what is wrong
         raise

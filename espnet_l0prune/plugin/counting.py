@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget
-from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.s3prl import attending_by_layers
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.whisper import most_tokens
 from espnet_l0prune.plugin.heads import (
@@ -25,8 +26,9 @@ from espnet_l0prune.plugin.inputs import prompt, silence
 
 
 def sites_of(model: nn.Module) -> list[Site]:
-    """Return the sites of an ESPnet model's encoder and decoder."""
-    return [s for network in (model.encoder, model.decoder) for s in find_sites(network)]
+    """Return the sites of an ESPnet model's front end, encoder and decoder."""
+    networks = [getattr(model, name, None) for name in NETWORKS]
+    return [site for network in networks for site in find_sites(network)]
 
 
 def make_budget(model: nn.Module, goal: Goal) -> Budget:
@@ -65,7 +67,7 @@ def make_parts(model: nn.Module, goal: Goal, budget: Budget) -> dict[str, Budget
 
 
 def _scope(model: nn.Module, goal: Goal) -> nn.Module:
-    network = model if goal.scope == "model" else getattr(model, goal.scope)
+    network = model if goal.scope == "model" else getattr(model, goal.scope, None)
     if network is None:
         raise ValueError(
             f"sparsity_goal_conf: scope is {goal.scope}, but this model has no "
@@ -95,7 +97,7 @@ def run(model: nn.Module, goal: Goal) -> None:
         encoder_out, lengths = encode_silence(model, goal)
     finally:
         hook.remove()
-    if goal.scope == "encoder":
+    if goal.scope in ("frontend", "encoder"):
         return
     for name, ctc in ctcs_of(model).items():
         early = reads_early(model, name)
@@ -157,7 +159,12 @@ def call_shapes(network: nn.Module, forward: Callable[[], None]) -> Shapes:
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:
-        with evaluation(network), torch.random.fork_rng(), torch.no_grad():
+        with (
+            evaluation(network),
+            attending_by_layers(network),
+            torch.random.fork_rng(),
+            torch.no_grad(),
+        ):
             forward()
     finally:
         for hook in hooks:

@@ -1,4 +1,4 @@
-"""Here are ESPnet's encoders and decoders with gates, or cut down to a structure."""
+"""Here are ESPnet's networks with gates, or cut down to a structure."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,16 @@ from espnet_l0prune.networks.espnet_modules import (
     MultiConvConformerEncoder,
     OpenAIWhisperDecoder,
     OpenAIWhisperEncoder,
+    S3prlFrontend,
     TransformerDecoder,
     TransformerEncoder,
 )
 from espnet_l0prune.networks.linearize import linearize_
+from espnet_l0prune.networks.s3prl import attend_by_layers_
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.networks.units import choose_units
+from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.weight_names import read_any_names_
 from espnet_l0prune.plugin.whisper import WhisperNetwork
@@ -88,6 +91,7 @@ class L0Network(MixedWith):
         if random_features is not None:
             check(self.conf_name, {"random_features": random_features})
             linearize_(self, random_features, self.conf_name)
+        attend_by_layers_(self)
         if structure is not None:
             self._cut_to_(structure)
         kinds = choose_units(self, units, self.conf_name)
@@ -224,6 +228,12 @@ class L0WhisperDecoder(WhisperNetwork, L0Network, OpenAIWhisperDecoder):
     conf_name = "decoder_conf"
 
 
+class L0S3prlFrontend(S3prlNetwork, L0Network, S3prlFrontend):
+    """This is `frontend: l0_s3prl`; see `L0Network` and `S3prlNetwork`."""
+
+    conf_name = "frontend_conf"
+
+
 ENCODERS = {
     "l0_conformer": L0ConformerEncoder,
     "l0_transformer": L0TransformerEncoder,
@@ -236,3 +246,9 @@ ENCODERS = {
     "l0_whisper": L0WhisperEncoder,
 }
 DECODERS = {"l0_transformer": L0TransformerDecoder, "l0_whisper": L0WhisperDecoder}
+FRONTENDS = {"l0_s3prl": L0S3prlFrontend}
+NAMED: dict[str, Mapping[str, type[L0Network]]] = {
+    "frontend": FRONTENDS,
+    "encoder": ENCODERS,
+    "decoder": DECODERS,
+}

@@ -7,7 +7,7 @@ from typing import Any
 from espnet2.train.class_choices import ClassChoices
 
 from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
-from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
 from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.signature import check_options
@@ -51,7 +51,7 @@ def inline_structure(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a file that cannot be read
     """
-    for name in ("encoder_conf", "decoder_conf"):
+    for name in (f"{network}_conf" for network in NETWORKS):
         conf = getattr(args, name, None) or {}
         path = conf.get("structure")
         if isinstance(path, str):

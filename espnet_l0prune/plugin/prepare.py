@@ -9,7 +9,7 @@ from espnet2.tasks.abs_task import AbsTask
 
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.controller import SparsityController
-from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.plugin.building import note_input_, refuse_adapters
 from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
@@ -73,7 +73,7 @@ def prepare_training(
 
 def needs_preparation(model: Any) -> bool:
     """Return whether a model has networks or a loss of ours, for `prepare`."""
-    networks = [getattr(model, part, None) for part in ("encoder", "decoder")]
+    networks = [getattr(model, part, None) for part in NETWORKS]
     return isinstance(model, L0Distilled) or any(
         isinstance(part, L0Network) for part in networks
     )
@@ -178,8 +178,8 @@ def _require_prunable(
 
 def require_gates_in_scope(model: Any, goal: Goal) -> None:
     """Raise ValueError for gates outside the goal's scope, or a scope without gates."""
-    for name in ("encoder", "decoder"):
-        network, scope = getattr(model, name), goal.scope
+    for name in NETWORKS:
+        network, scope = getattr(model, name, None), goal.scope
         gated = isinstance(network, L0Network) and bool(network.gated_sites())
         if gated and scope not in (name, "model"):
             raise ValueError(

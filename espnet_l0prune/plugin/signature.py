@@ -30,6 +30,23 @@ def show_stock_options(cls: Any, ours: Any, stock: Any) -> None:
     cls.__signature__ = inspect.Signature(rest + own)
 
 
+def show_more_options(cls: Any, ours: Any) -> None:
+    """Let a class's signature have the options of another class of ours, too.
+
+    Args:
+        cls: the class whose signature is set
+        ours: the class whose __init__ has the options, keyword-only
+    """
+    shown, own = inspect.signature(cls), inspect.signature(ours.__init__)
+    more = [
+        parameter
+        for name, parameter in own.parameters.items()
+        if parameter.kind == parameter.KEYWORD_ONLY and name not in shown.parameters
+    ]
+    known = shown.parameters.values()
+    cls.__signature__ = shown.replace(parameters=[*known, *more])
+
+
 def check_options(
     cls: Any, given: Mapping[str, object], where: str, more: Iterable[str] = ()
 ) -> None:

@@ -13,13 +13,16 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from espnet_l0prune.core.files import replace
+from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.networks.blocks import KINDS
 from espnet_l0prune.networks.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # numbers of units before and now, by kind
 WIDTH = "stream", "width"  # a block's width: its name in paths, and in pictures
-BLOCK = re.compile(r"(\w+)\.(?:encoders|decoders)\.(?:blocks\.)?(\d+)\.(\w+)$")
-CONVOLUTION = re.compile(r"(\w+)\.(?:embed\.conv\.\d+|encoders\.conv1)$")
+BLOCKS = r"(?:encoders|decoders|upstream\.upstream\.model\.encoder\.layers)"
+BLOCK = re.compile(rf"(\w+)\.{BLOCKS}\.(?:blocks\.)?(\d+)\.(\w+)$")
+CONVOLUTIONS = r"(?:embed\.conv\.\d+|encoders\.conv1|.*\.conv_layers\.\d+\.0)"
+CONVOLUTION = re.compile(rf"(\w+)\.{CONVOLUTIONS}$")
 Cell = tuple[float, str]  # the share that is left, and its label
 
 
@@ -53,7 +56,7 @@ def grid(
 
     Args:
         modules: units by the path of each module in the model
-        network: `encoder` or `decoder`
+        network: `frontend`, `encoder` or `decoder`
     """
     front: list[Cell | None] = []
     blocks: dict[int, dict[str, Cell]] = {}
@@ -145,7 +148,7 @@ def units_left(network: nn.Module, path: str) -> dict[str, Units]:
     """Return the units of each module, now and once the closed ones are cut.
 
     Args:
-        network: ESPnet's encoder or decoder
+        network: ESPnet's front end, encoder or decoder
         path: path of the network in the model
     """
     return {
@@ -175,8 +178,8 @@ def plot_epoch(
         summary_writer: that of TensorBoard, or None
         use_wandb: whether W&B is used
     """
-    for path in ("encoder", "decoder"):
-        network = getattr(model, path)
+    for path in NETWORKS:
+        network = getattr(model, path, None)
         modules = units_left(network, path)
         if not any(site.gates for site in find_sites(network)):
             continue

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.networks.whisper import augmenting, reads_waveform
@@ -274,8 +275,9 @@ class Teacher:
             value = batch.get(ALIASES.get(name, name))
             if value is not None:
                 inputs[name] = _copied(value)
-        # in these, features are looked up, or computed in the encoder
+        # in these, features are looked up, or computed by what is pruned
         apart = apart or reads_tokens(self.model) or reads_waveform(self.model.encoder)
+        apart = apart or upstream_of(self.model.frontend) is not None
         with record(self.model) as trace:
             if apart:
                 with self._augmented_as(student):

@@ -5,12 +5,13 @@ weights by those of a training.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from espnet_l0prune.plugin.signature import show_more_options
 
 if TYPE_CHECKING:
     from espnet_l0prune.networks.espnet_modules import (
@@ -37,11 +38,7 @@ class WhisperNetwork(MixedWith):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        own = inspect.signature(WhisperNetwork.__init__).parameters["dimensions"]
-        shown = inspect.signature(cls)
-        known = [*shown.parameters.values()]
-        if own not in known:
-            cls.__signature__ = shown.replace(parameters=[*known, own])
+        show_more_options(cls, WhisperNetwork)
 
     def __init__(
         self,

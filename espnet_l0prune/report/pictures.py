@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.deploy.inspect import Inspection
 from espnet_l0prune.plugin.structure_plot import grid, structure_figure
 from espnet_l0prune.report import curves
@@ -37,10 +38,10 @@ def structures(runs: Sequence[Run]) -> Iterator[Picture]:
             same.setdefault(key, (run.inspection, []))[1].append(run.name)
     for inspection, names in same.values():
         modules = {row.module: row.units for row in inspection.rows}
-        for network in ("encoder", "decoder"):
+        for network in NETWORKS:
             cells = itertools.chain(*grid(modules, network).values())
             shares = [cell[0] for cell in cells if cell]
-            if not shares or (network == "decoder" and min(shares) == 1):
+            if not shares or (network != "encoder" and min(shares) == 1):
                 continue
             figure = structure_figure(modules, network)
             parameters = inspection.amounts["params"][network]

@@ -18,6 +18,8 @@ from espnet_l0prune.report.values import count
 T = TypeVar("T")
 
 OPTIONS = (  # the options that a reader asks for first
+    "frontend",
+    "frontend_conf",
     "encoder",
     "encoder_conf",
     "decoder",

@@ -41,6 +41,7 @@ from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.inputs import has_prompt
 from espnet_l0prune.plugin.onnx import OnnxGraph
+from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.weight_names import portable
 
 FLOAT_TOLERANCE = 1e-4  # in float32: of log-probabilities, otherwise relative
@@ -96,6 +97,8 @@ class OnnxForm(ExportForm):
                 conf[part], conf[f"{part}_conf"] = "onnx", {"file": f"{part}.onnx"}
                 state = {k: v for k, v in state.items() if not k.startswith(f"{part}.")}
         conf["encoder_conf"]["shortest"] = shortest(model.encoder)
+        if isinstance(model.frontend, L0Network):
+            conf["frontend_conf"] |= model.frontend.portable_conf()
 
         def verify(loaded: nn.Module) -> str:
             apart = furthest(model, loaded, divergence if int8 else distance)

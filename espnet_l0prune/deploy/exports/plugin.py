@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.deploy.card import PLUGIN_PACKAGES
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
 from espnet_l0prune.deploy.verify import TOLERANCE
@@ -19,7 +20,7 @@ class PluginForm(ExportForm):
         self, model: nn.Module, args: argparse.Namespace, folder: Path, int8: bool
     ) -> Packed:
         """Pack the model; see `ExportForm.pack`."""
-        for name in ("encoder", "decoder"):
+        for name in NETWORKS:
             network = getattr(model, name)
             if isinstance(network, L0Network):
                 conf = {**getattr(args, f"{name}_conf"), **network.portable_conf()}

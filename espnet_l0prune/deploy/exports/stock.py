@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.cutting import features_left
+from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.core.narrow import features_of
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
@@ -35,11 +36,9 @@ from espnet_l0prune.plugin.building import build_model, task_name
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.models import NAMES
 from espnet_l0prune.plugin.network import L0Network
+from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.whisper import WhisperNetwork
-
-PARTS = ("encoder", "decoder")
-
 
 class StockForm(ExportForm):
     """The `StockForm` has the shape that plain ESPnet loads."""
@@ -78,7 +77,7 @@ def to_stock(
             for which ESPnet lacks a package here
     """
     conf = _without_ours(vars(args), model)
-    for part in PARTS:
+    for part in NETWORKS:
         network = getattr(model, part)
         if isinstance(network, L0Network):
             _check(network, part)
@@ -93,7 +92,7 @@ def to_stock(
             "or export it as a plugin model."
         ) from e
     state, tolerance = model.state_dict(), TOLERANCE
-    for part in PARTS:
+    for part in NETWORKS:
         network = getattr(model, part)
         if isinstance(network, L0Network):
             ours = {k: v for k, v in state.items() if k.startswith(f"{part}.")}
@@ -115,7 +114,7 @@ def _dims(network: nn.Module) -> set[int]:
 def _without_ours(config: Mapping, model: nn.Module) -> dict:
     """Return a configuration in ESPnet's own names."""
     conf = copy.deepcopy(dict(config))
-    for part in PARTS:
+    for part in NETWORKS:
         if isinstance(getattr(model, part), L0Network):
             conf[part] = conf[part].removeprefix("l0_")
             drop = _options(L0Network)
@@ -145,8 +144,8 @@ def _check(network: L0Network, part: str) -> None:
 
     if network.gated_sites():
         raise ValueError(f"the {part} has gates; expected a model that was cut")
-    if isinstance(network, WhisperNetwork):
-        raise refuse("is a Whisper that need not have its published sizes")
+    if isinstance(network, (WhisperNetwork, S3prlNetwork)):
+        raise refuse("is a published model that need not have its published sizes")
     if any(features_of(module) is not None for module in network.modules()):
         raise refuse("was cut in width")
     if any(isinstance(module, LinearAttention) for module in network.modules()):

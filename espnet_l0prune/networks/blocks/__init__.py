@@ -14,6 +14,7 @@ from espnet_l0prune.networks.blocks.e_branchformer import (
     EBranchformerBlock,
     EBranchformerCTCBlock,
 )
+from espnet_l0prune.networks.blocks.s3prl import S3prlBlock, WavLMBlock
 from espnet_l0prune.networks.blocks.transformer import TransformerBlock
 from espnet_l0prune.networks.blocks.whisper import WhisperBlock
 
@@ -27,6 +28,8 @@ KINDS: tuple[type[Block], ...] = (
     ContextualTransformerBlock,
     DecoderBlock,
     WhisperBlock,
+    S3prlBlock,
+    WavLMBlock,
 )
 BLOCKS = {kind.module_type: kind for kind in KINDS}
 

@@ -9,13 +9,23 @@ from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.convolution import ConvolutionSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.networks.branches.multi_convolution import MultiConvolutionSite
+from espnet_l0prune.networks.branches.s3prl import (
+    RelativeAttentionSite,
+    SelfSupervisedAttentionSite,
+    SelfSupervisedFeedForwardSite,
+)
 from espnet_l0prune.networks.branches.whisper import (
     WhisperAttentionSite,
     WhisperFeedForwardSite,
     WhisperSourceAttentionSite,
 )
 
-SELF_ATTENTION: tuple[type[BranchSite], ...] = (AttentionSite, WhisperAttentionSite)
+SELF_ATTENTION: tuple[type[BranchSite], ...] = (
+    AttentionSite,
+    WhisperAttentionSite,
+    SelfSupervisedAttentionSite,
+    RelativeAttentionSite,
+)
 SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (
     SourceAttentionSite,
     WhisperSourceAttentionSite,
@@ -24,6 +34,7 @@ FEED_FORWARD: tuple[type[BranchSite], ...] = (FeedForwardSite,)
 CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite, MultiConvolutionSite)
 GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite,)
 WHISPER_FEED_FORWARD: tuple[type[BranchSite], ...] = (WhisperFeedForwardSite,)
+S3PRL_FEED_FORWARD: tuple[type[BranchSite], ...] = (SelfSupervisedFeedForwardSite,)
 BRANCHES = (
     *SELF_ATTENTION,
     *SOURCE_ATTENTION,
@@ -31,4 +42,5 @@ BRANCHES = (
     *CONVOLUTION,
     *GATING,
     *WHISPER_FEED_FORWARD,
+    *S3PRL_FEED_FORWARD,
 )

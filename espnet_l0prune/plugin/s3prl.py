@@ -1,0 +1,210 @@
+"""Self-supervised front ends are built without the published model where it was cut.
+
+ESPnet has s3prl build them from that model's file, which it downloads, and then replaces
+the weights by those of a training. The file also says how large the model is, in part by
+a line of Python that s3prl evaluates, and that is only let through here as a list.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import reprlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from espnet_l0prune.plugin.signature import show_more_options
+
+if TYPE_CHECKING:
+    from espnet_l0prune.networks.espnet_modules import S3prlFrontend as MixedWith
+else:
+    MixedWith = object
+
+WHERE = "frontend_conf: upstream_config"
+LAYERS = "conv_feature_layers"
+MOST = 64  # convolutions
+# Where s3prl builds each kind of model, and by which name
+BUILDERS = {
+    "hubert": ("hubert.convert", "HubertModel"),
+    "wav2vec2": ("wav2vec2.convert", "Wav2Vec2Model"),
+    "wavlm": ("wavlm.expert", "WavLM"),
+}
+SELECTS = ("feature_selection",)  # further options that do not say where a file is from
+TASK = ("normalize", "sample_rate", "label_rate")  # what a model needs of its task
+
+
+class S3prlNetwork(MixedWith):
+    """A `S3prlNetwork` adds an option to our front end `l0_s3prl`.
+
+    Args:
+        upstream_config: what s3prl has to know of the self-supervised model, instead of
+            that model's file, so that a cut model can be loaded where the published one
+            is not. `espnet-l0prune cut` and `export` write it; null loads the file, as
+            ESPnet does
+
+    Raises:
+        ValueError: a kind of model that s3prl does not know, or sizes that are missing
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        show_more_options(cls, S3prlNetwork)
+
+    def __init__(
+        self,
+        *,
+        frontend_conf: dict | None = None,
+        upstream_config: Mapping[str, Any] | None = None,
+        **conf: Any,
+    ):
+        if importlib.util.find_spec("s3prl") is None:
+            raise ImportError(
+                "frontend: l0_s3prl needs the package s3prl: pip install espnet-s3prl"
+            )
+        found: dict[str, Any] = {}
+        options = dict(frontend_conf or {})
+        with ExitStack() as loading:
+            if upstream_config is not None:
+                options |= loading.enter_context(_standing_in(upstream_config, options))
+            whole = upstream_config is None
+            loading.enter_context(reading_upstreams(found, whole))
+            super().__init__(frontend_conf=options, **conf)
+        self.pretrained_params: dict = {}  # a copy of all weights
+        expert = self.upstream.upstream
+        if found:
+            vars(expert.model).pop("load_state_dict", None)
+        if found.get("kind") == "wav2vec2":
+            found["task_cfg"] = {"normalize": expert.wav_normalize}
+        self.upstream_config = found
+
+    def reload_pretrained_parameters(self) -> None:
+        """Do nothing: what `init` has changed comes from the checkpoint afterwards."""
+
+    def portable_conf(self) -> dict[str, object]:
+        """Return options with which the network is built where only its weights are."""
+        if not self.upstream_config:
+            return {}
+        return {"upstream_config": dict(self.upstream_config), "download_dir": None}
+
+
+@contextmanager
+def reading_upstreams(
+    found: dict[str, Any] | None = None, whole: bool = True
+) -> Iterator[None]:
+    """Check what s3prl builds a model of within a `with` block.
+
+    Args:
+        found: a mapping that gets what is needed to build the model again
+        whole: whether the model's file has the weights
+
+    Raises:
+        ValueError: a file that has code where the sizes of convolutions should be
+    """
+    with ExitStack() as after:
+        for kind, (place, name) in BUILDERS.items():
+            module = importlib.import_module(f"s3prl.upstream.{place}")
+            model_type = getattr(module, name)
+            build = _builder(kind, model_type, found, whole)
+            after.callback(setattr, module, name, model_type)
+            setattr(module, name, build)
+        yield
+
+
+def _builder(kind: str, model_type: Any, found: dict | None, whole: bool) -> Any:
+    def build(cfg: Any, *more: Any) -> nn.Module:
+        layers = convolutions(getattr(cfg, LAYERS))
+        setattr(cfg, LAYERS, str([tuple(layer) for layer in layers]))
+        model = model_type(cfg, *more)
+        if found is not None:
+            found.update(kind=kind, model_cfg=_changed(cfg) | {LAYERS: layers})
+            if more:  # HuBERT's task, and its dictionaries
+                found["task_cfg"] = {name: getattr(more[0], name) for name in TASK}
+                found["classes"] = [len(each) for each in more[1]]
+        if not whole:
+            model.load_state_dict = lambda state: None  # the file has no weights
+        return model
+
+    return build
+
+
+def _changed(cfg: Any) -> dict[str, Any]:
+    """Return the options of a model that are not s3prl's defaults, as plain data."""
+    if dataclasses.is_dataclass(cfg):
+        defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    else:
+        defaults = vars(type(cfg)())
+    changed = {k: v for k, v in vars(cfg).items() if v != defaults.get(k, ...)}
+    return {k: [*v] if isinstance(v, (list, tuple)) else v for k, v in changed.items()}
+
+
+@contextmanager
+def _standing_in(config: Mapping[str, Any], options: dict) -> Iterator[dict]:
+    """Yield options by which s3prl builds a model from a file without weights.
+
+    Args:
+        config: what `S3prlNetwork` has found for that model
+        options: ESPnet's options of the front end, in `frontend_conf` once more
+    """
+    kind, model_cfg = config.get("kind"), config.get("model_cfg")
+    if kind not in BUILDERS or not isinstance(model_cfg, dict) or LAYERS not in model_cfg:
+        raise ValueError(
+            f"{WHERE} is {reprlib.repr(dict(config))}; expected what `espnet-l0prune "
+            f"cut` wrote: kind ({', '.join(BUILDERS)}) and model_cfg, at least"
+        )
+    model_cfg = model_cfg | {LAYERS: str(model_cfg[LAYERS])}
+    content = {
+        **{"task_cfg": config.get("task_cfg", {}), "model_cfg": model_cfg},
+        **{"cfg": model_cfg, "model_weight": {}, "model": {}},
+        "dictionaries_symbols": [[*range(n)] for n in config.get("classes", ())],
+    }
+    extra = {k: v for k, v in (options.get("extra_conf") or {}).items() if k in SELECTS}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.pt")
+        torch.save(content, file)
+        yield {"upstream": f"{kind}_local", "path_or_url": str(file), "extra_conf": extra}
+
+
+def convolutions(text: object) -> list[list[int]]:
+    """Return the channels, width and stride of each convolution that a text describes.
+
+    Args:
+        text: a list in Python, such as `[(512,10,5)] + [(512,3,2)] * 4`; sums of lists
+            and multiples are allowed, and nothing else
+
+    Raises:
+        ValueError: anything else
+    """
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.List):
+            return [value(each) for each in node.elts]
+        if isinstance(node, ast.Tuple):
+            return tuple(value(each) for each in node.elts)
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return node.value
+        if isinstance(node, ast.BinOp):
+            left, right = value(node.left), value(node.right)
+            if isinstance(node.op, ast.Add) and isinstance(left, list):
+                return left + right
+            if isinstance(node.op, ast.Mult) and type(right) is int and right <= MOST:
+                return left * right
+        raise TypeError
+
+    try:
+        layers = [[*layer] for layer in value(ast.parse(str(text), mode="eval").body)]
+        if not 0 < len(layers) <= MOST or any(
+            len(layer) != 3 or any(type(n) is not int or n < 1 for n in layer)
+            for layer in layers
+        ):
+            raise TypeError
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as e:
+        raise ValueError(
+            f"{LAYERS} of a self-supervised model is {str(text)[:80]!r}; expected up to "
+            f"{MOST} convolutions, such as [(512,10,5)] + [(512,3,2)] * 4"
+        ) from e
+    return layers
