@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
@@ -34,7 +35,8 @@ def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> in
     """
     # with gradients the counter would fail on the view that a Constant returns
     probe = copy.deepcopy(network).eval().requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
+    # nor would it count a fused attention on a CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         forward(probe)
     return counter.get_total_flops() // 2
 

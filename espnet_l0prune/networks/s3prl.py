@@ -168,7 +168,8 @@ def attend(
         bias = position_bias.view(batch, -1, time, time)
         if attention.gru_rel_pos:
             read = query.transpose(0, 1).unflatten(-1, (bias.size(1), -1))
-            share = attention.grep_linear(read[:, :, places].transpose(1, 2))
+            grep = attention.grep_linear  # not called: its work grows with the heads
+            share = F.linear(read[:, :, places].transpose(1, 2), grep.weight, grep.bias)
             one, two = share.unflatten(-1, (2, -1)).sum(-1).sigmoid().chunk(2, dim=-1)
             bias = (one * (two * attention.grep_a - 1.0) + 2.0) * bias[:, places]
         else:

@@ -6,6 +6,7 @@ a line of Python that s3prl evaluates, and that is only let through here as a li
 """
 
 import ast
+import copy
 import dataclasses
 import importlib.util
 import reprlib
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from espnet_l0prune.core.hooks import GateHook
+from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.plugin.signature import show_more_options
 
 if TYPE_CHECKING:
@@ -84,6 +87,30 @@ class S3prlNetwork(MixedWith):
 
     def reload_pretrained_parameters(self) -> None:
         """Do nothing: what `init` has changed comes from the checkpoint afterwards."""
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        """Copy the network, and let s3prl read the hidden states of the copy."""
+        for module in self.modules():
+            if hasattr(module, "weight_g"):  # its weight is computed in each forward
+                module.weight = module.weight.detach()
+        hooks = getattr(self.upstream.upstream, "hooks", [])
+        handlers = [hook.handler for hook in hooks]
+        for hook in hooks:
+            hook.handler = None  # those of blocks that were cut cannot be copied
+        again = type(self).__new__(type(self))
+        memo[id(self)] = again
+        again.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for hook, handler in zip(hooks, handlers, strict=True):
+            hook.handler = handler
+        expert = again.upstream.upstream
+        if (model := upstream_of(again)) is not None:
+            for module in (model.encoder, *model.encoder.layers):
+                known = module._forward_hooks
+                for key in [k for k, v in known.items() if not isinstance(v, GateHook)]:
+                    del known[key]
+            for hook in expert.hooks:
+                expert._register_hook_handler(hook)
+        return again
 
     def portable_conf(self) -> dict[str, object]:
         """Return options with which the network is built where only its weights are."""
@@ -158,7 +185,8 @@ def _standing_in(config: Mapping[str, Any], options: dict) -> Iterator[dict]:
         )
     model_cfg = model_cfg | {LAYERS: str(model_cfg[LAYERS])}
     content = {
-        **{"task_cfg": config.get("task_cfg", {}), "model_cfg": model_cfg},
+        "task_cfg": {"normalize": False, **config.get("task_cfg", {})},
+        "model_cfg": model_cfg,
         **{"cfg": model_cfg, "model_weight": {}, "model": {}},
         "dictionaries_symbols": [[*range(n)] for n in config.get("classes", ())],
     }

@@ -9,6 +9,7 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.verify import STEP, probe, random_prompt
+from espnet_l0prune.networks.s3prl import in_own_type
 from espnet_l0prune.networks.whisper import encode_waveform, exact
 from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
@@ -19,12 +20,14 @@ from espnet_l0prune.plugin.network import (
     L0EBranchformerCTCEncoder,
     L0EBranchformerEncoder,
     L0MultiConvConformerEncoder,
+    L0S3prlFrontend,
     L0TransformerDecoder,
     L0TransformerEncoder,
     L0WhisperDecoder,
     L0WhisperEncoder,
 )
 from espnet_l0prune.testing.models import disturb_
+from espnet_l0prune.testing.s3prl import LARGE, RELATIVE
 
 LENGTHS = (60, 41, 33, 17)
 WHOLE = ("att_modules", "src_att_modules", "ffn_modules", "conv_modules", "cgmlp_modules")
@@ -60,11 +63,15 @@ KINDS = {
     "decoder": L0TransformerDecoder,
     "whisper": L0WhisperEncoder,
     "whisper_decoder": L0WhisperDecoder,
+    "hubert": L0S3prlFrontend,
+    "wav2vec2": L0S3prlFrontend,
+    "wavlm": L0S3prlFrontend,
 }
 
 
 DECODERS = ("decoder", "whisper_decoder")
 WHISPER = ("whisper", "whisper_decoder")
+S3PRL = ("hubert", "wav2vec2", "wavlm")
 STREAMING = ("streaming_conformer", "streaming_transformer")
 BLOCKS_OF_FRAMES = [  # the first is longer than any utterance here, the second endless
     {"block_size": 40, "hop_size": 16, "look_ahead": 16},
@@ -85,6 +92,30 @@ def whisper_options(heads: int, size: int, blocks: int) -> dict:
     return {"whisper_model": "tiny.en", "dimensions": dimensions}
 
 
+def s3prl_options(
+    kind: str,
+    heads: int,
+    size: int,
+    blocks: int,
+    linear_units: int,
+    channels: int,
+    large: bool = False,
+    multilayer_feature: bool = True,
+) -> dict:
+    """Options of a small self-supervised front end, which no file holds."""
+    strides = [[10, 5], *[[3, 2]] * 4, *[[2, 2]] * 2]
+    model_cfg = {
+        **{"encoder_layers": blocks, "encoder_embed_dim": size},
+        **{"encoder_ffn_embed_dim": linear_units, "encoder_attention_heads": heads},
+        "conv_feature_layers": [[channels, *each] for each in strides],
+        **{"conv_pos": 4, "conv_pos_groups": 2, "label_rate": 50.0},
+        **(LARGE if large else {}),
+        **(RELATIVE if kind == "wavlm" else {}),
+    }
+    config = {"kind": kind, "model_cfg": model_cfg, "classes": [3]}
+    return {"upstream_config": config, "multilayer_feature": multilayer_feature}
+
+
 def branchformer_attention(attention: dict) -> dict:
     """The same options under the Branchformers' names."""
     return {k.replace("selfattention", "attention"): v for k, v in attention.items()}
@@ -103,6 +134,15 @@ def confs(draw, kind: str) -> dict:
     }
     if kind in WHISPER:
         return conf | {"output_size": heads * draw(st.sampled_from([4, 6]))}
+    if kind in S3PRL:
+        del conf["dropout_rate"]
+        return conf | {
+            "output_size": heads * draw(st.sampled_from([2, 4])),
+            "linear_units": draw(st.integers(1, 9)),
+            "channels": draw(st.integers(1, 9)),
+            "large": draw(st.booleans()),
+            "multilayer_feature": draw(st.booleans()),
+        }
     if kind == "decoder":
         conf |= {
             "linear_units": draw(st.integers(1, 9)),
@@ -192,17 +232,21 @@ def prunable(kind: str, conf: dict) -> list[str]:
 
 
 def make(kind: str, conf: dict, units, seed: int, **more):
-    conf, torch_seed = dict(conf), seed
-    torch.manual_seed(torch_seed)
+    conf = dict(conf)
+    torch.manual_seed(seed)
     sizes = (20,)
     if kind in DECODERS:
         sizes = (12, conf["output_size"])
+    if kind in S3PRL:
+        sizes, own = (), (*WHISPER_SIZES, "linear_units", "channels")
+        named = {k: conf.pop(k) for k in ("large", "multilayer_feature") if k in conf}
+        conf |= s3prl_options(kind, *map(conf.pop, own), **named)
     if kind in WHISPER:
         conf |= whisper_options(*map(conf.pop, WHISPER_SIZES))
     elif kind in DECODERS:
         del conf["output_size"]
     network = KINDS[kind](*sizes, **conf, units=units, **more).double().eval()
-    network.memory_size = sizes[-1]
+    network.memory_size = sizes[-1] if sizes else None
     disturb_(network, seed)
     return network
 
@@ -216,6 +260,10 @@ def output(network, seed: int = 0) -> torch.Tensor:
         counts = torch.tensor([6, 4, 1])
         with exact(network):
             out, valid = network(memory, lengths, tokens, counts)[0], counts
+    elif isinstance(network, L0S3prlFrontend):
+        waves, lengths = probe(STEP, LENGTHS, seed)
+        with in_own_type(network):
+            out, valid = network(waves.flatten(1), STEP * lengths)
     elif isinstance(network, L0WhisperEncoder):
         waves, lengths = probe(STEP, LENGTHS, seed)
         out, valid = encode_waveform(network, waves.flatten(1), STEP * lengths)
@@ -250,7 +298,7 @@ def draw_plan(data, network) -> Plan:
             if kind in ("width", "block_width"):
                 common = data.draw(st.integers(0, size - 1)) if common is None else common
                 units = sorted({*units, common})
-            elif kind == "frontend_channels" and not units:
+            elif kind in site.never_empty and not units:
                 units = [data.draw(st.integers(0, size - 1))]
             kept[kind] = units
         plan[site.name] = kept

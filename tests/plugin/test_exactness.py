@@ -90,6 +90,9 @@ SMALL = {
     "decoder": {"linear_units": 12},
     "whisper": {},
     "whisper_decoder": {},
+    "hubert": {"linear_units": 12, "channels": 6},
+    "wav2vec2": {"linear_units": 12, "channels": 6, "large": True},
+    "wavlm": {"linear_units": 12, "channels": 6},
 }
 WIDTHS = ("width", "block_width")
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}

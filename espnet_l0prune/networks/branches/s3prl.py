@@ -1,5 +1,6 @@
 """The branches of HuBERT's, wav2vec 2.0's and WavLM's blocks, as s3prl has them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -94,6 +95,11 @@ class RelativeAttentionSite(SelfSupervisedAttentionSite):
             return int(score_of(self.gates[kind]).argmax())
         return None
 
+    def why_not(self, kind: str) -> str | None:
+        if kind == self.kinds[2] and self.module.gru_rel_pos:
+            return "what weighs its relative positions does not shrink with dimensions"
+        return None
+
     def structure(self) -> dict[str, int | list[int]]:
         return {**super().structure(), self.kinds[1]: head_places(self.module)}
 
@@ -106,6 +112,13 @@ class RelativeAttentionSite(SelfSupervisedAttentionSite):
         yield from super().dependents()
         if self.module.gru_rel_pos:
             yield self.module.grep_linear, self.kinds
+
+    def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
+        yield from super().macs(shapes)
+        if self.module.gru_rel_pos:
+            shares = self.module.num_heads * self.module.grep_linear.weight.numel()
+            for call in shapes.get(self.module.q_proj, ()):
+                yield math.prod(call.output[:2]) * shares, self.kinds[1:2]
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
         kept, places = masks[self.kinds[1]].tolist(), head_places(self.module)
