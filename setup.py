@@ -77,6 +77,7 @@ setup(
         "test": [
             "cooper-optim",
             "einops",
+            "espnet-s3prl",
             "hypothesis",
             "ipykernel",
             "jsonschema",

@@ -3,7 +3,9 @@
 Each configuration is parsed by its task's own parser and made small (see `shrink`). The
 model gets random weights in place of a training, `adopt` writes what to train next, and
 ESPnet's own command prunes for some updates through all phases, `cut` cuts, and one epoch
-of fine-tuning follows. The table says where each one ended, and with which message.
+of fine-tuning follows. The encoder is pruned by half; where the front end is a
+self-supervised model, the whole model, by 40%. The table says where each one ended, and
+with which message.
 """
 
 import collections
@@ -30,12 +32,13 @@ import torch
 import yaml
 from common import parser, start, write
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
-from stand_ins import stand_in
+from stand_ins import family_of, stand_in
 
 from espnet_l0prune.deploy.adopt import adopt
 from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.cut import cut_experiment
 from espnet_l0prune.plugin.building import build_model
+from espnet_l0prune.testing.s3prl import SIZES
 
 # A recipe's folder: its task, the class, and the data beside `speech` and `text`
 TASKS = {
@@ -51,7 +54,7 @@ COLUMNS = (
 )
 SECONDS = 60  # of the processor, that a configuration may take
 SIZE = 20  # of the features
-STEP = 160  # samples of audio in place of a frame of features, for Whisper
+STEP = 160  # samples of audio in place of a frame of features, where those are read
 FRAMES = 120  # of the longest utterance
 UTTERANCES = 4
 LETTERS = "ABCDEFGH"
@@ -91,13 +94,22 @@ def find(egs2: Path) -> list[Path]:
 def shrink(conf: dict[str, Any], task: str) -> dict[str, Any]:
     """A configuration, small and without what cannot be had here.
 
-    Two blocks in encoder and decoder and narrow layers, with as many heads; no front end
-    and no preencoder, but features, of which masks leave some; utterance_mvn for
-    global_mvn, which needs statistics; no augmentation with noises and rooms; no files
-    to begin from.
+    Two blocks in encoder and decoder and narrow layers, with as many heads; features, of
+    which masks leave some, for a front end and a preencoder, if the front end is no
+    self-supervised model; utterance_mvn for global_mvn, which needs statistics; no
+    augmentation with noises and rooms; no files to begin from.
     """
     small = {**conf, **TRAINING, "input_size": SIZE}
-    for name in ("frontend", "preencoder", "noise_scp", "rir_scp", "init_param"):
+    dropped = ["noise_scp", "rir_scp", "init_param"]
+    if family_of(conf):  # a self-supervised model, which reads audio
+        del small["input_size"]
+        small["preencoder_conf"] = {
+            **(conf.get("preencoder_conf") or {}),
+            **{"input_size": SIZES["encoder_embed_dim"], "output_size": SIZE},
+        }
+    else:
+        dropped += ["frontend", "preencoder"]
+    for name in dropped:
         small.pop(name, None)
         small.pop(f"{name}_conf", None)
     specaug = small.get("specaug_conf") or {}
@@ -183,10 +195,10 @@ def make_data(folder: Path) -> None:
 
 
 def data_options(
-    data: Path, task: str, more: tuple[str, ...], whisper: bool
+    data: Path, task: str, more: tuple[str, ...], audio: bool
 ) -> dict[str, Any]:
-    """Training and validation data of a task, of audio for Whisper."""
-    speech, shape = ("wave", "samples") if whisper else ("speech", "shape")
+    """Training and validation data of a task, which are features unless asked for."""
+    speech, shape = ("wave", "samples") if audio else ("speech", "shape")
     entries = [] if task == "mt" else [[f"{data}/{speech}", "speech", "npy"]]
     text = "owsm" if task == "s2t" else "plain"
     entries.append([f"{data}/{text}", "text", "text"])
@@ -240,11 +252,15 @@ def follow(config: Path, egs2: Path, data: Path, work: Path) -> dict[str, str]:
             more += ("transcript",) * ("postdecoder" in conf)
             small, replaced = stand_in(shrink(conf, name), data)
             row["stand_ins"] = ", ".join(replaced)
-            small |= data_options(data, name, more, conf.get("encoder") == "whisper")
+            audio = conf.get("encoder") == "whisper" or bool(family_of(conf))
+            small |= data_options(data, name, more, audio)
             (work / "dense").mkdir()
             save_dense(small, task, work / "dense")
             stage = "adopt"
-            found = adopt(work / "dense", work / "l0", None, Choice(epochs=(4, 1)))
+            choice = Choice(epochs=(4, 1))
+            if family_of(conf):  # mBART's decoder holds half of such a model, and stays
+                choice = Choice({"params": 0.4}, "model", epochs=(4, 1))
+            found = adopt(work / "dense", work / "l0", None, choice)
             prune, _, finetune = map(shlex.split, found.commands)
             stage = "training"
             task.main(cmd=prune[3:])

@@ -17,8 +17,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from espnet_l0prune.testing.whisper import publish
+from espnet_l0prune.testing import s3prl, whisper
 
+FAMILIES = {  # of s3prl's names
+    **{"hubert": "hubert", "wavlm": "wavlm", "wavlablm": "wavlm"},
+    **{"wav2vec2": "wav2vec2", "xls_r": "wav2vec2", "xlsr": "wav2vec2"},
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 SMALL = {
     "hidden_size": 16,
@@ -41,6 +45,16 @@ def make(name: str) -> PreTrainedModel:
     return BertModel(BertConfig(**SMALL))
 
 
+def family_of(conf: dict[str, Any]) -> str | None:
+    """The kind of self-supervised model that is the front end, if it can be pruned."""
+    if conf.get("frontend") != "s3prl":
+        return None
+    upstream = conf["frontend_conf"]["frontend_conf"]["upstream"]
+    return next(
+        (kind for name, kind in FAMILIES.items() if upstream.startswith(name)), None
+    )
+
+
 def stand_in(conf: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
     """A configuration with stand-ins for the published models that it names.
 
@@ -60,8 +74,15 @@ def stand_in(conf: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[s
             new["model_name_or_path"] = str(_saved(name, folder / Path(name).name))
             names.append(name)
         if name := value.get("whisper_model"):
-            new |= publish(folder)
+            new |= whisper.publish(folder)
             names.append(f"Whisper {name}")
+        if option == "frontend_conf" and (family := family_of(conf)):
+            new |= s3prl.publish(
+                folder, family, "large" in value["frontend_conf"]["upstream"]
+            )
+            new["layer"] = min(value.get("layer", -1), 1)
+            new["multilayer_feature"] = bool(value.get("multilayer_feature"))
+            names.append(value["frontend_conf"]["upstream"])
         if "lang_token_id" in value:  # of mBART's 250 000 tokens
             new["lang_token_id"] = WORDS.index("a")
         found[option] = new

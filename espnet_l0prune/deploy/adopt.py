@@ -43,6 +43,7 @@ from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
 from espnet_l0prune.plugin.models import our_name
+from espnet_l0prune.plugin.network import NAMED
 from espnet_l0prune.plugin.options import make_constraint, make_goal, make_scheduler
 from espnet_l0prune.plugin.prepare import check_optimizer, check_trainable
 
@@ -209,7 +210,7 @@ def _adopt(
         ),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=[*_notes(config, held), *pace],
+        notes=[*_notes(config, held), *_left_whole(prune, choice), *pace],
         espnet3=espnet3,
     )
 
@@ -271,6 +272,14 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
             f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
         )
     return notes
+
+
+def _left_whole(prune: dict, choice: Choice) -> list[str]:
+    """Return a note for a network that is in scope, and has no kind with gates."""
+    decoder = prune.get("decoder")
+    if choice.scope != "model" or decoder in (None, *NAMED["decoder"]):
+        return []
+    return [f"decoder: {decoder} is left whole, as it has no kind with gates; it counts"]
 
 
 def _phases(

@@ -69,15 +69,15 @@ def units_of(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
         return dict.fromkeys(NETWORKS, units)
     has = {
         part: {
-            kind
-            for site in find_sites(getattr(model, part, None))
-            for kind in site.kinds
+            kind for site in find_sites(getattr(model, part, None)) for kind in site.kinds
         }
         for part in NETWORKS
     }
     others = set().union(*(has[part] for part in NETWORKS if part != "encoder"))
     alone = others - has["encoder"]
-    mine = {part: [kind for kind in units if kind in has[part]] for part in NETWORKS}
+    mine: dict[str, str | list[str]] = {
+        part: [kind for kind in units if kind in has[part]] for part in NETWORKS
+    }
     return mine | {"encoder": [kind for kind in units if kind not in alone]}
 
 
@@ -149,8 +149,8 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
         stock = str(dense.get(part))
         name = stock if stock in known else f"l0_{stock}"
         within = choice.scope in (part, "model")
-        if part == "frontend" and choice.scope == "model":
-            within = name in known  # the others have nothing to prune
+        if choice.scope == "model" and part != "encoder":
+            within = name in known  # others are left whole
         if not within and stock not in PUBLISHED:
             continue
         conf = more[part] if within else {"units": []}

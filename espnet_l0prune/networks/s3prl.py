@@ -4,6 +4,7 @@ These are HuBERT, wav2vec 2.0 and WavLM: convolutions over the audio, and Transf
 blocks. Their tensors are (time, batch, size).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_l0prune.core.claims import Claim, input_claims, output_claims
+from espnet_l0prune.core.claims import Claim, output_claims
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import GateHook, SurvivorNorm
 from espnet_l0prune.networks.espnet_modules import S3prlFrontend
@@ -175,8 +176,8 @@ def attend(
         else:
             bias = bias[:, places]
     if key_padding_mask is not None:
-        padding = query.new_zeros(batch, 1, 1, time)
-        padding = padding.masked_fill(key_padding_mask.bool()[:, None, None], -float("inf"))
+        hidden = key_padding_mask.bool()[:, None, None]
+        padding = query.new_zeros(hidden.shape).masked_fill(hidden, -math.inf)
         bias = padding if bias is None else bias + padding
     dropout = attention.dropout_module.p if attention.training else 0.0
     output = F.scaled_dot_product_attention(q, k, v, bias, dropout)
@@ -192,7 +193,8 @@ def in_own_type(network: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in network.modules() if isinstance(module, FLOAT32_NORMS)]
     for norm in norms:
-        norm.forward = MethodType(type(norm).__mro__[1].forward, norm)
+        plain = nn.LayerNorm if isinstance(norm, nn.LayerNorm) else nn.GroupNorm
+        norm.forward = MethodType(plain.forward, norm)
     try:
         yield
     finally:

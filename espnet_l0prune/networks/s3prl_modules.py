@@ -22,7 +22,7 @@ __all__ = [
 def _find(module: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(f"s3prl.upstream.{module}"), name)
-    except ImportError:
+    except (ImportError, AttributeError, OSError):  # it is another version's, or damaged
         return type(name, (nn.Module,), {})
 
 

@@ -297,12 +297,11 @@ class L0Distilled(MixedWith):
                 how = frames, self.temperature, without
                 kl = prediction_kl(logits, teacher.ctc_out[name], *how)
                 weight = getattr(self, "interctc_weight", 0.0)
-                if weight and teacher.between_out:  # weighed as in ESPnet's own loss
+                # weighed as in ESPnet's own loss; the student's layer may be dropped
+                if weight and teacher.between_out and student.between:
                     between = [
-                        prediction_kl(ctc.ctc_lo(mine), theirs, *how)
-                        for mine, theirs in zip(
-                            student.between, teacher.between_out, strict=True
-                        )
+                        prediction_kl(ctc.ctc_lo(mine), teacher.between_out[i], *how)
+                        for i, mine in student.between.items()
                     ]
                     kl = (1 - weight) * kl + weight * sum(between) / len(between)
                 losses[f"loss_{name}_kl"] = self.ctc_kl_weight, kl

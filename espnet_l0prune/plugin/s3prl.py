@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
+from espnet_l0prune.core.files import save
 from espnet_l0prune.core.hooks import GateHook
 from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.plugin.signature import show_more_options
@@ -177,7 +177,7 @@ def _standing_in(config: Mapping[str, Any], options: dict) -> Iterator[dict]:
         config: what `S3prlNetwork` has found for that model
         options: ESPnet's options of the front end, in `frontend_conf` once more
     """
-    kind, model_cfg = config.get("kind"), config.get("model_cfg")
+    kind, model_cfg = str(config.get("kind")), config.get("model_cfg")
     if kind not in BUILDERS or not isinstance(model_cfg, dict) or LAYERS not in model_cfg:
         raise ValueError(
             f"{WHERE} is {reprlib.repr(dict(config))}; expected what `espnet-l0prune "
@@ -193,7 +193,7 @@ def _standing_in(config: Mapping[str, Any], options: dict) -> Iterator[dict]:
     extra = {k: v for k, v in (options.get("extra_conf") or {}).items() if k in SELECTS}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.pt")
-        torch.save(content, file)
+        save(content, file)
         yield {"upstream": f"{kind}_local", "path_or_url": str(file), "extra_conf": extra}
 
 

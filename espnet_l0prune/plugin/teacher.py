@@ -48,8 +48,9 @@ class Trace:
     blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
     encoder_out: Tensor | None = None  # (batch, time, size)
     encoder_lengths: Tensor | None = None  # (batch,)
-    between: list[Tensor] = field(default_factory=list)  # what intermediate CTC reads
-    between_out: list[Tensor] = field(default_factory=list)  # logits, (batch, time, V)
+    # what intermediate CTC reads, by the layer's number, and logits, (batch, time, V)
+    between: dict[int, Tensor] = field(default_factory=dict)
+    between_out: dict[int, Tensor] = field(default_factory=dict)
     memory: Tensor | None = None  # the same after what follows the encoder, if anything
     memory_lengths: Tensor | None = None
     ctc_args: dict[str, tuple] = field(default_factory=dict)
@@ -127,7 +128,7 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         trace.encoder_args = args
         trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
         if isinstance(output[0], tuple):
-            trace.between = [hidden for _, hidden in output[0][1]]
+            trace.between = dict(output[0][1])
 
     encode, patched = model.encode, "encode" in vars(model)
 
@@ -293,7 +294,8 @@ class Teacher:
                 early = student.is_early(name)
                 trace.ctc_out[name] = ctc.ctc_lo(trace.encoder_out if early else memory)
                 if self.has_same_between:
-                    trace.between_out = [ctc.ctc_lo(hidden) for hidden in trace.between]
+                    between = trace.between.items()
+                    trace.between_out = {i: ctc.ctc_lo(hidden) for i, hidden in between}
             if joint_network is not None and memory is not None and student.decoder_args:
                 self.model.decoder.set_device(memory.device)
                 decoder_out = self.model.decoder(*map(_copied, student.decoder_args))

@@ -80,7 +80,8 @@ def save_dense(folder: Path, options: dict, **changes: object) -> None:
     """
     args = arguments(encoder="conformer", input_size=None, model="espnet", optim="adamw")
     args.frontend, args.frontend_conf = "s3prl", dict(options)
-    args.preencoder, args.preencoder_conf = "linear", {"input_size": 16, "output_size": 20}
+    args.preencoder = "linear"
+    args.preencoder_conf = {"input_size": 16, "output_size": 20}
     vars(args).update(changes)
     model = ASRTask.build_model(args)
     folder.mkdir(parents=True)

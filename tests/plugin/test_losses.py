@@ -20,6 +20,13 @@ WEIGHTS = {
     "transducer_kl_weight": 7.0,
 }
 TEMPERATURE = 2.0
+LAYER_DROP = {
+    "layer_drop_rate": 0.5,
+    "output_size": 16,
+    "attention_heads": 2,
+    "cgmlp_linear_units": 8,
+    "cgmlp_conv_kernel": 3,
+}
 
 
 def utterances() -> dict[str, torch.Tensor]:
@@ -254,3 +261,25 @@ def test_what_a_student_learns_by_default():
         "cr_ctc_weight": 0.0,
     }
     assert parameters["temperature"].default == 1.0
+
+
+def test_a_dropped_layer_has_no_intermediate_posteriors(tmp_path):
+    """ESPnet's E-Branchformer leaves out the layers that it drops, and their CTC."""
+    conf = {"num_blocks": 3, "interctc_layer_idx": [1, 2], "units": [], **LAYER_DROP}
+    args = configuration("hybrid", encoder_conf={}, optim="adamw")
+    args.encoder, args.encoder_conf = "l0_e_branchformer", conf
+    args.model_conf |= {"interctc_weight": 0.5}
+    save(tmp_path / "dense", args, ASRTask.build_model(args), "model.pth")
+    args.model_conf |= {
+        "teacher_config": str(tmp_path / "dense/config.yaml"),
+        "teacher_model_file": str(tmp_path / "dense/model.pth"),
+    }
+    student = ASRTask.build_model(args).train()
+    student.load_teacher_(torch.optim.SGD(student.parameters()))
+    left = []
+    student.encoder.register_forward_hook(lambda *call: left.append(call[2][0]))
+    for seed in range(9):
+        torch.manual_seed(seed)
+        assert student(**utterances())[0].isfinite()
+    counts = {len(out[1]) if isinstance(out, tuple) else 0 for out in left}
+    assert counts == {0, 1, 2}

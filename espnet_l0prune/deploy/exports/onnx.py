@@ -40,8 +40,8 @@ from espnet_l0prune.networks.espnet_modules import (
 from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.inputs import has_prompt
-from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.network import L0Network
+from espnet_l0prune.plugin.onnx import OnnxGraph
 from espnet_l0prune.plugin.weight_names import portable
 
 FLOAT_TOLERANCE = 1e-4  # in float32: of log-probabilities, otherwise relative

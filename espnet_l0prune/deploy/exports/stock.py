@@ -40,6 +40,7 @@ from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
+
 class StockForm(ExportForm):
     """The `StockForm` has the shape that plain ESPnet loads."""
 

@@ -20,7 +20,9 @@ from espnet_l0prune.networks.s3prl_modules import S3prlAttention, WavLMAttention
 class SelfAttentionConstant(Constant):
     """A `SelfAttentionConstant` is called as HuBERT's attention is."""
 
-    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> tuple:
+    def forward(  # type: ignore[override]  # its caller names what it gives
+        self, query: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple:
         """Return (time, batch, size), and None for the weights."""
         return super().forward(query), None
 
@@ -28,7 +30,7 @@ class SelfAttentionConstant(Constant):
 class RelativeConstant(Constant):
     """A `RelativeConstant` is called as WavLM's attention is."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, query: Tensor, *_: Any, position_bias: Tensor | None = None, **__: Any
     ) -> tuple:
         """Return (time, batch, size), None for the weights, and the positions."""

@@ -1,0 +1,317 @@
+"""Self-supervised front ends of s3prl's are ESPnet's to the bit, and go the whole way."""
+
+import copy
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from espnet2.asr.frontend.s3prl import S3prlFrontend
+from espnet2.tasks.asr import ASRTask
+from s3prl.nn import S3PRLUpstream
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.plugin.building import build_model
+from espnet_l0prune.plugin.counting import make_budget, sites_of
+from espnet_l0prune.plugin.experiment import load_experiment, load_model, read_config
+from espnet_l0prune.plugin.network import L0S3prlFrontend
+from espnet_l0prune.plugin.s3prl import convolutions
+from espnet_l0prune.plugin.structure_plot import structure_figure, units_left
+from espnet_l0prune.testing.models import arguments
+from espnet_l0prune.testing.runs import CONFIG
+from espnet_l0prune.testing.s3prl import KINDS, RATE, publish, save_dense
+
+PREENCODER = {
+    "preencoder": "linear",
+    "preencoder_conf": {"input_size": 16, "output_size": 20},
+}
+DECODE = """
+import sys
+import numpy as np
+from espnet2.bin.asr_inference import Speech2Text
+config, weights, wave = sys.argv[1:]
+speech2text = Speech2Text(config, weights, beam_size=2, ctc_weight=0.5)
+text, *_, hypothesis = speech2text(np.load(wave))[0]
+print("decoded", repr(text), float(hypothesis.score))
+"""
+
+
+def compute(frontend) -> dict[str, torch.Tensor]:
+    """Its output; and in training, with dropout, the gradients of a step."""
+    torch.manual_seed(1)
+    np.random.seed(1)
+    speech, lengths = torch.randn(3, 8000), torch.tensor([8000, 6000, 3000])
+    out, valid = frontend(speech, lengths)
+    if frontend.training:
+        out.square().mean().backward()
+    grads = {
+        name: parameter.grad
+        for name, parameter in frontend.named_parameters()
+        if parameter.grad is not None
+    }
+    return {"out": out, "valid": valid, **grads}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_open_gates_are_espnet_to_the_bit(kind, large, training, tmp_path):
+    options = publish(tmp_path, kind, large)
+    stock, ours = S3prlFrontend(**options), L0S3prlFrontend(**options)
+    missing = ours.load_state_dict(stock.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    assert missing.missing_keys
+    assert all(key.endswith(".log_alpha") for key in missing.missing_keys)
+    expected, found = (compute(f.train(training)) for f in (stock, ours))
+    assert (len(expected) > 50) == training
+    assert expected.keys() <= found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_published_is_not_needed_to_build_it(kind, tmp_path):
+    options = publish(tmp_path, kind, large=True)
+    ours = L0S3prlFrontend(**options, units=[]).eval()
+    options["frontend_conf"]["path_or_url"] = "https://nowhere/model.pt"
+    again = L0S3prlFrontend(**{**options, **ours.portable_conf()}, units=[]).eval()
+    assert again.portable_conf() == ours.portable_conf()
+    again.load_state_dict(ours.state_dict())
+    speech, lengths = torch.randn(2, 8000), torch.tensor([8000, 5000])
+    with torch.no_grad():
+        assert torch.equal(ours(speech, lengths)[0], again(speech, lengths)[0])
+
+
+def test_a_copy_reads_its_own_hidden_states(tmp_path):
+    ours = L0S3prlFrontend(**publish(tmp_path)).eval()
+    speech, lengths = torch.randn(2, 8000), torch.tensor([8000, 5000])
+    before = ours(speech, lengths)[0]
+    other = copy.deepcopy(ours)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+        after = other(speech, lengths)[0]
+    assert torch.equal(ours(speech, lengths)[0], before)
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_front_ends_are_counted_alike(kind, tmp_path):
+    options = {"input_size": None, "frontend_conf": publish(tmp_path, kind), **PREENCODER}
+    stock, ours = (
+        make_budget(build_model(arguments(**options, **more)), Goal(scope="frontend"))
+        for more in (
+            {"frontend": "s3prl", "encoder": "conformer", "model": "espnet"},
+            {"frontend": "l0_s3prl"},
+        )
+    )
+    assert stock.totals == ours.totals
+
+
+def test_an_upstream_without_sites_is_left_whole(monkeypatch):
+    """As s3prl has dozens of others; this one has no weights at all."""
+    monkeypatch.setattr(S3PRLUpstream, "available_names", lambda: ["fbank"])
+    options = {"frontend_conf": {"upstream": "fbank"}, "multilayer_feature": True}
+    ours = L0S3prlFrontend(**options)
+    assert ours.sites() == []
+    assert ours.portable_conf() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("[(512,10,5)] + [(512,3,2)] * 2", [[512, 10, 5], [512, 3, 2], [512, 3, 2]]),
+        ("[[4, 10, 5]]", [[4, 10, 5]]),
+    ],
+)
+def test_convolutions_are_read_as_a_list(text, layers):
+    assert convolutions(text) == layers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "open('/tmp/pwned', 'w')",
+        "[(512,10,5)] * 10**9",
+        "[(512,10,5)] * 99999999",
+        "[(512,10)]",
+        "[(512,10,-5)]",
+        "[(512,10,5.0)]",
+        "[]",
+        "(",
+        "[" * 999,
+        7,
+    ],
+)
+def test_convolutions_that_are_more_than_a_list(text):
+    with pytest.raises(ValueError, match="conv_feature_layers of a self-supervised mod"):
+        convolutions(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["s3prl", "l0_s3prl"])
+def test_no_code_in_a_file_is_run(kind, name, tmp_path):
+    """s3prl evaluates a line of the model's file, wherever that came from."""
+    options, ran = publish(tmp_path, kind), tmp_path / "ran"
+    file = options["frontend_conf"]["path_or_url"]
+    content = torch.load(file)
+    sizes = content["cfg" if kind == "wavlm" else "model_cfg"]
+    sizes["conv_feature_layers"] = f"[(12,10,5)] if open({str(ran)!r}, 'w') else []"
+    torch.save(content, file)
+    args = arguments(input_size=None, frontend=name, frontend_conf=options, **PREENCODER)
+    with pytest.raises(ValueError, match=r"conv_feature_layers of .* is .* if open"):
+        build_model(args)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"kind": "bert", "model_cfg": {"conv_feature_layers": [[4, 10, 5]]}},
+        {"kind": "hubert", "model_cfg": {}},
+        {"kind": "hubert", "model_cfg": 3},
+        {"kind": ["hubert"], "model_cfg": {"conv_feature_layers": [[4, 10, 5]]}},
+    ],
+)
+def test_what_cannot_build_a_model(config):
+    with pytest.raises(ValueError, match=r"upstream_config is .*; expected what `espnet"):
+        L0S3prlFrontend(upstream_config=config)
+
+
+def test_a_wrong_size_is_said_to_be_one(tmp_path):
+    options = publish(tmp_path)
+    found = L0S3prlFrontend(**options, units=[]).portable_conf()
+    found["upstream_config"]["model_cfg"]["encoder_layers"] = "many"
+    args = arguments(
+        input_size=None,
+        frontend="l0_s3prl",
+        frontend_conf={**options, **found},
+        **PREENCODER,
+    )
+    with pytest.raises(ValueError, match="does not describe a model that ESPnet can bui"):
+        build_model(args)
+
+
+def test_only_a_file_with_a_known_package(monkeypatch, tmp_path):
+    options = publish(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install espnet-s3prl"):
+        L0S3prlFrontend(**options)
+
+
+def test_adopting_the_encoder_leaves_the_front_end_whole(tmp_path, capsys):
+    options = publish(tmp_path)
+    save_dense(tmp_path / "dense", options, freeze_param=["frontend.upstream"])
+    command = ["adopt", str(tmp_path / "dense"), "--no_data", "--params", "0.3"]
+    for scope in ("encoder", "frontend", "model"):
+        out = tmp_path / scope
+        assert main([*command, "--scope", scope, "--out", str(out)]) == 0
+        prune = yaml.safe_load((out / "prune.yaml").read_text())
+        assert prune["frontend"] == "l0_s3prl"
+        gated = scope != "encoder"
+        assert prune["frontend_conf"]["units"] == ("default" if gated else [])
+        assert (prune["encoder"] == "l0_conformer") == (scope != "frontend")
+        # weights whose gates move are trained, and others stay as they were
+        assert prune["freeze_param"] == ([] if gated else ["frontend.upstream"])
+        printed = capsys.readouterr().out
+        assert ("freeze_param: frontend.upstream is left out" in printed) == gated
+
+
+def make_experiment(folder: Path, options: dict) -> None:
+    """Train a stock model of ESPnet's for an epoch, on noise, with frozen front end."""
+    rng, lines = np.random.default_rng(0), {"wav.scp": [], "text": [], "shape": []}
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", rng.standard_normal(8000) * 0.1, RATE)
+        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
+        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
+        lines["shape"].append(f"u{i} 8000")
+    for name, entries in lines.items():
+        (folder / name).write_text("\n".join(entries) + "\n")
+    config = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
+    del config["input_size"]
+    config |= {
+        "frontend": "s3prl",
+        "frontend_conf": options,
+        **PREENCODER,
+        "encoder": "conformer",
+        "model": "espnet",
+        "model_conf": {"ctc_weight": 0.5, "extract_feats_in_collect_stats": False},
+        "freeze_param": ["frontend.upstream"],
+        "optim": "adamw",
+        "optim_conf": {"lr": 1e-4},
+        "max_epoch": 1,
+        "best_model_criterion": [["valid", "acc", "max"]],
+        "output_dir": str(folder / "dense"),
+    }
+    for part in ("train", "valid"):
+        config[f"{part}_data_path_and_name_and_type"] = [
+            [f"{folder}/wav.scp", "speech", "sound"],
+            [f"{folder}/text", "text", "text"],
+        ]
+        config[f"{part}_shape_file"] = [f"{folder}/shape"]
+    (folder / "dense.yaml").write_text(yaml.safe_dump(config))
+    ASRTask.main(cmd=["--config", str(folder / "dense.yaml")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "large", "scope"),
+    [
+        ("hubert", False, "model"),
+        ("wavlm", True, "frontend"),
+        ("wav2vec2", True, "model"),
+    ],
+)
+def test_from_a_stock_experiment_to_a_text(kind, large, scope, tmp_path, capsys):
+    options = publish(tmp_path, kind, large)
+    make_experiment(tmp_path, options)
+    dense, out, archive = (tmp_path / name for name in ("dense", "l0", "pruned.zip"))
+    words = ["adopt", str(dense), "--out", str(out), "--scope", scope]
+    words += ["--params", "0.4", "--macs", "0.4"]
+    assert main([*words, "--epochs", "8", "--finetune_epochs", "1"]) == 0
+    for command in capsys.readouterr().out.split("Next:\n")[1].splitlines():
+        words = shlex.split(command)
+        if words[0] == "espnet-l0prune":
+            assert main(words[1:]) == 0
+        else:
+            ASRTask.main(cmd=words[3:])
+    cut = yaml.safe_load((out / "cut/cut.json").read_text())
+    assert all(0.4 <= share < 0.6 for share in cut["sparsity"].values())
+    assert cut["difference"]["float64"] <= 1e-10
+    model, _ = load_experiment(out / "finetuned", "valid.acc.ave.pth")
+    assert not any(site.gates for site in sites_of(model))
+    axes = structure_figure(units_left(model.frontend, "frontend"), "frontend").axes[0]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["front end", "block 1", "block 2"]
+    finetuned = str(out / "finetuned")
+    assert main(["inspect", finetuned]) == 0
+    assert "frontend.encoder.layers.0.self_attn" in capsys.readouterr().out
+    assert main(["export", "stock", finetuned, "--out", str(archive)]) == 1
+    assert "need not have its published sizes" in capsys.readouterr().err
+    assert main(["export", "plugin", finetuned, "--out", str(archive)]) == 0
+
+    # where the published model is not, nor anything that was cached
+    Path(options["frontend_conf"]["path_or_url"]).unlink()
+    files = unpack_model(archive, tmp_path / "unpacked")
+    args = read_config(files[0])
+    assert str(tmp_path) not in str(args.frontend_conf["upstream_config"])
+    again, _ = load_model(*files)
+    state = model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+    wave, home = tmp_path / "wave.npy", tmp_path / "home"
+    np.save(wave, 0.1 * np.random.default_rng(1).standard_normal(8000).astype("float32"))
+    home.mkdir()
+    command = [sys.executable, "-c", DECODE, *map(str, files), str(wave)]
+    clean = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+    clean["HOME"] = str(home)
+    done = subprocess.run(command, env=clean, cwd=home, capture_output=True, text=True)
+    assert "decoded" in done.stdout, done.stderr
