@@ -68,6 +68,7 @@ def write_options() -> None:
     columns = "| option | default | range | meaning |"
     for part in (
         "encoder_conf",
+        "frontend_conf",
         "model_conf",
         "optim_conf",
         "scheduler_conf",
@@ -78,7 +79,7 @@ def write_options() -> None:
         rows = [
             option_row(part, name, option)
             for name, option in found.items()
-            if "deprecated" not in option
+            if option and "deprecated" not in option
         ]
         fill("options.md", part, [columns, "|---|---|---|---|", *rows])
     part = "sparsity_constraint_conf"
@@ -161,7 +162,7 @@ def write_modules() -> None:
         package = importlib.import_module(f"espnet_l0prune.{layer}")
         lines = [f"# `{package.__name__}`", "", package.__doc__ or "", ""]
         for module in pkgutil.iter_modules(package.__path__):
-            if module.name == "espnet_modules":  # names of ESPnet's
+            if module.name.endswith("_modules"):  # names of others
                 continue
             whole = f"{package.__name__}.{module.name}"
             lines += [f"## `{module.name}`", "", "```{eval-rst}"]

@@ -24,7 +24,8 @@ from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.models import ALL_NAMES
-from espnet_l0prune.plugin.network import DECODERS, ENCODERS, L0Network
+from espnet_l0prune.plugin.network import DECODERS, ENCODERS, FRONTENDS, L0Network
+from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -33,7 +34,6 @@ PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
 def schema() -> dict:
     """Return the schema of all options that this package adds; others are accepted."""
     network, model = options(L0Network), options(L0Distilled)
-    network |= options(WhisperNetwork)
     network["gate"]["enum"] = [*GATES]
     kinds = {"type": "array", "items": {"enum": [*UNITS]}}
     network["units"]["anyOf"] = [{"enum": [*WORDS]}, kinds]
@@ -48,7 +48,10 @@ def schema() -> dict:
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)
     optim["order"]["enum"] = [*ORDERS]
     decay = options(LinearDecayLR)
+    frontend = network | options(S3prlNetwork)
+    network |= options(WhisperNetwork)
     ranged = {
+        "frontend_conf": frontend,
         "encoder_conf": network,
         "model_conf": model,
         "optim_conf": optim,
@@ -59,7 +62,7 @@ def schema() -> dict:
     }
     for part, properties in ranged.items():
         for name, limits in RANGES[part].items():
-            if name != "target":  # its schema has the limits already
+            if name in properties and name != "target":  # whose schema has the limits
                 properties[name] |= limits.schema()
     # versions up to 0.1.0 had the goal's options in the schedule
     before = {name: {**option, "deprecated": True} for name, option in goal.items()}
@@ -69,6 +72,11 @@ def schema() -> dict:
         "title": "ESPnet's training configuration with espnet_l0prune",
         "type": "object",
         "properties": {
+            "frontend": ours_or_stock(FRONTENDS),
+            "frontend_conf": {
+                "type": "object",
+                "properties": frontend | {"random_features": False},
+            },
             "encoder": ours_or_stock(ENCODERS),
             "encoder_conf": {"type": "object", "properties": network},
             "decoder": ours_or_stock(DECODERS),

@@ -13,6 +13,7 @@ from espnet_model_zoo.downloader import ModelDownloader
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.networks.units import UNITS, WORDS
+from espnet_l0prune.testing import s3prl
 from espnet_l0prune.testing.runs import CONFIG, data_options, make_data, run
 from espnet_l0prune.testing.whisper import NAME, publish, save_whisper
 
@@ -54,6 +55,7 @@ def reader(tmp_path_factory):
     make_data(folder)
     run(folder, folder / "exp/asr_dense", **DENSE)
     save_whisper(folder / "exp/asr_whisper", publish(folder))
+    s3prl.save_dense(folder / "exp/asr_hubert", s3prl.publish(folder))
     yield folder
     del whisper._MODELS[NAME]
 

@@ -297,10 +297,17 @@ def test_from_a_stock_experiment_to_a_text(kind, large, scope, tmp_path, capsys)
     assert "frontend.encoder.layers.0.self_attn" in capsys.readouterr().out
     assert main(["export", "stock", finetuned, "--out", str(archive)]) == 1
     assert "need not have its published sizes" in capsys.readouterr().err
+    graphs = tmp_path / "onnx.zip"
+    assert main(["export", "onnx", finetuned, "--out", str(graphs)]) == 0
     assert main(["export", "plugin", finetuned, "--out", str(archive)]) == 0
 
     # where the published model is not, nor anything that was cached
     Path(options["frontend_conf"]["path_or_url"]).unlink()
+    onnx, _ = load_model(*unpack_model(graphs, tmp_path / "graphs"))
+    speech, lengths = torch.randn(1, 8000), torch.tensor([8000])
+    with torch.no_grad():
+        ours, graph = (net.encode(speech, lengths)[0] for net in (model, onnx.eval()))
+    assert torch.allclose(ours, graph, rtol=1e-3, atol=1e-4)
     files = unpack_model(archive, tmp_path / "unpacked")
     args = read_config(files[0])
     assert str(tmp_path) not in str(args.frontend_conf["upstream_config"])
