@@ -60,8 +60,8 @@ class S3prlNetwork(MixedWith):
 
     def __init__(
         self,
-        *,
         frontend_conf: dict | None = None,
+        *,
         upstream_config: Mapping[str, Any] | None = None,
         **conf: Any,
     ):
