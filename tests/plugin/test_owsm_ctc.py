@@ -1,7 +1,10 @@
 """OWSM-CTC: from a training of ESPnet's own to long audio, decoded from a zip."""
 
 import copy
+import os
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +27,15 @@ from espnet_l0prune.testing.runs import CONFIG
 RATE = 16_000
 CONTEXT = {"context_len_in_secs": 0.24}  # 3 frames of the encoder
 SPECIAL = ["<na>", "<nolang>", "<eng>", "<asr>", "<sos>", "<eos>", "<sop>"]
+DECODE = """
+import sys
+import numpy as np
+from espnet2.bin.s2t_inference_ctc import Speech2TextGreedySearch
+config, weights, wave = sys.argv[1:]
+search = Speech2TextGreedySearch(config, weights, lang_sym="<eng>")
+search.s2t_train_args.preprocessor_conf["speech_length"] = 1.2
+print("decoded", repr(search(np.load(wave))[0][1]))
+"""
 RUN = ("num_workers", "num_att_plot", "use_tensorboard", "use_matplotlib", "batch_type")
 # The values of OWSM-CTC v3.1 (https://huggingface.co/espnet/owsm_ctc_v3.1_1B), with 4 of
 # its 27 blocks and 24 of its 1024 features
@@ -275,6 +287,18 @@ def test_the_whole_line_to_long_audio(dense, tmp_path, capsys):
         assert (type(model.encoder) is EBranchformerCTCEncoder) == (form == "stock")
         assert args.model == {"plugin": "l0_distill", "stock": "espnet_ctc"}[form]
         assert decoded(*files) == decoded(*trained)
+        np.save(tmp_path / "short.npy", np.pad(short[0], (0, 19_200 - RATE)))
+        home = tmp_path / f"home-{form}"  # where nothing was cached, or downloaded
+        home.mkdir()
+        clean = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+        done = subprocess.run(
+            [sys.executable, "-c", DECODE, *map(str, files), tmp_path / "short.npy"],
+            env={**clean, "HOME": str(home)},
+            cwd=home,
+            capture_output=True,
+            text=True,
+        )
+        assert f"decoded {decoded(*trained)[0][0]!r}" in done.stdout, done.stderr
     command = ["export", "onnx", str(out / "finetuned"), "--out", f"{out}/onnx.zip"]
     assert main(command) == 1
     assert "reads a prompt beside the features" in capsys.readouterr().err
