@@ -28,10 +28,11 @@ class LayerWeight:
 
     Args:
         optimizer: the training's
+        network: `encoder` or `frontend`, whose layers are meant
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self.optimizer = optimizer
+    def __init__(self, optimizer: torch.optim.Optimizer, network: str = "encoder"):
+        self.optimizer, self.network = optimizer, network
 
     def is_fixed(self) -> bool:
         """Return whether there have been enough batches."""
@@ -56,11 +57,11 @@ class LayerWeight:
             sums[name] += value
         sums["batches"] += 1
         if self.is_fixed():
+            task, size = (sums[name] / BATCHES for name in ("task", "size"))
             logging.info(
-                f"layer_weight is {self.value():.3g}: in the first {BATCHES} batches, "
-                f"the task's loss is {sums['task'] / BATCHES:.3g}, and that of layers "
-                f"whose states are lost {sums['size'] / BATCHES:.3g}; they count "
-                f"{SHARE:g} times as much"
+                f"layer_weight is {self.value():.3g} in the {self.network}: in the first "
+                f"{BATCHES} batches, the task's loss is {task:.3g}, and that of layers "
+                f"whose states are lost {size:.3g}; they count {SHARE:g} times as much"
             )
 
     def value(self) -> float:
@@ -72,4 +73,5 @@ class LayerWeight:
     def _sums(self) -> dict[str, float]:
         """Return number of batches and both sums; a resumed optimizer has others."""
         none = {"batches": 0, "task": 0.0, "size": 0.0}
-        return self.optimizer.param_groups[0].setdefault(NAME, none)
+        name = NAME if self.network == "encoder" else f"{NAME}_{self.network}"
+        return self.optimizer.param_groups[0].setdefault(name, none)

@@ -20,7 +20,7 @@ from espnet_l0prune.core.disturbance import disturb_speech
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.networks.views import in_two_views, warped_alike
 from espnet_l0prune.networks.whisper import augmenting
-from espnet_l0prune.plugin.compared_layers import compared_layers
+from espnet_l0prune.plugin.compared_layers import layer_losses, measure_layers_
 from espnet_l0prune.plugin.heads import (
     ctcs_of,
     is_transducer,
@@ -30,7 +30,8 @@ from espnet_l0prune.plugin.heads import (
 from espnet_l0prune.plugin.inputs import reads_audio
 from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
-from espnet_l0prune.plugin.teacher import Teacher, Trace, record
+from espnet_l0prune.plugin.teacher import Teacher
+from espnet_l0prune.plugin.trace import Trace, record
 from espnet_l0prune.plugin.transducer import loss_at_hand
 
 BLANK = 0  # of every CTC head of ESPnet's
@@ -56,9 +57,10 @@ class L0Distilled(MixedWith):
             reads; without it there is no distillation
         teacher_model_file: checkpoint of the unpruned experiment
         task_weight: weight of ESPnet's own loss
-        layer_weight: weight of the layerwise distillation loss; by default such that
-            hidden states which are lost altogether cost half of the task's loss, by the
-            means over the first 20 batches of the training
+        layer_weight: weight of the layerwise distillation loss, in the encoder and in a
+            pruned self-supervised front end; by default such that hidden states which are
+            lost altogether in either cost half of the task's loss, by the means over the
+            first 20 batches of the training
         layer_input: what the compared blocks read: the `student`'s hidden states (Jiang
             et al. 2023), or the `teacher`'s, so that each block learns by itself
             (block-wise distillation), for which every block runs once more
@@ -186,7 +188,7 @@ class L0Distilled(MixedWith):
         self.transducer_kl_weight = transducer_kl_weight
         self.temperature, self.disturb_probability = temperature, disturb_probability
         self.teacher: Teacher | None = None
-        self.chosen_layer_weight: LayerWeight | None = None
+        self.chosen_layer_weights: dict[str, LayerWeight] = {}
         self.register_parameter("projection", None)
         self.controller: SparsityController | None = None
         self.register_load_state_dict_pre_hook(_drop_projection)
@@ -206,7 +208,8 @@ class L0Distilled(MixedWith):
             return
         self.teacher = Teacher(config_file, model_file, self)
         if self.layer_weight is None:
-            self.chosen_layer_weight = LayerWeight(optimizer)
+            for network in ("encoder", "frontend"):
+                self.chosen_layer_weights[network] = LayerWeight(optimizer, network)
         if self.layer_projection != "identity" and self.layer_weight != 0:
             size, like = self.encoder.output_size(), next(self.parameters())
             identity = torch.eye(size, dtype=like.dtype, device=like.device)
@@ -250,9 +253,8 @@ class L0Distilled(MixedWith):
             )
             loss, stats["loss_cr_ctc"] = loss + self.cr_ctc_weight * kl, kl.detach()
         if teacher is not None:
-            chosen = self.chosen_layer_weight
-            if chosen is not None and self.training and not chosen.is_fixed():
-                chosen.update_(stats["loss_task"], self._size_of_layers(teacher))
+            if self.training:
+                measure_layers_(self, stats["loss_task"], trace, teacher)
             losses = self.distill(trace, teacher, batch["text_lengths"])
             for name, (scale, value) in losses.items():
                 loss = loss + scale * value
@@ -269,27 +271,13 @@ class L0Distilled(MixedWith):
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, weight), loss.device)
 
-    def _size_of_layers(self, teacher: Trace) -> Tensor:
-        """Return the layers' loss of a student whose hidden states are all 0."""
-        states = [*teacher.blocks.values()]
-        nothing = [torch.zeros_like(state) for state in states]
-        return LAYER_LOSSES[self.layer_loss](nothing, states, teacher.encoder_lengths)
-
     def distill(
         self, student: Trace, teacher: Trace, text_lengths: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
         """Return each distillation loss, with its weight, by name."""
         losses = {}
-        pairs = compared_layers(self, student, teacher) if self.layer_weight != 0 else []
-        if pairs:
-            compare = LAYER_LOSSES[self.layer_loss]
-            students, teachers = zip(*pairs, strict=True)
-            chosen = self.chosen_layer_weight
-            weight = chosen.value() if chosen else self.layer_weight or 0.0
-            losses["loss_layer"] = (
-                weight,
-                compare(students, teachers, student.encoder_lengths),
-            )
+        if self.layer_weight != 0:
+            losses = layer_losses(self, student, teacher)
         if self.ctc_kl_weight:
             without = BLANK if self.ctc_kl_frames == "non_blank" else None
             for name, ctc in ctcs_of(self).items():

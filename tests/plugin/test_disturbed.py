@@ -5,7 +5,7 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.plugin.building import note_input_
-from espnet_l0prune.plugin.teacher import record
+from espnet_l0prune.plugin.trace import record
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, model
 

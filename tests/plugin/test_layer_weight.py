@@ -7,7 +7,7 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.plugin.layer_weight import BATCHES, SHARE, LayerWeight
-from espnet_l0prune.plugin.teacher import record
+from espnet_l0prune.plugin.trace import record
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.updates import batch, train
@@ -50,13 +50,13 @@ def test_it_is_half_of_the_tasks_loss_over_the_layers_own(files, caplog):
     history = train(net, optimizer, range(BATCHES))
     task = sum(found["loss_task"] for found in history) / BATCHES
     size = sum(sizes(net, **batch(i)) for i in range(BATCHES)) / BATCHES
-    weight = net.chosen_layer_weight.value()
+    weight = net.chosen_layer_weights["encoder"].value()
     assert weight == pytest.approx(SHARE * task / size, rel=1e-4)
-    assert f"layer_weight is {weight:.3g}: in the first 20 batches" in caplog.text
+    assert f"layer_weight is {weight:.3g} in the encoder: in the first" in caplog.text
     assert f"the task's loss is {task:.3g}" in caplog.text
     caplog.clear()
     last = train(net, optimizer, range(BATCHES, MORE))[-1]
-    assert net.chosen_layer_weight.value() == weight
+    assert net.chosen_layer_weights["encoder"].value() == weight
     assert "layer_weight" not in caplog.text
     total = sum(
         scale * last[name]
@@ -74,12 +74,12 @@ def test_it_is_half_of_the_tasks_loss_over_the_layers_own(files, caplog):
 def test_validation_measures_nothing(files):
     net, optimizer = start(model_conf=files)
     _, stats, _ = net.eval()(**batch())
-    assert net.chosen_layer_weight.value() == 0
+    assert net.chosen_layer_weights["encoder"].value() == 0
     assert float(stats["loss_layer"]) >= 0
     train(net, optimizer, range(1))
-    weight = net.chosen_layer_weight.value()
+    weight = net.chosen_layer_weights["encoder"].value()
     net.eval()(**batch(1))
-    assert net.chosen_layer_weight.value() == weight > 0
+    assert net.chosen_layer_weights["encoder"].value() == weight > 0
 
 
 @pytest.mark.parametrize("stop", [1, BATCHES - 1, BATCHES + 1])
@@ -98,7 +98,8 @@ def test_it_is_resumed_with_the_optimizer(stop, files):
         resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         found = [train(*pair, range(stop, MORE))[-1]["loss"] for pair in nets]
         assert found[0] == found[1]
-        assert net.chosen_layer_weight.value() == other.chosen_layer_weight.value() > 0
+        one, two = (m.chosen_layer_weights["encoder"].value() for m in (net, other))
+        assert one == two > 0
 
 
 def test_a_loss_that_is_no_number_is_left_out():

@@ -8,7 +8,7 @@ import torch
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.plugin.model import L0Distilled
-from espnet_l0prune.plugin.teacher import Trace, record
+from espnet_l0prune.plugin.trace import Trace, record
 from espnet_l0prune.testing.updates import batch
 from tests.plugin.test_heads import configuration, save
 

@@ -226,6 +226,68 @@ def test_adopting_the_encoder_leaves_the_front_end_whole(tmp_path, capsys):
         assert ("freeze_param: frontend.upstream is left out" in printed) == gated
 
 
+def student_of(folder: Path, options: dict, **conf: object):
+    """A student of a dense model with such a front end, which is its teacher."""
+    save_dense(folder / "dense", options)
+    args = arguments(
+        input_size=None,
+        frontend="l0_s3prl",
+        frontend_conf={**options, **conf},
+        encoder_conf={"units": []},
+        model_conf={
+            "teacher_config": str(folder / "dense/config.yaml"),
+            "teacher_model_file": str(folder / "dense/model.pth"),
+        },
+        **PREENCODER,
+    )
+    student = build_model(args)
+    student.load_teacher_(torch.optim.SGD(student.parameters()))
+    return student
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "speech": 0.1 * torch.randn(3, 16_000, generator=generator),
+        "speech_lengths": torch.tensor([16_000, 13_000, 11_000]),
+        "text": torch.randint(2, 9, (3, 3), generator=generator),
+        "text_lengths": torch.tensor([3, 2, 3]),
+    }
+
+
+def test_hidden_states_of_the_front_end_are_learnt(tmp_path):
+    """The mean square error of each block's output, beside s3prl's own hidden states."""
+    student = student_of(tmp_path, publish(tmp_path), units="default").eval()
+    assert student.teacher.has_own_frontend
+    data = batch()
+    with torch.no_grad():
+        for parameter in student.frontend.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+        found = student(**data)[1]["loss_frontend_layer"]
+        mine, theirs = (
+            net.frontend.upstream(data["speech"], data["speech_lengths"])
+            for net in (student, student.teacher.model)
+        )
+    errors = []
+    for a, b, lengths in zip(mine[0], theirs[0], theirs[1], strict=True):
+        frames = torch.arange(a.size(1)) < lengths[:, None]
+        frames[:, 49:] = False  # s3prl repeats the last one of the longest
+        errors.append((a - b)[frames].square().mean())
+    assert float(found) == pytest.approx(float(sum(errors[1:])) / 2, rel=1e-4)
+    assert found > 1e-3
+
+
+def test_a_front_end_that_is_not_pruned_runs_once(tmp_path):
+    student = student_of(tmp_path, publish(tmp_path), units=[])
+    assert not student.teacher.has_own_frontend
+    calls = []
+    student.teacher.model.frontend.register_forward_hook(lambda *_: calls.append(1))
+    stats = student(**batch())[1]
+    assert "loss_layer" in stats
+    assert "loss_frontend_layer" not in stats
+    assert not calls
+
+
 def make_experiment(folder: Path, options: dict) -> None:
     """Train a stock model of ESPnet's for an epoch, on noise, with frozen front end."""
     rng, lines = np.random.default_rng(0), {"wav.scp": [], "text": [], "shape": []}

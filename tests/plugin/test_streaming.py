@@ -24,7 +24,7 @@ from espnet_l0prune.deploy.verify import probe, probe_of
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.plugin.building import build_model, note_input_
-from espnet_l0prune.plugin.teacher import record
+from espnet_l0prune.plugin.trace import record
 from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.runs import CONFIG
 from espnet_l0prune.testing.updates import batch

@@ -13,7 +13,7 @@ from espnet_l0prune.core.gates import AdaptiveDropout
 from espnet_l0prune.core.optim import L0AdamW, is_of_gates
 from espnet_l0prune.core.plan import Plan, plan_of
 from espnet_l0prune.plugin.compared_layers import compared_layers
-from espnet_l0prune.plugin.teacher import Trace
+from espnet_l0prune.plugin.trace import Trace
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.models import arguments, budget, model
 from espnet_l0prune.testing.updates import batch, train
@@ -457,7 +457,7 @@ def test_a_teacher_that_cannot_be_read(tmp_path):
         ({"encoder_conf": {"round_to": 0}}, "round_to is 0; expected a whole number"),
         (
             {"sparsity_scheduler_conf": {"scope": "all"}},
-            "scope is 'all'; expected one of encoder, decoder, model",
+            "scope is 'all'; expected one of frontend, encoder, decoder, model",
         ),
         (
             {"sparsity_scheduler_conf": {"scope": "decoder"}},

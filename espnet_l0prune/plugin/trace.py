@@ -1,0 +1,182 @@
+"""A trace holds what a model's parts take and return in a forward."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial, wraps
+
+import torch
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+from torch import Tensor, nn
+
+from espnet_l0prune.networks.block import Block
+from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.s3prl import upstream_of
+from espnet_l0prune.networks.sites import layers_of
+from espnet_l0prune.networks.streaming import in_time
+from espnet_l0prune.networks.whisper import augmenting
+from espnet_l0prune.plugin.heads import ctcs_of, joint_network_of
+
+
+@dataclass
+class Trace:
+    """A `Trace` holds what encoder, decoder and heads take and return in a forward.
+
+    Attributes:
+        augmentation: the SpecAugment that took part, if one did, and repeats what it drew
+        ctc_args, ctc_out: by the head's name; V is the size of a head's vocabulary
+    """
+
+    augmentation: "Again | None" = None
+    # of a self-supervised front end, (batch, time, size) each, time, and (batch,)
+    frontend_blocks: dict[int, Tensor] = field(default_factory=dict)
+    frontend_frames: int = 0
+    frontend_lengths: Tensor | None = None
+    encoder_args: tuple = ()
+    block_args: dict[int, tuple] = field(default_factory=dict)
+    block_kwargs: dict[int, dict] = field(default_factory=dict)
+    blocks: dict[int, Tensor] = field(default_factory=dict)  # (batch, time, size) each
+    encoder_out: Tensor | None = None  # (batch, time, size)
+    encoder_lengths: Tensor | None = None  # (batch,)
+    # what intermediate CTC reads, by the layer's number, and logits, (batch, time, V)
+    between: dict[int, Tensor] = field(default_factory=dict)
+    between_out: dict[int, Tensor] = field(default_factory=dict)
+    memory: Tensor | None = None  # the same after what follows the encoder, if anything
+    memory_lengths: Tensor | None = None
+    ctc_args: dict[str, tuple] = field(default_factory=dict)
+    ctc_out: dict[str, Tensor] = field(default_factory=dict)  # logits, (batch, time, V)
+    decoder_args: tuple = ()
+    decoder_out: Tensor | None = None  # logits, (batch, tokens, V)
+    joint_out: Tensor | None = None  # logits, (batch, time, tokens + 1, V)
+
+    def is_early(self, name: str) -> bool:
+        """Return whether a CTC head reads what the encoder writes, and no part after."""
+        return name in self.ctc_args and self.ctc_args[name][0] is self.encoder_out
+
+    def ctc_logits(self, name: str, ctc: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return a head's logits for all utterances, and their lengths, (batch,).
+
+        ESPnet may call the head for some of them, or none: s2t has some without a text.
+
+        Args:
+            name: the head's name
+            ctc: the head
+        """
+        early = self.is_early(name)
+        lengths = self.encoder_lengths if early else self.memory_lengths
+        assert lengths is not None  # the encoder has set it
+        if name in self.ctc_out:
+            return self.ctc_out[name], lengths
+        return ctc.ctc_lo(self.encoder_out if early else self.memory), lengths
+
+
+class Again(nn.Module):
+    """An `Again` augments as another module did, with the same random numbers.
+
+    Args:
+        module: the other module, ESPnet's SpecAug, which is about to be called
+        device: where it is called
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        super().__init__()
+        self.modules_before = [module]  # in a list, so that it is no child
+        self.devices = [device] if device.type == "cuda" else []
+        self.states = [
+            torch.get_rng_state(),
+            *map(torch.cuda.get_rng_state, self.devices),
+        ]
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (batch, time, size) and their lengths (batch,), augmented."""
+        (module,) = self.modules_before
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return module(features, lengths)
+
+
+@contextmanager
+def record(model: AbsESPnetModel) -> Iterator[Trace]:
+    """Record one forward of a model's encoder, its blocks and its heads, by hooks."""
+    trace = Trace()
+
+    def on_augmentation(module, args):
+        trace.augmentation = Again(module, args[0].device)
+
+    def on_encoder(_, args, output):
+        trace.encoder_args = args
+        trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
+        if isinstance(output[0], tuple):
+            trace.between = dict(output[0][1])
+
+    encode, patched = model.encode, "encode" in vars(model)
+
+    @wraps(encode)
+    def encode_and_note(*args, **kwargs):
+        output = encode(*args, **kwargs)
+        trace.memory, trace.memory_lengths = Block.stream(output[0]), output[1]
+        return output
+
+    def on_block(i, block, args, kwargs, output):
+        trace.block_args[i], trace.block_kwargs[i] = args, kwargs
+        trace.blocks[i] = in_time(model.encoder, block_of(block).stream(output))
+
+    def on_decoder(_, args, output):
+        # a transducer also decodes later, to report error rates, and st translates text
+        # by its decoder first
+        if not trace.decoder_args or args[0] is trace.memory:
+            trace.decoder_args, trace.decoder_out = args, Block.stream(output)
+
+    def on_joint(_, args, output):
+        if trace.joint_out is None:
+            trace.joint_out = output
+
+    def on_ctc_loss(name, _, args):
+        # it may also be called for a part of the batch, and for intermediate CTC
+        if args[0] is trace.encoder_out or args[0] is trace.memory:
+            trace.ctc_args[name] = args
+
+    def on_ctc(name, _, args, output):
+        if name in trace.ctc_args:  # conditioning calls it before
+            trace.ctc_out.setdefault(name, output)
+
+    def on_upstream(_, args, output):  # whose blocks may see one more frame
+        trace.frontend_frames = output[0].size(1)
+
+    def on_frontend(_, args, output):
+        trace.frontend_lengths = output[1].clamp(max=trace.frontend_frames)
+
+    def on_frontend_block(i, _, args, output):
+        trace.frontend_blocks[i] = Block.stream(output).transpose(0, 1)
+
+    hooks = [model.encoder.register_forward_hook(on_encoder)]
+    if (upstream := upstream_of(model.frontend)) is not None:
+        hooks.append(upstream.encoder.register_forward_hook(on_upstream))
+        hooks.append(model.frontend.register_forward_hook(on_frontend))
+        for i, block in enumerate(layers_of(model.frontend)):
+            hooks.append(block.register_forward_hook(partial(on_frontend_block, i)))
+    specaug = augmenting(model)[0].specaug
+    if isinstance(specaug, nn.Module):
+        hooks.append(specaug.register_forward_pre_hook(on_augmentation))
+    for i, block in enumerate(layers_of(model.encoder)):
+        on_this = partial(on_block, i)
+        hooks.append(block.register_forward_hook(on_this, with_kwargs=True))
+    if model.decoder is not None:
+        hooks.append(model.decoder.register_forward_hook(on_decoder))
+    for name, ctc in ctcs_of(model).items():
+        hooks.append(ctc.register_forward_pre_hook(partial(on_ctc_loss, name)))
+        hooks.append(ctc.ctc_lo.register_forward_hook(partial(on_ctc, name)))
+    joint_network = joint_network_of(model)
+    if joint_network is not None:
+        hooks.append(joint_network.register_forward_hook(on_joint))
+    model.encode = encode_and_note
+    try:
+        yield trace
+    finally:
+        del model.encode
+        if patched:
+            model.encode = encode
+        for hook in hooks:
+            hook.remove()
