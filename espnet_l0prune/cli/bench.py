@@ -38,7 +38,12 @@ def run(args: argparse.Namespace) -> Answer:
 
     from espnet_l0prune.core.ranges import check
     from espnet_l0prune.core.terms import count_parameters
-    from espnet_l0prune.deploy.bench import encoder_macs, random_speech, real_time_factors
+    from espnet_l0prune.deploy.bench import (
+        encoder_macs,
+        measured,
+        random_speech,
+        real_time_factors,
+    )
     from espnet_l0prune.plugin.building import sample_rate_of
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
 
@@ -59,14 +64,16 @@ def run(args: argparse.Namespace) -> Answer:
     rows = [
         {
             "experiment": name,
-            "encoder_parameters": count_parameters(model.encoder),
+            "encoder_parameters": count_parameters(measured(model)),
             "macs": encoder_macs(model, args.seconds, fs),
             "rtf": factors[name],
             "speed_up": factors[next(iter(models))] / factors[name],
         }
         for name, model in models.items()
     ]
-    table = Table(title=f"encoders, {args.seconds:g} s of audio, one thread")
+    both = any(len(measured(model)) > 1 for model in models.values())
+    what = "front ends and encoders" if both else "encoders"
+    table = Table(title=f"{what}, {args.seconds:g} s of audio, one thread")
     table.add_column("experiment", overflow="fold")
     for column in ("parameters", "MACs", "RTF", "speed-up"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -37,7 +37,7 @@ from espnet_l0prune.core.claims import Claim
 from espnet_l0prune.core.costs import COSTS, Piece
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.hooks import feature_dim
-from espnet_l0prune.core.sites import Shapes, Site, Units
+from espnet_l0prune.core.sites import Call, Shapes, Site, Units
 
 
 class Factor(NamedTuple):
@@ -109,8 +109,7 @@ def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[
     for module, path in paths.items():
         products = {}
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            dim, calls = feature_dim(module), shapes.get(module, ())
-            positions = sum(math.prod(c.output) // c.output[dim] for c in calls)
+            positions = sum(_positions(c, module) for c in shapes.get(module, ()))
             products["weight"] = module.weight.numel() * positions
         for name, parameter in module.named_parameters(recurse=False):
             if not isinstance(parameter, LogAlpha):
@@ -124,6 +123,13 @@ def terms_of(network: nn.Module, sites: Sequence[Site], shapes: Shapes) -> list[
         lost = [f for f in dependents.get(module, ()) if f.units[0] not in units]
         terms.append(_term(paths[module], Piece(0, macs), (*means, *lost)))
     return terms
+
+
+def _positions(call: Call, layer: nn.Module) -> int:
+    """Return how often a layer was applied in a call; it may have no outputs left."""
+    sizes = [*call.output]
+    del sizes[feature_dim(layer)]
+    return math.prod(sizes)
 
 
 def _term(owner: str, piece: Piece, factors: tuple[Factor, ...]) -> Term:

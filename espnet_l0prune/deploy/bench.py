@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.plugin.inputs import (
     input_size_of,
     length_of,
@@ -42,11 +43,12 @@ def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> in
 
 
 @torch.no_grad()
-def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], object]:
+def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.ModuleList], object]:
     """Return a function that calls an encoder as ESPnet's model does for one utterance.
 
     Features and normalization are computed before, so that only the encoder is counted or
-    timed.
+    timed, and a self-supervised model in front of it. The function takes what `measured`
+    returns.
 
     Args:
         model: ESPnet's ASR model
@@ -67,7 +69,22 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.Module], obje
     finally:
         hook.remove()
     ((args, kwargs),) = calls
-    return lambda encoder: encoder(*args, **kwargs)
+
+    def call(networks: nn.ModuleList) -> object:
+        for frontend in networks[:-1]:
+            frontend(speech[None], lengths)
+        return networks[-1](*args, **kwargs)
+
+    return call
+
+
+def measured(model: nn.Module) -> nn.ModuleList:
+    """Return what is counted and timed of a model: the encoder.
+
+    If the front end is a self-supervised model, it is the first of two.
+    """
+    heard = [] if upstream_of(model.frontend) is None else [model.frontend]
+    return nn.ModuleList([*heard, model.encoder])
 
 
 def random_speech(model: nn.Module, seconds: float, rate: int) -> tuple[Tensor, int]:
@@ -100,7 +117,7 @@ def encoder_macs(model: nn.Module, seconds: float, rate: int) -> int:
     """
     with torch.random.fork_rng():
         speech, _ = random_speech(model, seconds, rate)
-    return count_macs(model.encoder, encoder_call(model, speech))
+    return count_macs(measured(model), encoder_call(model, speech))
 
 
 @torch.no_grad()
@@ -130,10 +147,11 @@ def real_time_factors(
     try:
         for wave in waves:
             calls = {name: encoder_call(model, wave) for name, model in models.items()}
+            networks = {name: measured(model) for name, model in models.items()}
             for i in track(range(rounds + 1)):
-                for name, model in models.items():
+                for name in models:
                     begin = time.perf_counter()
-                    calls[name](model.encoder)
+                    calls[name](networks[name])
                     times[name][i] += time.perf_counter() - begin
     finally:
         torch.set_num_threads(threads)
@@ -161,7 +179,7 @@ def sizes_and_times(
         rtf["long_rtf"] = real_time_factors(models, pieces, rate)
     return {
         name: {
-            "encoder_parameters": count_parameters(model.encoder),
+            "encoder_parameters": count_parameters(measured(model)),
             "parameters": count_parameters(model),
             "macs": encoder_macs(model, seconds, rate),
             **{kind: factors[name] for kind, factors in rtf.items()},

@@ -15,6 +15,7 @@ from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.reading import read_text
 from espnet_l0prune.core.text import in_markdown, one_line, plain
 from espnet_l0prune.deploy.inspect import Inspection, build_dense, inspect_model
+from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.building import task_name
 from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
@@ -178,10 +179,11 @@ def _text_of(results: Path) -> str:
 
 
 def _costs(args: argparse.Namespace, inspection: Inspection) -> str:
-    """Return a table of the costs of model and encoder, dense and pruned."""
+    """Return a table of the costs of the model and its networks, dense and pruned."""
     lines = ["| | dense | pruned | |", "|---|---|---|---|"]
     dense = build_dense(args)
-    for scope in ("model", "encoder"):
+    heard = ["frontend"] if find_sites(dense.frontend) else []
+    for scope in ("model", *heard, "encoder"):
         goal = Goal(scope=scope, seconds=inspection.seconds, tokens=inspection.tokens)
         totals = make_budget(dense, goal).totals
         for name, cost in COSTS.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_l0prune.plugin.experiment import values_in
+from espnet_l0prune.plugin.s3prl import BUILDERS
 
 # Lists of tokens, which may look like anything.
 TOKENS = (
@@ -37,6 +38,11 @@ DATA_TYPES = (
 )
 
 
+FROM_A_FILE = (
+    "local",
+    "url",
+    "custom",
+)  # ends of s3prl's names of what it does not publish
 # Options that send a training's progress elsewhere, which only its user may set.
 TELLS = ("use_wandb", "wandb_project", "wandb_entity", "wandb_name")
 
@@ -54,6 +60,7 @@ def check_foreign(config: dict[str, Any], folder: Path, where: Path) -> None:
             _check_data(key, value, where)
         if key in TOKENS and isinstance(value, list):
             continue
+        _check_upstreams(key, value, where)
         for _, leaf in values_in(value):
             if not _is_plain(leaf, folder):
                 raise ValueError(
@@ -61,6 +68,31 @@ def check_foreign(config: dict[str, Any], folder: Path, where: Path) -> None:
                     "word, or a file in the zip or below this folder. If you know who "
                     "made the zip, unpack it and give the folder of its config.yaml."
                 )
+
+
+def _check_upstreams(key: str, value: Any, where: Path) -> None:
+    """Refuse a self-supervised model from a file, unless only lists are read of it.
+
+    Of most kinds, s3prl evaluates or unpickles what a file holds, and `extra_conf` can
+    name further files.
+    """
+    if isinstance(value, list):
+        for part in value:
+            _check_upstreams(key, part, where)
+    if not isinstance(value, dict):
+        return
+    name = str(value.get("upstream"))
+    kind, _, source = name.rpartition("_")
+    if (source in FROM_A_FILE and kind not in BUILDERS) or value.get("extra_conf"):
+        raise ValueError(
+            f"{where} has {key}: upstream: {name}, with extra_conf: "
+            f"{value.get('extra_conf')}; expected a model that s3prl publishes by its "
+            f"name, or {', '.join(f'{kind}_local' for kind in BUILDERS)}, and no "
+            "extra_conf. If you know who made the zip, unpack it and give the folder of "
+            "its config.yaml."
+        )
+    for part in value.values():
+        _check_upstreams(key, part, where)
 
 
 def _check_data(key: str, value: Any, where: Path) -> None:

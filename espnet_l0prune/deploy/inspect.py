@@ -74,10 +74,10 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     Raises:
         ValueError: an encoder without sites
     """
-    if not find_sites(model.encoder):
+    if not sites_of(model):
         raise ValueError(
             f"the model has encoder: {args.encoder}; expected {', '.join(ENCODERS)}, or "
-            "one of them without l0_ in front"
+            "one of them without l0_ in front, or another network that can be pruned"
         )
     goal = make_goal(args)
     sparsities = _sparsities(model, goal)

@@ -57,7 +57,8 @@ class BlockSite(Site):
         yield self.module, ScaleResidual(gate, type(block_of(self.module)))
 
     def finish_(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
-        if not bool(kept[self.name]["blocks"].any()):
+        there = not isinstance(self.module, Skip)  # it may have been cut before
+        if there and not bool(kept[self.name]["blocks"].any()):
             self.blocks[self.index] = block_of(self.module).skip()
 
 

@@ -17,25 +17,52 @@ from torch import Tensor, nn
 from espnet_l0prune.core.claims import Claim, output_claims
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.hooks import GateHook, SurvivorNorm
+from espnet_l0prune.networks.block import Skip
 from espnet_l0prune.networks.espnet_modules import S3prlFrontend
 from espnet_l0prune.networks.frontend import FrontendSite
 from espnet_l0prune.networks.s3prl_modules import (
     FLOAT32_NORMS,
     UPSTREAMS,
     S3prlAttention,
+    S3prlLayer,
     WavLMAttention,
+    WavLMLayer,
 )
 
 PATH = "upstream.upstream.model"  # of the self-supervised model in ESPnet's front end
 NORMS = (nn.LayerNorm, nn.GroupNorm)
+BLOCKS = (S3prlLayer, WavLMLayer, Skip)
+# Parts of a model that ESPnet uses; the others are of its pretraining
+USED = ("feature_extractor", "layer_norm", "post_extract_proj", "encoder")
 
 
 def upstream_of(network: nn.Module | None) -> nn.Module | None:
-    """Return the self-supervised model in a front end, if it is one that has sites."""
+    """Return the self-supervised model in a front end, if it is one that has sites.
+
+    Others stay whole: those of other classes or with other blocks, such as Conformer's,
+    and those of which s3prl reads other states than what blocks take and return.
+    """
     if not isinstance(network, S3prlFrontend):
         return None
-    model = getattr(network.upstream.upstream, "model", None)
-    return model if isinstance(model, UPSTREAMS) else None
+    expert = network.upstream.upstream
+    model = getattr(expert, "model", None)
+    if not isinstance(model, UPSTREAMS) or getattr(expert, "feature_selection", None):
+        return None
+    known = all(isinstance(layer, BLOCKS) for layer in model.encoder.layers)
+    return model if known else None
+
+
+def freeze_unused_(network: nn.Module) -> None:
+    """Let parameters of a front end not train that take no part in its forward.
+
+    Distributed training would wait for their gradients.
+    """
+    if (model := upstream_of(network)) is not None:
+        for name, parameter in model.named_parameters():
+            if name.split(".")[0] not in USED:
+                parameter.requires_grad_(False)
+        if not network.multilayer_feature and hasattr(network.featurizer, "weights"):
+            network.featurizer.weights.requires_grad_(False)
 
 
 def s3prl_blocks(network: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

@@ -132,10 +132,11 @@ def plain_tensors_only() -> Iterator[None]:
 
 
 def upstreams_checked(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Return a context in which a self-supervised front end is built, if there is one."""
-    stock = getattr(args, "frontend", None) == "s3prl"
+    """Return a context in which self-supervised front ends are built, if there are any;
+    `fused` has several."""
+    some = getattr(args, "frontend", None) in ("s3prl", "fused")
     known = importlib.util.find_spec("s3prl") is not None
-    return reading_upstreams() if stock and known else contextlib.nullcontext()
+    return reading_upstreams() if some and known else contextlib.nullcontext()
 
 
 def build_model(args: argparse.Namespace) -> Any:

@@ -8,6 +8,7 @@ a line of Python that s3prl evaluates, and that is only let through here as a li
 import ast
 import copy
 import dataclasses
+import difflib
 import importlib.util
 import reprlib
 import tempfile
@@ -19,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from espnet_l0prune.core.files import save
-from espnet_l0prune.core.hooks import GateHook
-from espnet_l0prune.networks.s3prl import upstream_of
+from espnet_l0prune.networks.s3prl import freeze_unused_, upstream_of
 from espnet_l0prune.plugin.signature import show_more_options
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ BUILDERS = {
     "wavlm": ("wavlm.expert", "WavLM"),
 }
 SELECTS = ("feature_selection",)  # further options that do not say where a file is from
+SIZE_NOTHING = ("max_positions", "min_params_to_wrap")  # and are large
 TASK = ("normalize", "sample_rate", "label_rate")  # what a model needs of its task
 
 
@@ -71,13 +72,17 @@ class S3prlNetwork(MixedWith):
             )
         found: dict[str, Any] = {}
         options = dict(frontend_conf or {})
+        if upstream_config is None:
+            _check_upstream(options.get("upstream"))
         with ExitStack() as loading:
             if upstream_config is not None:
                 options |= loading.enter_context(_standing_in(upstream_config, options))
             whole = upstream_config is None
             loading.enter_context(reading_upstreams(found, whole))
             super().__init__(frontend_conf=options, **conf)
-        self.pretrained_params: dict = {}  # a copy of all weights
+        if upstream_config is not None or conf.get("structure") is not None:
+            self.pretrained_params: dict = {}  # they are not the published ones
+        freeze_unused_(self)
         expert = self.upstream.upstream
         if found:
             vars(expert.model).pop("load_state_dict", None)
@@ -86,7 +91,9 @@ class S3prlNetwork(MixedWith):
         self.upstream_config = found
 
     def reload_pretrained_parameters(self) -> None:
-        """Do nothing: what `init` has changed comes from the checkpoint afterwards."""
+        """Take the published weights back, after ESPnet's `init` has changed them."""
+        if self.pretrained_params:
+            self.upstream.load_state_dict(self.pretrained_params, strict=False)
 
     def __deepcopy__(self, memo: dict) -> Any:
         """Copy the network, and let s3prl read the hidden states of the copy."""
@@ -95,6 +102,7 @@ class S3prlNetwork(MixedWith):
                 module.weight = module.weight.detach()
         hooks = getattr(self.upstream.upstream, "hooks", [])
         handlers = [hook.handler for hook in hooks]
+        numbers = {handler.id for handler in handlers}
         for hook in hooks:
             hook.handler = None  # those of blocks that were cut cannot be copied
         again = type(self).__new__(type(self))
@@ -105,9 +113,8 @@ class S3prlNetwork(MixedWith):
         expert = again.upstream.upstream
         if (model := upstream_of(again)) is not None:
             for module in (model.encoder, *model.encoder.layers):
-                known = module._forward_hooks
-                for key in [k for k, v in known.items() if not isinstance(v, GateHook)]:
-                    del known[key]
+                for number in numbers & {*module._forward_hooks}:
+                    del module._forward_hooks[number]
             for hook in expert.hooks:
                 expert._register_hook_handler(hook)
         return again
@@ -117,6 +124,18 @@ class S3prlNetwork(MixedWith):
         if not self.upstream_config:
             return {}
         return {"upstream_config": dict(self.upstream_config), "download_dir": None}
+
+
+def _check_upstream(name: object) -> None:
+    """Raise ValueError for a model that s3prl does not know by its name."""
+    known = importlib.import_module("s3prl.nn").S3PRLUpstream.available_names()
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "such as wavlm_large"
+        raise ValueError(
+            f"frontend_conf: upstream in its frontend_conf is {name!r}; expected a model "
+            f"that s3prl knows by its name: {hint}"
+        )
 
 
 @contextmanager
@@ -151,7 +170,7 @@ def _builder(kind: str, model_type: Any, found: dict | None, whole: bool) -> Any
             found.update(kind=kind, model_cfg=_changed(cfg) | {LAYERS: layers})
             if more:  # HuBERT's task, and its dictionaries
                 found["task_cfg"] = {name: getattr(more[0], name) for name in TASK}
-                found["classes"] = [len(each) for each in more[1]]
+                found["classes"] = [None if d is None else len(d) for d in more[1]]
         if not whole:
             model.load_state_dict = lambda state: None  # the file has no weights
         return model
@@ -160,12 +179,17 @@ def _builder(kind: str, model_type: Any, found: dict | None, whole: bool) -> Any
 
 
 def _changed(cfg: Any) -> dict[str, Any]:
-    """Return the options of a model that are not s3prl's defaults, as plain data."""
+    """Return the options of a model that are not s3prl's defaults, as plain data.
+
+    A file may have options that s3prl does not know.
+    """
     if dataclasses.is_dataclass(cfg):
         defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
     else:
         defaults = vars(type(cfg)())
-    changed = {k: v for k, v in vars(cfg).items() if v != defaults.get(k, ...)}
+    changed = {k: v for k, v in vars(cfg).items() if v != defaults.get(k, v)}
+    for name in SIZE_NOTHING:
+        changed.pop(name, None)
     return {k: [*v] if isinstance(v, (list, tuple)) else v for k, v in changed.items()}
 
 
@@ -178,17 +202,20 @@ def _standing_in(config: Mapping[str, Any], options: dict) -> Iterator[dict]:
         options: ESPnet's options of the front end, in `frontend_conf` once more
     """
     kind, model_cfg = str(config.get("kind")), config.get("model_cfg")
-    if kind not in BUILDERS or not isinstance(model_cfg, dict) or LAYERS not in model_cfg:
+    task_cfg, classes = config.get("task_cfg", {}), config.get("classes", [])
+    parts = {dict: (model_cfg, task_cfg), list: (classes,)}
+    well = all(isinstance(part, t) for t, some in parts.items() for part in some)
+    if kind not in BUILDERS or not well or LAYERS not in model_cfg:
         raise ValueError(
             f"{WHERE} is {reprlib.repr(dict(config))}; expected what `espnet-l0prune "
             f"cut` wrote: kind ({', '.join(BUILDERS)}) and model_cfg, at least"
         )
     model_cfg = model_cfg | {LAYERS: str(model_cfg[LAYERS])}
     content = {
-        "task_cfg": {"normalize": False, **config.get("task_cfg", {})},
+        "task_cfg": {"normalize": False, **task_cfg},
         "model_cfg": model_cfg,
         **{"cfg": model_cfg, "model_weight": {}, "model": {}},
-        "dictionaries_symbols": [[*range(n)] for n in config.get("classes", ())],
+        "dictionaries_symbols": [None if n is None else [*range(n)] for n in classes],
     }
     extra = {k: v for k, v in (options.get("extra_conf") or {}).items() if k in SELECTS}
     with tempfile.TemporaryDirectory() as folder:

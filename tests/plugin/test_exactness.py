@@ -112,8 +112,11 @@ def check_cut(kind: str, conf: dict, network, plan: Plan) -> None:
     assert expected == pytest.approx(numel)
     counted = count_macs(small, output)
     assert budget.remaining("macs") == pytest.approx(counted, rel=1e-9)
+    after = budget_of(small).totals
+    assert after == {"params": numel, "macs": pytest.approx(counted, rel=1e-9)}
 
     # from its structure alone the cut network is rebuilt, and it is not cut twice
+    cut_(small, small.sites(), plan_of(small.sites()))  # once more, which changes nothing
     rebuilt = make(kind, conf, [], 1, structure=small.structure())
     rebuilt.load_state_dict(small.state_dict())
     assert torch.equal(output(small), output(rebuilt))

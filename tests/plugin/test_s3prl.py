@@ -14,11 +14,11 @@ import torch
 import yaml
 from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.tasks.asr import ASRTask
-from s3prl.nn import S3PRLUpstream
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.deploy.foreign import check_foreign
 from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.experiment import load_experiment, load_model, read_config
@@ -33,6 +33,7 @@ PREENCODER = {
     "preencoder": "linear",
     "preencoder_conf": {"input_size": 16, "output_size": 20},
 }
+SELECTION = "fairseq_layers_before_residual"
 DECODE = """
 import sys
 import numpy as np
@@ -90,6 +91,48 @@ def test_what_was_published_is_not_needed_to_build_it(kind, tmp_path):
         assert torch.equal(ours(speech, lengths)[0], again(speech, lengths)[0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("several", [False, True])
+def test_what_trains_has_a_gradient(kind, several, tmp_path):
+    """Distributed training waits for all of them."""
+    options = publish(tmp_path, kind) | {"multilayer_feature": several}
+    ours = L0S3prlFrontend(**options).train()
+    ours(torch.randn(2, 8000), torch.tensor([8000, 5000]))[0].square().mean().backward()
+    trained = {n: p.grad for n, p in ours.named_parameters() if p.requires_grad}
+    assert len(trained) > 50
+    assert not [name for name, grad in trained.items() if grad is None]
+
+
+def test_init_leaves_the_published_weights(tmp_path):
+    options = publish(tmp_path)
+    args = arguments(
+        input_size=None, frontend="l0_s3prl", frontend_conf=options, **PREENCODER
+    )
+    args.init = "xavier_uniform"
+    published = S3prlFrontend(**options).state_dict()
+    found = build_model(args).frontend.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in published.items())
+
+
+def test_other_blocks_stay_whole(tmp_path):
+    """As those of wav2vec 2.0 with Conformer's, whose outputs differ."""
+    options = publish(tmp_path, "wav2vec2")
+    config = L0S3prlFrontend(**options, units=[]).portable_conf()["upstream_config"]
+    config["model_cfg"] |= {"layer_type": "conformer", "depthwise_conv_kernel_size": 3}
+    conformer = L0S3prlFrontend(upstream_config=config, multilayer_feature=True)
+    assert conformer.sites() == []
+    one = {"upstream": "wav2vec2_local", "extra_conf": {"feature_selection": SELECTION}}
+    other = L0S3prlFrontend(frontend_conf={**options["frontend_conf"], **one})
+    assert other.sites() == []
+
+
+def test_an_unknown_upstream(tmp_path):
+    with pytest.raises(ValueError, match=r"upstream .* is 'wavlm_larg'.*'wavlm_large'"):
+        L0S3prlFrontend(frontend_conf={"upstream": "wavlm_larg"})
+    with pytest.raises(ValueError, match=r"is None; .* such as wavlm_large"):
+        L0S3prlFrontend()
+
+
 def test_a_copy_reads_its_own_hidden_states(tmp_path):
     ours = L0S3prlFrontend(**publish(tmp_path)).eval()
     speech, lengths = torch.randn(2, 8000), torch.tensor([8000, 5000])
@@ -116,9 +159,8 @@ def test_stock_front_ends_are_counted_alike(kind, tmp_path):
     assert stock.totals == ours.totals
 
 
-def test_an_upstream_without_sites_is_left_whole(monkeypatch):
+def test_an_upstream_without_sites_is_left_whole():
     """As s3prl has dozens of others; this one has no weights at all."""
-    monkeypatch.setattr(S3PRLUpstream, "available_names", lambda: ["fbank"])
     options = {"frontend_conf": {"upstream": "fbank"}, "multilayer_feature": True}
     ours = L0S3prlFrontend(**options)
     assert ours.sites() == []
@@ -172,6 +214,45 @@ def test_no_code_in_a_file_is_run(kind, name, tmp_path):
     assert not ran.exists()
 
 
+def test_nor_in_one_of_several(tmp_path):
+    options, ran = publish(tmp_path), tmp_path / "ran"
+    file = options["frontend_conf"]["path_or_url"]
+    content = torch.load(file)
+    content["model_cfg"]["conv_feature_layers"] = f"open({str(ran)!r}, 'w')"
+    torch.save(content, file)
+    some = [{"frontend_type": "s3prl", **options}, {"frontend_type": "default"}]
+    args = arguments(input_size=None, frontend="fused", encoder="conformer")
+    args.frontend_conf, args.model = {"frontends": some}, "espnet"
+    with pytest.raises(ValueError, match="conv_feature_layers of a self-supervised mod"):
+        build_model(args)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"upstream": "data2vec_local", "path_or_url": "model.pt"},
+        {"upstream": "distiller_url", "path_or_url": "model.pt"},
+        {"upstream": "wav2vec_custom", "path_or_url": "model.pt"},
+        {"upstream": "fbank", "extra_conf": {"model_config": "b.yaml"}},
+        {"upstream": "hubert_local", "extra_conf": {"fairseq": True}},
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_strangers_file_is_only_of_a_kind_that_is_checked(inner, fused, tmp_path):
+    conf = {"frontend_conf": inner}
+    if fused:
+        conf = {"frontends": [{"frontend_type": "s3prl", **conf}]}
+    with pytest.raises(ValueError, match="and no extra_conf"):
+        check_foreign({"frontend_conf": conf}, tmp_path, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("name", ["wavlm_large", "hubert_local", "tera_960hr"])
+def test_a_stranger_may_name_what_is_published(name, tmp_path):
+    conf = {"frontend_conf": {"upstream": name}}
+    check_foreign({"frontend_conf": conf}, tmp_path, tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -180,6 +261,8 @@ def test_no_code_in_a_file_is_run(kind, name, tmp_path):
         {"kind": "hubert", "model_cfg": {}},
         {"kind": "hubert", "model_cfg": 3},
         {"kind": ["hubert"], "model_cfg": {"conv_feature_layers": [[4, 10, 5]]}},
+        {"kind": "hubert", "model_cfg": {"conv_feature_layers": []}, "task_cfg": 3},
+        {"kind": "hubert", "model_cfg": {"conv_feature_layers": []}, "classes": 3},
     ],
 )
 def test_what_cannot_build_a_model(config):
