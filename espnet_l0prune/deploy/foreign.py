@@ -38,11 +38,8 @@ DATA_TYPES = (
 )
 
 
-FROM_A_FILE = (
-    "local",
-    "url",
-    "custom",
-)  # ends of s3prl's names of what it does not publish
+# Ends of s3prl's names of models that it does not publish
+FROM_A_FILE = ("local", "url", "custom")
 # Options that send a training's progress elsewhere, which only its user may set.
 TELLS = ("use_wandb", "wandb_project", "wandb_entity", "wandb_name")
 

@@ -201,11 +201,11 @@ def _standing_in(config: Mapping[str, Any], options: dict) -> Iterator[dict]:
         config: what `S3prlNetwork` has found for that model
         options: ESPnet's options of the front end, in `frontend_conf` once more
     """
-    kind, model_cfg = str(config.get("kind")), config.get("model_cfg")
+    kind, model_cfg = str(config.get("kind")), config.get("model_cfg", {})
     task_cfg, classes = config.get("task_cfg", {}), config.get("classes", [])
-    parts = {dict: (model_cfg, task_cfg), list: (classes,)}
-    well = all(isinstance(part, t) for t, some in parts.items() for part in some)
-    if kind not in BUILDERS or not well or LAYERS not in model_cfg:
+    plain = all(isinstance(part, dict) for part in (model_cfg, task_cfg))
+    well = plain and isinstance(classes, list) and kind in BUILDERS
+    if not well or LAYERS not in model_cfg:
         raise ValueError(
             f"{WHERE} is {reprlib.repr(dict(config))}; expected what `espnet-l0prune "
             f"cut` wrote: kind ({', '.join(BUILDERS)}) and model_cfg, at least"
