@@ -77,7 +77,7 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
     if not sites_of(model):
         raise ValueError(
             f"the model has encoder: {args.encoder}; expected {', '.join(ENCODERS)}, or "
-            "one of them without l0_ in front, or another network that can be pruned"
+            "one of them without l0_ in front, or a decoder or front end to prune"
         )
     goal = make_goal(args)
     sparsities = _sparsities(model, goal)

@@ -99,7 +99,8 @@ def schema() -> dict:
 
 def ours_or_stock(names: Iterable[str]) -> dict:
     """Return the schema of a name of ours, or of one without our prefix, `l0_`."""
-    return {"anyOf": [{"enum": [*names]}, {"not": {"pattern": "^l0_"}}]}
+    other = {"not": {"type": "string", "pattern": "^l0_"}}
+    return {"anyOf": [{"enum": [*names]}, other]}
 
 
 def shared(classes: Iterable[type]) -> dict[str, dict]:
