@@ -53,6 +53,9 @@ OF_A_LENGTH = (
     *("steps_per_epoch", "total_steps", "warmup_steps_list"),
 )
 
+# Front ends with self-supervised models that stay whole
+OF_OTHERS = ("huggingface", "espnet_ssl", "fused")
+
 # The command that trains a task's models, where it is not named after the task
 TRAIN = {"s2t_ctc": "espnet_l0prune.plugin.s2t_train_ctc"}
 
@@ -275,11 +278,17 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
 
 
 def _left_whole(prune: dict, choice: Choice) -> list[str]:
-    """Return a note for a network that is in scope, and has no kind with gates."""
-    decoder = prune.get("decoder")
-    if choice.scope != "model" or decoder in (None, *NAMED["decoder"]):
+    """Return notes on networks that are in scope, and have no kind with gates."""
+    if choice.scope != "model":
         return []
-    return [f"decoder: {decoder} is left whole, as it has no kind with gates; it counts"]
+    decoder, frontend = prune.get("decoder"), prune.get("frontend")
+    left = {} if decoder in (None, *NAMED["decoder"]) else {"decoder": decoder}
+    if frontend in OF_OTHERS:
+        left["frontend"] = frontend
+    return [
+        f"{part}: {name} is left whole, as it has no kind with gates; it counts"
+        for part, name in left.items()
+    ]
 
 
 def _phases(

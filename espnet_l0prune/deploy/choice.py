@@ -162,7 +162,7 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
             )
         options[part] = name
         options[f"{part}_conf"] = {**conf_of(dense, part), **conf}
-        if part == "frontend" and conf_of(dense, part).get("layer", -1) != -1:
+        if part == "frontend" and within and conf_of(dense, part).get("layer", -1) != -1:
             options["unused_parameters"] = True  # of the blocks after that layer
     return options
 

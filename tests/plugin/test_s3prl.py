@@ -309,6 +309,23 @@ def test_adopting_the_encoder_leaves_the_front_end_whole(tmp_path, capsys):
         assert ("freeze_param: frontend.upstream is left out" in printed) == gated
 
 
+def test_adopting_all_leaves_a_recurrent_decoder_whole(tmp_path, capsys):
+    options = publish(tmp_path) | {"multilayer_feature": False, "layer": 1}
+    decoder = {"decoder": "rnn", "decoder_conf": {"hidden_size": 8, "num_layers": 1}}
+    save_dense(tmp_path / "dense", options, **decoder)
+    command = ["adopt", str(tmp_path / "dense"), "--no_data", "--params", "0.3"]
+    for scope in ("encoder", "model"):
+        out = tmp_path / scope
+        assert main([*command, "--scope", scope, "--out", str(out)]) == 0
+        prune = yaml.safe_load((out / "prune.yaml").read_text())
+        assert prune["decoder"] == "rnn"
+        whole = scope == "model"
+        printed = capsys.readouterr().out
+        assert ("decoder: rnn is left whole, as it has no kind" in printed) == whole
+        # those of the front end's blocks after the layer that is read
+        assert prune["unused_parameters"] == whole
+
+
 def student_of(folder: Path, options: dict, **conf: object):
     """A student of a dense model with such a front end, which is its teacher."""
     save_dense(folder / "dense", options)
