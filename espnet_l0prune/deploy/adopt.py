@@ -43,7 +43,7 @@ from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
 from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
 from espnet_l0prune.plugin.models import our_name
-from espnet_l0prune.plugin.network import NAMED
+from espnet_l0prune.plugin.network import NETWORK_KINDS
 from espnet_l0prune.plugin.options import make_constraint, make_goal, make_scheduler
 from espnet_l0prune.plugin.prepare import check_optimizer, check_trainable
 
@@ -282,7 +282,7 @@ def _left_whole(prune: dict, choice: Choice) -> list[str]:
     if choice.scope != "model":
         return []
     decoder, frontend = prune.get("decoder"), prune.get("frontend")
-    left = {} if decoder in (None, *NAMED["decoder"]) else {"decoder": decoder}
+    left = {} if decoder in (None, *NETWORK_KINDS["decoder"]) else {"decoder": decoder}
     if frontend in OF_OTHERS:
         left["frontend"] = frontend
     return [

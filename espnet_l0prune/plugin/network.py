@@ -247,7 +247,8 @@ ENCODERS = {
 }
 DECODERS = {"l0_transformer": L0TransformerDecoder, "l0_whisper": L0WhisperDecoder}
 FRONTENDS = {"l0_s3prl": L0S3prlFrontend}
-NAMED: dict[str, Mapping[str, type[L0Network]]] = {
+# Our kinds of each network of a model, by the names that ESPnet knows them by
+NETWORK_KINDS: dict[str, Mapping[str, type[L0Network]]] = {
     "frontend": FRONTENDS,
     "encoder": ENCODERS,
     "decoder": DECODERS,

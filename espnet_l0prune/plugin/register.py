@@ -27,7 +27,7 @@ from espnet_l0prune.plugin.models import (
     standing_in,
 )
 from espnet_l0prune.plugin.moved import refuse_moved
-from espnet_l0prune.plugin.network import NAMED
+from espnet_l0prune.plugin.network import NETWORK_KINDS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
 from espnet_l0prune.plugin.options import CHOICES, inline_structure, settle_options
 from espnet_l0prune.plugin.prepare import (
@@ -40,9 +40,9 @@ from espnet_l0prune.plugin.trainer import L0Trainer
 
 S2T_INFERENCE = "espnet2.bin.s2t_inference"
 NETWORKS: dict[str, dict[str, type]] = {
-    "frontend": {**NAMED["frontend"]},
-    "encoder": {**NAMED["encoder"], "onnx": OnnxEncoder},
-    "decoder": {**NAMED["decoder"], "onnx": OnnxDecoder},
+    "frontend": {**NETWORK_KINDS["frontend"]},
+    "encoder": {**NETWORK_KINDS["encoder"], "onnx": OnnxEncoder},
+    "decoder": {**NETWORK_KINDS["decoder"], "onnx": OnnxDecoder},
 }
 
 
