@@ -8,6 +8,7 @@ from espnet_l0prune.core.cutting import features_left
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.reconstruction import Writer
 from espnet_l0prune.core.sites import Site
+from espnet_l0prune.networks.blocks.s3prl import S3prlBlock
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.branches.attention import HeadsSite
 from espnet_l0prune.networks.frontend import FrontendSite
@@ -19,7 +20,8 @@ def writers_of(model: nn.Module, sites: Sequence[Site], plan: Plan) -> list[Writ
     """Return the layers that reconstruction fits, in the order of computation.
 
     These are the layers of a front end that read its channels, and the layers of blocks
-    that write to the residual stream.
+    that write to the residual stream, but for those of a self-supervised front end, which
+    s3prl does not call one by one.
 
     Args:
         model: the uncut model
@@ -58,7 +60,7 @@ def _places(site: Site) -> Iterator[tuple[nn.Module, nn.Module | None, float]]:
     """Yield a layer, the module that reads the stream before it, and the factor."""
     if isinstance(site, FrontendSite):
         yield site.consumer, None, 1.0
-    elif isinstance(site, BranchSite):
+    elif isinstance(site, BranchSite) and not isinstance(site.block, S3prlBlock):
         block, name = site.block, site.attribute
         layer = block.merge if block.is_merged(name) else site.consumer
         before = getattr(block.module, "normalize_before", True)

@@ -443,12 +443,15 @@ def test_from_a_stock_experiment_to_a_text(kind, large, scope, tmp_path, capsys)
     for command in capsys.readouterr().out.split("Next:\n")[1].splitlines():
         words = shlex.split(command)
         if words[0] == "espnet-l0prune":
-            assert main(words[1:]) == 0
+            fitted = ["--reconstruct", "8"] if kind == "hubert" else []
+            assert main([*words[1:], *fitted]) == 0
         else:
             ASRTask.main(cmd=words[3:])
     cut = yaml.safe_load((out / "cut/cut.json").read_text())
     assert all(0.4 <= share < 0.6 for share in cut["sparsity"].values())
     assert cut["difference"]["float64"] <= 1e-10
+    fitting = cut["reconstruction"]
+    assert (fitting is not None) == (kind == "hubert")
     model, _ = load_experiment(out / "finetuned", "valid.acc.ave.pth")
     assert not any(site.gates for site in sites_of(model))
     axes = structure_figure(units_left(model.frontend, "frontend"), "frontend").axes[0]
