@@ -24,7 +24,7 @@ def test_a_number_is_of_the_parameters():
             {"target": {"params": 0.3, "macs": 1.2}},
             r"target is 1.2; expected a number in \(0, 1\)",
         ),
-        ({"scope": "joint"}, "scope is 'joint'; expected one of encoder, decoder, model"),
+        ({"scope": "joint"}, "scope is 'joint'; expected one of frontend, encoder, deco"),
         ({"per": "layer"}, "per is 'layer'; expected block, kind, or null"),
         ({"seconds": 0}, "sparsity_goal_conf: seconds is 0; expected a number in"),
         ({"tokens": 1.5}, "tokens is 1.5; expected a whole number"),

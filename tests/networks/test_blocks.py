@@ -11,6 +11,7 @@ from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.networks.block import Block, Skip
 from espnet_l0prune.networks.blocks import KINDS, block_of
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
+from espnet_l0prune.networks.blocks.s3prl import S3prlBlock, WavLMBlock
 from espnet_l0prune.networks.blocks.whisper import WhisperBlock
 from espnet_l0prune.testing.models import ENCODER, arguments, model
 
@@ -73,7 +74,18 @@ def test_a_block_of_whisper_takes_and_gives_the_stream_alone():
     assert torch.allclose(mixed, 1.25 * x)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not WhisperBlock])
+def test_a_skipped_block_of_s3prls_is_still_read():
+    x, block, read = torch.randn(3, 1, 2), torch.nn.Identity(), []
+    block.register_forward_hook(lambda _, args, output: read.append(args[0]))
+    output, (weights, same) = S3prlBlock(block).skip()(x, self_attn_padding_mask=None)
+    assert output is same is read[0] is x
+    assert weights is None
+
+
+OTHERS = (WhisperBlock, S3prlBlock, WavLMBlock)  # which return what others do not
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OTHERS])
 def test_a_block_that_is_skipped_gives_what_it_takes(kind):
     x, mask = torch.randn(1, 3, 2), torch.ones(1, 1, 3)
     skip = kind(torch.nn.Identity()).skip()
