@@ -239,8 +239,9 @@ class L0Distilled(MixedWith):
                 self.sample_rate,
             )
         teacher = None
+        own_frontend = self.teacher is not None and self.teacher.has_own_frontend
         with warped_alike(specaug):
-            with record(self) as trace:
+            with record(self, own_frontend) as trace:
                 loss, stats, weight = super().forward(**batch)
             if self.teacher is not None:
                 teacher = self.teacher.follow(trace, undisturbed, disturbs)

@@ -137,7 +137,7 @@ class Teacher:
         # in these, features are looked up, or computed by what is pruned
         apart = apart or reads_tokens(self.model) or reads_waveform(self.model.encoder)
         apart = apart or self.has_own_frontend
-        with record(self.model) as trace:
+        with record(self.model, self.has_own_frontend) as trace:
             if apart:
                 with self._augmented_as(student):
                     self.model.encode(**inputs)

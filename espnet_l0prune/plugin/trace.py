@@ -98,8 +98,14 @@ class Again(nn.Module):
 
 
 @contextmanager
-def record(model: AbsESPnetModel) -> Iterator[Trace]:
-    """Record one forward of a model's encoder, its blocks and its heads, by hooks."""
+def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace]:
+    """Record one forward of a model's encoder, its blocks and its heads, by hooks.
+
+    Args:
+        model: ESPnet's model
+        with_frontend: whether also to keep the hidden states of a self-supervised front
+            end, which are large
+    """
     trace = Trace()
 
     def on_augmentation(module, args):
@@ -152,7 +158,8 @@ def record(model: AbsESPnetModel) -> Iterator[Trace]:
         trace.frontend_blocks[i] = Block.stream(output).transpose(0, 1)
 
     hooks = [model.encoder.register_forward_hook(on_encoder)]
-    if (upstream := upstream_of(model.frontend)) is not None:
+    upstream = upstream_of(model.frontend) if with_frontend else None
+    if upstream is not None:
         hooks.append(upstream.encoder.register_forward_hook(on_upstream))
         hooks.append(model.frontend.register_forward_hook(on_frontend))
         for i, block in enumerate(layers_of(model.frontend)):

@@ -1,6 +1,7 @@
 """ESPnet's own training command runs on a little data, in this process."""
 
 import numpy as np
+import soundfile
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
@@ -58,6 +59,42 @@ def make_data(folder, shortest: int = 50, longest: int = 80) -> None:
         shapes.append(f"u{i:02} {frames},20")
     for name, lines in (("feats", feats), ("text", texts), ("shape", shapes)):
         (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def train_on_noise(folder, **changes) -> None:
+    """Train a stock model of ESPnet's for an epoch on random audio, into folder/dense.
+
+    Args:
+        folder: the folder that the audio is written into
+        changes: options that differ from CONFIG's, or that it lacks
+    """
+    rng = np.random.default_rng(0)
+    lines: dict[str, list[str]] = {"wav.scp": [], "text": [], "shape": []}
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", rng.standard_normal(8000) * 0.1, 16_000)
+        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
+        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
+        lines["shape"].append(f"u{i} 8000")
+    for name, entries in lines.items():
+        (folder / name).write_text("\n".join(entries) + "\n")
+    config = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
+    config |= {
+        "model": "espnet",
+        "optim": "adamw",
+        "optim_conf": {"lr": 1e-4},
+        "max_epoch": 1,
+        "best_model_criterion": [["valid", "acc", "max"]],
+        "output_dir": str(folder / "dense"),
+    }
+    for part in ("train", "valid"):
+        config[f"{part}_data_path_and_name_and_type"] = [
+            [f"{folder}/wav.scp", "speech", "sound"],
+            [f"{folder}/text", "text", "text"],
+        ]
+        config[f"{part}_shape_file"] = [f"{folder}/shape"]
+    file = folder / "dense.yaml"
+    file.write_text(yaml.safe_dump(config | changes))
+    ASRTask.main(cmd=["--config", str(file)])
 
 
 def run(data, out, *more: str, **changes) -> None:

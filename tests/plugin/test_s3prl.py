@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from espnet2.asr.frontend.s3prl import S3prlFrontend
@@ -26,8 +25,8 @@ from espnet_l0prune.plugin.network import L0S3prlFrontend
 from espnet_l0prune.plugin.s3prl import convolutions
 from espnet_l0prune.plugin.structure_plot import structure_figure, units_left
 from espnet_l0prune.testing.models import arguments
-from espnet_l0prune.testing.runs import CONFIG
-from espnet_l0prune.testing.s3prl import KINDS, RATE, publish, save_dense
+from espnet_l0prune.testing.runs import train_on_noise
+from espnet_l0prune.testing.s3prl import KINDS, publish, save_dense
 
 PREENCODER = {
     "preencoder": "linear",
@@ -390,38 +389,16 @@ def test_a_front_end_that_is_not_pruned_runs_once(tmp_path):
 
 def make_experiment(folder: Path, options: dict) -> None:
     """Train a stock model of ESPnet's for an epoch, on noise, with frozen front end."""
-    rng, lines = np.random.default_rng(0), {"wav.scp": [], "text": [], "shape": []}
-    for i in range(8):
-        soundfile.write(folder / f"{i}.wav", rng.standard_normal(8000) * 0.1, RATE)
-        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
-        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
-        lines["shape"].append(f"u{i} 8000")
-    for name, entries in lines.items():
-        (folder / name).write_text("\n".join(entries) + "\n")
-    config = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
-    del config["input_size"]
-    config |= {
-        "frontend": "s3prl",
-        "frontend_conf": options,
+    train_on_noise(
+        folder,
+        input_size=None,
+        frontend="s3prl",
+        frontend_conf=options,
         **PREENCODER,
-        "encoder": "conformer",
-        "model": "espnet",
-        "model_conf": {"ctc_weight": 0.5, "extract_feats_in_collect_stats": False},
-        "freeze_param": ["frontend.upstream"],
-        "optim": "adamw",
-        "optim_conf": {"lr": 1e-4},
-        "max_epoch": 1,
-        "best_model_criterion": [["valid", "acc", "max"]],
-        "output_dir": str(folder / "dense"),
-    }
-    for part in ("train", "valid"):
-        config[f"{part}_data_path_and_name_and_type"] = [
-            [f"{folder}/wav.scp", "speech", "sound"],
-            [f"{folder}/text", "text", "text"],
-        ]
-        config[f"{part}_shape_file"] = [f"{folder}/shape"]
-    (folder / "dense.yaml").write_text(yaml.safe_dump(config))
-    ASRTask.main(cmd=["--config", str(folder / "dense.yaml")])
+        encoder="conformer",
+        model_conf={"ctc_weight": 0.5, "extract_feats_in_collect_stats": False},
+        freeze_param=["frontend.upstream"],
+    )
 
 
 @pytest.mark.slow

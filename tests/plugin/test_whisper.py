@@ -2,9 +2,7 @@
 
 import shlex
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import whisper
 import yaml
@@ -22,7 +20,7 @@ from espnet_l0prune.plugin.counting import make_budget, sites_of
 from espnet_l0prune.plugin.experiment import load_experiment
 from espnet_l0prune.plugin.network import L0WhisperDecoder, L0WhisperEncoder
 from espnet_l0prune.testing.models import TOKENS
-from espnet_l0prune.testing.runs import CONFIG
+from espnet_l0prune.testing.runs import train_on_noise
 from espnet_l0prune.testing.whisper import DIMENSIONS, NAME, SIZES, publish, save_whisper
 
 SPECAUG = {
@@ -151,37 +149,15 @@ def test_more_tokens_than_the_decoder_has_positions(tmp_path, published):
 
 def make_experiment(folder, published) -> None:
     """Train a stock Whisper of ESPnet's for an epoch, on noise."""
-    rng, lines = np.random.default_rng(0), {"wav.scp": [], "text": [], "shape": []}
-    for i in range(8):
-        soundfile.write(folder / f"{i}.wav", rng.standard_normal(8000) * 0.1, 16000)
-        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
-        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
-        lines["shape"].append(f"u{i} 8000")
-    for name, entries in lines.items():
-        (folder / name).write_text("\n".join(entries) + "\n")
-    config = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
-    config |= {
-        "input_size": 1,
-        "encoder": "whisper",
-        "encoder_conf": published,
-        "decoder": "whisper",
-        "decoder_conf": published,
-        "model": "espnet",
-        "model_conf": {"ctc_weight": 0.0},
-        "optim": "adamw",
-        "optim_conf": {"lr": 1e-4},
-        "max_epoch": 1,
-        "best_model_criterion": [["valid", "acc", "max"]],
-        "output_dir": str(folder / "dense"),
-    }
-    for part in ("train", "valid"):
-        config[f"{part}_data_path_and_name_and_type"] = [
-            [f"{folder}/wav.scp", "speech", "sound"],
-            [f"{folder}/text", "text", "text"],
-        ]
-        config[f"{part}_shape_file"] = [f"{folder}/shape"]
-    (folder / "dense.yaml").write_text(yaml.safe_dump(config))
-    ASRTask.main(cmd=["--config", str(folder / "dense.yaml")])
+    train_on_noise(
+        folder,
+        input_size=1,
+        encoder="whisper",
+        encoder_conf=published,
+        decoder="whisper",
+        decoder_conf=published,
+        model_conf={"ctc_weight": 0.0},
+    )
 
 
 @pytest.mark.slow

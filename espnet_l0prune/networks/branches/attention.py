@@ -1,6 +1,5 @@
 """The attention branch is ESPnet's MultiHeadedAttention or a relative-position kind."""
 
-import math
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
@@ -38,6 +37,16 @@ class HeadsSite(BranchSite):
             yield from output_claims(layer, dims, outer=h, folds=folds)
         yield from input_claims(self.consumer, heads, inner=d_k, folds=True)
         yield from input_claims(self.consumer, dims, outer=h, folds=True)
+
+    def scale_queries_(self, masks: Mapping[str, Tensor]) -> float:
+        """Return by what the scores are too small once dimensions are cut, and multiply
+        the layer of the queries by it: the model divided by the old number's root."""
+        scale = float(masks[self.kinds[2]].double().mean().sqrt())
+        if scale != 1:
+            queries = self.readers[0]
+            queries.weight.mul_(scale)
+            queries.bias.mul_(scale)
+        return scale
 
 
 class AttentionSite(HeadsSite):
@@ -98,15 +107,11 @@ class AttentionSite(HeadsSite):
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
         attention, (_, heads, dims) = self.module, self.kinds
-        old, new = attention.d_k, int(masks[dims].sum())
-        attention.h, attention.d_k = int(masks[heads].sum()), new
-        if new != old:  # the model divided its scores by the old root
-            scale = math.sqrt(new / old)
-            for name in ("pos_bias_u", "pos_bias_v"):
-                if hasattr(attention, name):
-                    getattr(attention, name).mul_(scale)
-            attention.linear_q.weight.mul_(scale)
-            attention.linear_q.bias.mul_(scale)
+        attention.h, attention.d_k = int(masks[heads].sum()), int(masks[dims].sum())
+        scale = self.scale_queries_(masks)
+        for name in ("pos_bias_u", "pos_bias_v"):
+            if scale != 1 and hasattr(attention, name):
+                getattr(attention, name).mul_(scale)
 
     def why_not(self, kind: str) -> str | None:
         normed = not isinstance(self.module.q_norm, nn.Identity)

@@ -68,13 +68,8 @@ class SelfSupervisedAttentionSite(HeadsSite):
             yield 2 * batch * time * time * size, self.kinds[1:]
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
-        _, heads, dims = self.kinds
-        self.module.num_heads = int(masks[heads].sum())
-        # the model divided its scores by the root of the old number
-        scale = float(masks[dims].double().mean().sqrt())
-        if scale != 1:
-            self.module.q_proj.weight.mul_(scale)
-            self.module.q_proj.bias.mul_(scale)
+        self.module.num_heads = int(masks[self.kinds[1]].sum())
+        self.scale_queries_(masks)
 
 
 class RelativeAttentionSite(SelfSupervisedAttentionSite):

@@ -51,13 +51,8 @@ class WhisperAttentionSite(HeadsSite):
             yield 2 * batch * queries * key.output[1] * size, self.kinds[1:]
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
-        _, heads, dims = self.kinds
-        self.module.n_head = int(masks[heads].sum())
-        # the model divided its scores by the root of the old number
-        scale = float(masks[dims].double().mean().sqrt())
-        if scale != 1:
-            self.module.query.weight.mul_(scale)
-            self.module.query.bias.mul_(scale)
+        self.module.n_head = int(masks[self.kinds[1]].sum())
+        self.scale_queries_(masks)
 
 
 class WhisperSourceAttentionSite(WhisperAttentionSite):
