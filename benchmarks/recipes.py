@@ -250,6 +250,8 @@ def follow(config: Path, egs2: Path, data: Path, work: Path) -> dict[str, str]:
             task = getattr(importlib.import_module(f"espnet2.tasks.{name}"), cls)
             more = (*more, *(conf.get("aux_ctc_tasks") or ()))
             more += ("transcript",) * ("postdecoder" in conf)
+            if conf.get("preprocessor") == "multi":  # a text for each speaker
+                more += tuple(conf["preprocessor_conf"]["text_name"][1:])
             small, replaced = stand_in(shrink(conf, name), data)
             row["stand_ins"] = ", ".join(replaced)
             audio = conf.get("encoder") == "whisper" or bool(family_of(conf))

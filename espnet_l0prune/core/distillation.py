@@ -77,8 +77,10 @@ LAYER_MAPS = {
 def _frames(hidden: Tensor, lengths: Tensor) -> Tensor:
     """Return the valid frames of hidden states (batch, time, size), (frames, size).
 
-    Two networks may differ in how much padding they have after the longest utterance.
+    Two networks may differ in how much padding they have after the longest utterance. A
+    layer that runs once for each of several speakers has their states one after another.
     """
+    lengths = lengths.repeat(len(hidden) // len(lengths))
     return _wide(hidden[_valid(lengths, hidden.size(1))])
 
 

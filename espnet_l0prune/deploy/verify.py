@@ -13,6 +13,7 @@ from espnet_l0prune.networks.espnet_modules import (
     OpenAIWhisperDecoder,
 )
 from espnet_l0prune.networks.s3prl import in_own_type, upstream_of
+from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.streaming import frames_of_blocks
 from espnet_l0prune.networks.whisper import (
     encode_waveform,
@@ -115,7 +116,8 @@ def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Te
     if has_prompt(model):
         more |= random_prompt(model.encoder.output_size(), feats)
     output, valid, _ = model.encoder(feats, lengths, **more)
-    return (output[0] if isinstance(output, tuple) else output), valid
+    output = output[0] if isinstance(output, tuple) else output
+    return one_after_another(output, valid)
 
 
 def random_prompt(size: int, feats: Tensor) -> dict[str, Tensor]:
@@ -146,8 +148,8 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         by_part["frontend"] = _valid(*heard)
     attends = isinstance(model.decoder, (BaseTransformerDecoder, OpenAIWhisperDecoder))
     if attends and not is_multi_decoder(model):
-        tokens = torch.arange(len(lengths) * TOKENS).view(-1, TOKENS) % model.vocab_size
-        counts = torch.full((len(lengths),), TOKENS)
+        tokens = torch.arange(len(valid) * TOKENS).view(-1, TOKENS) % model.vocab_size
+        counts = torch.full((len(valid),), TOKENS)
         memory = output
         if parts := after_encoder(model):  # they are not run: the decoder reads noise
             generator = torch.Generator().manual_seed(2)

@@ -36,6 +36,9 @@ from espnet2.asr.encoder.e_branchformer_encoder import (
 )
 from espnet2.asr.encoder.multiconvformer_encoder import MultiConvConformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr.encoder.transformer_encoder_multispkr import (
+    TransformerEncoder as MultiSpeakerTransformerEncoder,
+)
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.frontend.s3prl import S3prlFrontend
@@ -79,6 +82,7 @@ __all__ = [
     "MultiConvolutionalGatingMLP",
     "MultiHeadedAttention",
     "MultiLayeredConv1d",
+    "MultiSpeakerTransformerEncoder",
     "OpenAIWhisperDecoder",
     "OpenAIWhisperEncoder",
     "PositionalEncoding",

@@ -25,6 +25,9 @@ def blocks_of(
         network: ESPnet's encoder, decoder or front end
     """
     for name in ("encoders", "decoders"):
+        if name == "encoders":  # of an encoder for several speakers, each has its own
+            for i, blocks in enumerate(getattr(network, "encoders_sd", ())):
+                yield f"encoders_sd.{i}", blocks
         if isinstance(getattr(network, name, None), nn.Sequential):
             yield name, getattr(network, name)
     yield from whisper_blocks(network)

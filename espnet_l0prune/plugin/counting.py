@@ -15,6 +15,7 @@ from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.espnet_modules import TooShortUttError
 from espnet_l0prune.networks.s3prl import attending_by_layers
 from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.whisper import most_tokens
 from espnet_l0prune.plugin.heads import (
     ctcs_of,
@@ -105,12 +106,13 @@ def run(model: nn.Module, goal: Goal) -> None:
     if model.decoder is None or is_transducer(model):
         return
     device = encoder_out.device
-    tokens = torch.zeros(1, goal.tokens, dtype=torch.long, device=device)
-    count = torch.tensor([goal.tokens], device=device)
+    shape = len(encoder_out), goal.tokens  # as many texts as speakers
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    count = torch.full_like(tokens[:, 0], goal.tokens)
     heard = encoder_out, lengths
     if is_multi_decoder(model):  # it recognizes first, and translates its states
         model.extra_asr_decoder(*heard, tokens, count)
-        states = encoder_out.new_zeros(1, goal.tokens, encoder_out.size(-1))
+        states = encoder_out.new_zeros(*shape, encoder_out.size(-1))
         read, read_lengths, _ = model.md_encoder(states, count)
         more = heard if model.use_speech_attn else ()
         model.decoder(read, read_lengths, tokens, count, *more)
@@ -120,6 +122,8 @@ def run(model: nn.Module, goal: Goal) -> None:
 
 def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
     """Return the encoder's output for silence, (1, time, size), and its length, (1,).
+
+    If it answers for several speakers, they take the place of the 1.
 
     Args:
         model: ESPnet's model
@@ -138,7 +142,7 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
         ) from e
     if isinstance(encoder_out, tuple):  # there is intermediate CTC
         encoder_out = encoder_out[0]
-    return encoder_out, lengths
+    return one_after_another(encoder_out, lengths)
 
 
 def call_shapes(network: nn.Module, forward: Callable[[], None]) -> Shapes:

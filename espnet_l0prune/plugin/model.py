@@ -167,6 +167,12 @@ class L0Distilled(MixedWith):
                 f"model_conf: layer_map is {layer_map!r}, layer_input is 'teacher'; "
                 "expected layer_map: same, as blocks at the same place read the same"
             )
+        if hasattr(self, "pit_ctc") and (layer_map, layer_input) != ("same", "student"):
+            raise ValueError(
+                f"model_conf: layer_map is {layer_map!r}, layer_input is "
+                f"{layer_input!r}; expected 'same' and 'student', as some blocks run for "
+                "one speaker, and others for all"
+            )
         hears = reads_audio(self)
         if disturb_probability and not hears:
             raise ValueError(

@@ -12,7 +12,7 @@ from espnet_l0prune.plugin.model import L0Distilled, distilled
 
 # Names of ESPnet's models by task. The first is what the task builds if not told another
 STOCK = {
-    "asr": ("espnet", "maskctc"),
+    "asr": ("espnet", "maskctc", "pit_espnet"),
     "mt": ("mt", "discrete_asr"),
     "s2t": ("espnet",),
     "s2t_ctc": ("espnet_ctc",),

@@ -16,6 +16,7 @@ from espnet_l0prune.networks.espnet_modules import (
     EBranchformerCTCEncoder,
     EBranchformerEncoder,
     MultiConvConformerEncoder,
+    MultiSpeakerTransformerEncoder,
     OpenAIWhisperDecoder,
     OpenAIWhisperEncoder,
     S3prlFrontend,
@@ -174,6 +175,12 @@ class L0TransformerEncoder(L0Network, TransformerEncoder):
     conf_name = "encoder_conf"
 
 
+class L0MultiSpeakerTransformerEncoder(L0Network, MultiSpeakerTransformerEncoder):
+    """This is `encoder: l0_transformer_multispkr`; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
 class L0BranchformerEncoder(L0Network, BranchformerEncoder):
     """This is `encoder: l0_branchformer`; see `L0Network`."""
 
@@ -237,6 +244,7 @@ class L0S3prlFrontend(S3prlNetwork, L0Network, S3prlFrontend):
 ENCODERS = {
     "l0_conformer": L0ConformerEncoder,
     "l0_transformer": L0TransformerEncoder,
+    "l0_transformer_multispkr": L0MultiSpeakerTransformerEncoder,
     "l0_branchformer": L0BranchformerEncoder,
     "l0_e_branchformer": L0EBranchformerEncoder,
     "l0_e_branchformer_ctc": L0EBranchformerCTCEncoder,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.core.plan import structure_of
 from espnet_l0prune.networks.sites import find_sites, layers_of
+from espnet_l0prune.networks.speakers import reordered
 from espnet_l0prune.networks.whisper import augmenting, reads_waveform
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.heads import (
@@ -147,6 +148,8 @@ class Teacher:
                 )
                 with self._without_front_end():
                     self.model.encode(**inputs | dict(features))
+            if student.speakers is not None and trace.memory is not None:
+                trace.memory = reordered(trace.memory, student.speakers)
             joint_network, memory = joint_network_of(self.model), trace.memory
             for name, ctc in ctcs_of(self.model).items():
                 early = student.is_early(name)

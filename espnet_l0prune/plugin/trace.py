@@ -13,6 +13,7 @@ from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.networks.sites import layers_of
+from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.networks.whisper import augmenting
 from espnet_l0prune.plugin.heads import ctcs_of, joint_network_of
@@ -43,6 +44,8 @@ class Trace:
     between_out: dict[int, Tensor] = field(default_factory=dict)
     memory: Tensor | None = None  # the same after what follows the encoder, if anything
     memory_lengths: Tensor | None = None
+    # of several speakers' outputs, (batch, speakers), as the loss has ordered them
+    speakers: Tensor | None = None
     ctc_args: dict[str, tuple] = field(default_factory=dict)
     ctc_out: dict[str, Tensor] = field(default_factory=dict)  # logits, (batch, time, V)
     decoder_args: tuple = ()
@@ -114,6 +117,8 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
     def on_encoder(_, args, output):
         trace.encoder_args = args
         trace.encoder_out, trace.encoder_lengths = Block.stream(output), output[1]
+        if output[1].dim() > 1:  # the speakers of an utterance have the same frames
+            trace.encoder_lengths = output[1][:, 0]
         if isinstance(output[0], tuple):
             trace.between = dict(output[0][1])
 
@@ -122,12 +127,15 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
     @wraps(encode)
     def encode_and_note(*args, **kwargs):
         output = encode(*args, **kwargs)
-        trace.memory, trace.memory_lengths = Block.stream(output[0]), output[1]
+        memory = one_after_another(Block.stream(output[0]), output[1])
+        trace.memory, trace.memory_lengths = memory
         return output
 
     def on_block(i, block, args, kwargs, output):
         trace.block_args[i], trace.block_kwargs[i] = args, kwargs
-        trace.blocks[i] = in_time(model.encoder, block_of(block).stream(output))
+        hidden = in_time(model.encoder, block_of(block).stream(output))
+        before = [trace.blocks[i]] if i in trace.blocks else []  # of other speakers
+        trace.blocks[i] = torch.cat([*before, hidden]) if before else hidden
 
     def on_decoder(_, args, output):
         # a transducer also decodes later, to report error rates, and st translates text
@@ -139,7 +147,12 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
         if trace.joint_out is None:
             trace.joint_out = output
 
+    def on_speakers(_, args, output):
+        trace.speakers = output[1]
+
     def on_ctc_loss(name, _, args):
+        if trace.speakers is not None:  # from here on, they are in this order
+            trace.memory, trace.memory_lengths = args[:2]
         # it may also be called for a part of the batch, and for intermediate CTC
         if args[0] is trace.encoder_out or args[0] is trace.memory:
             trace.ctc_args[name] = args
@@ -172,6 +185,8 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
         hooks.append(block.register_forward_hook(on_this, with_kwargs=True))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
+    if hasattr(model, "pit_ctc"):
+        hooks.append(model.pit_ctc.register_forward_hook(on_speakers))
     for name, ctc in ctcs_of(model).items():
         hooks.append(ctc.register_forward_pre_hook(partial(on_ctc_loss, name)))
         hooks.append(ctc.ctc_lo.register_forward_hook(partial(on_ctc, name)))

@@ -300,7 +300,7 @@ def test_what_is_written(data, tmp_path, capsys):
     config = yaml.safe_load((dense / "config.yaml").read_text())
     for changes, message in (
         ({"encoder": "rnn"}, "encoder: rnn; only conformer, transformer"),
-        ({"model": "pit_espnet"}, "has model: pit_espnet, which cannot learn from a"),
+        ({"model": "enhanced"}, "has model: enhanced, which cannot learn from a"),
         ({"lm": "seq_rnn"}, "of ESPnet's lm task, whose gates cannot be trained"),
     ):
         (dense / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))

@@ -10,6 +10,7 @@ from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.deploy.verify import STEP, probe, random_prompt
 from espnet_l0prune.networks.s3prl import in_own_type
+from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.whisper import encode_waveform, exact
 from espnet_l0prune.plugin.counting import call_shapes
 from espnet_l0prune.plugin.network import (
@@ -20,6 +21,7 @@ from espnet_l0prune.plugin.network import (
     L0EBranchformerCTCEncoder,
     L0EBranchformerEncoder,
     L0MultiConvConformerEncoder,
+    L0MultiSpeakerTransformerEncoder,
     L0S3prlFrontend,
     L0TransformerDecoder,
     L0TransformerEncoder,
@@ -54,6 +56,7 @@ ATTENTION = {
 KINDS = {
     "conformer": L0ConformerEncoder,
     "transformer": L0TransformerEncoder,
+    "speakers": L0MultiSpeakerTransformerEncoder,
     "branchformer": L0BranchformerEncoder,
     "e_branchformer": L0EBranchformerEncoder,
     "e_branchformer_ctc": L0EBranchformerCTCEncoder,
@@ -72,6 +75,7 @@ KINDS = {
 DECODERS = ("decoder", "whisper_decoder")
 WHISPER = ("whisper", "whisper_decoder")
 S3PRL = ("hubert", "wav2vec2", "wavlm")
+TRANSFORMERS = ("transformer", "speakers")
 STREAMING = ("streaming_conformer", "streaming_transformer")
 BLOCKS_OF_FRAMES = [  # the first is longer than any utterance here, the second endless
     {"block_size": 40, "hop_size": 16, "look_ahead": 16},
@@ -156,7 +160,7 @@ def confs(draw, kind: str) -> dict:
         layers = ["conv2d", "conv2d6", "linear"]
         conf |= draw(st.sampled_from(BLOCKS_OF_FRAMES))
     conf["input_layer"] = draw(st.sampled_from(layers))
-    if kind in ("conformer", "transformer", "multiconv_conformer", *STREAMING):
+    if kind in ("conformer", "multiconv_conformer", *TRANSFORMERS, *STREAMING):
         conf |= {
             "linear_units": draw(st.integers(1, 9)),
             "normalize_before": draw(st.booleans()),
@@ -168,6 +172,8 @@ def confs(draw, kind: str) -> dict:
         }
     if kind == "streaming_transformer":
         return conf
+    if kind == "speakers":
+        return conf | {"num_inf": draw(st.integers(1, 3)), "num_blocks_sd": 1}
     if kind == "streaming_conformer":
         return conf | {
             "macaron_style": draw(st.booleans()),
@@ -272,7 +278,7 @@ def output(network, seed: int = 0) -> torch.Tensor:
         more = {}
         if isinstance(network, L0EBranchformerCTCEncoder):
             more = random_prompt(network.output_size(), feats)
-        out, valid, _ = network(feats, lengths, **more)
+        out, valid = one_after_another(*network(feats, lengths, **more)[:2])
     return torch.cat([o[:n] for o, n in zip(out, valid, strict=True)])
 
 

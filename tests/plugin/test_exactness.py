@@ -17,6 +17,9 @@ from espnet2.asr.encoder.contextual_block_transformer_encoder import (
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.multiconvformer_encoder import MultiConvConformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr.encoder.transformer_encoder_multispkr import (
+    TransformerEncoder as MultiSpeakerTransformerEncoder,
+)
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
@@ -87,6 +90,7 @@ SMALL = {
         **BLOCKS_OF_FRAMES[2],
     },
     "streaming_transformer": {"linear_units": 12, **BLOCKS_OF_FRAMES[2]},
+    "speakers": {"linear_units": 12, "num_inf": 2, "num_blocks_sd": 1},
     "decoder": {"linear_units": 12},
     "whisper": {},
     "whisper_decoder": {},
@@ -483,6 +487,7 @@ STOCK = {
     "multiconv_conformer": MultiConvConformerEncoder,
     "streaming_conformer": ContextualBlockConformerEncoder,
     "streaming_transformer": ContextualBlockTransformerEncoder,
+    "speakers": MultiSpeakerTransformerEncoder,
     "decoder": TransformerDecoder,
 }
 
@@ -496,7 +501,7 @@ def variants():
     for kind in ("branchformer", "e_branchformer"):
         conf = SMALL[kind] | branchformer_attention(ATTENTION["latest"])
         yield pytest.param(kind, conf, id=kind)
-    for kind in ("transformer", "multiconv_conformer", "decoder", *STREAMING):
+    for kind in ("transformer", "speakers", "multiconv_conformer", "decoder", *STREAMING):
         yield pytest.param(kind, SMALL[kind], id=kind)
 
 

@@ -26,7 +26,11 @@ from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 from espnet_l0prune.cli import main
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.archive import unpack_model
-from espnet_l0prune.networks.espnet_modules import ConformerEncoder, EBranchformerEncoder
+from espnet_l0prune.networks.espnet_modules import (
+    ConformerEncoder,
+    EBranchformerEncoder,
+    MultiSpeakerTransformerEncoder,
+)
 from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.counting import call_shapes, run
 from espnet_l0prune.plugin.experiment import check_sizes, load_model
@@ -49,6 +53,15 @@ E_BRANCHFORMER = {  # as in asr2, where it reads two units at a time
     "use_ffn": True,
     "macaron_ffn": True,
     "input_layer": "conv1d2",
+    "dropout_rate": 0.0,
+}
+SPEAKERS = {  # each has a block of its own, before a shared one
+    "output_size": 16,
+    "attention_heads": 4,
+    "linear_units": 12,
+    "num_blocks": 1,
+    "num_blocks_sd": 1,
+    "num_inf": 2,
     "dropout_rate": 0.0,
 }
 SOURCE = {"src_token_list": TOKENS, "src_token_type": "char"}
@@ -130,6 +143,20 @@ KINDS = {
         "l0_distill_maskctc",
         {"ctc_kl", "att_kl", "layer"},
     ),
+    "several speakers": (
+        "asr",
+        {
+            "encoder": "transformer_multispkr",
+            "encoder_conf": SPEAKERS,
+            "model": "pit_espnet",
+            "model_conf": {"ctc_weight": 0.3, "num_inf": 2, "num_ref": 2},
+            "ctc_conf": {"reduce": False},
+            "preprocessor": "multi",
+            "preprocessor_conf": {"text_name": ["text", "text_spk2"]},
+        },
+        "l0_distill_pit_espnet",
+        {"ctc_kl", "att_kl", "layer"},
+    ),
     "a postencoder": (
         "asr",
         {
@@ -176,7 +203,7 @@ KINDS = {
         {"att_kl", "layer"},
     ),
 }
-STOCK = ConformerEncoder, EBranchformerEncoder
+STOCK = ConformerEncoder, EBranchformerEncoder, MultiSpeakerTransformerEncoder
 RUN = ("num_workers", "num_att_plot", "use_tensorboard", "use_matplotlib", "batch_type")
 
 
@@ -244,6 +271,9 @@ def save_dense(folder, kind: str, **changes) -> None:
 
 def batch_of(kind: str) -> dict[str, torch.Tensor]:
     found = batch()
+    if kind == "several speakers":
+        found["text_spk2"] = found["text"].flip(1)
+        found["text_spk2_lengths"] = found["text_lengths"]
     if KINDS[kind][0] == "asr":
         return found
     if KINDS[kind][0] == "slu":
@@ -307,6 +337,8 @@ def search_of(kind: str):
     if kind == "Mask-CTC":
         return asr_inference_maskctc.Speech2Text, {}, "asr", speech
     options = {"beam_size": 2, "ctc_weight": 0.3 if "ctc_kl" in KINDS[kind][3] else 0.0}
+    if kind == "several speakers":
+        options["multi_asr"] = True
     if kind.startswith("mBART"):
         options["hugging_face_decoder"] = True
     if kind == "st by a transducer":
@@ -328,6 +360,8 @@ def decode(kind: str, config, weights) -> list:
     files = {f"{name}_train_config": str(config), f"{name}_model_file": str(weights)}
     found = search(**files, **options)
     more = (torch.tensor([2, 3, 4]),) if name == "slu" else ()  # a transcript
+    if kind == "several speakers":
+        return [[said[0][:3] for said in found(one)] for one in inputs]
     return [found(one, *more)[0][:3] for one in inputs]
 
 
@@ -342,6 +376,8 @@ def test_the_whole_line_from_adopt_to_the_text(kind, tmp_path, monkeypatch, caps
     make_data(tmp_path / "data")
     data = [] if task == "mt" else [["data/feats", "speech", "npy"]]
     data.append(["data/text", "text", "text"])
+    if kind == "several speakers":
+        data.append(["data/text", "text_spk2", "text"])
     if task in ("mt", "st"):
         lines = (tmp_path / "data/text").read_text().splitlines()
         longer = [f"{line}{line.split()[1] * 3}\n" for line in lines]

@@ -80,6 +80,12 @@ class OnnxForm(ExportForm):
                 "the features, which no graph here does; expected an encoder that reads "
                 "features alone. Export it as a plugin or a stock model."
             )
+        if hasattr(model, "pit_ctc"):
+            raise ValueError(
+                f"the encoder, a {type(model.encoder).__name__}, answers for several "
+                "speakers, which no graph here does; expected an encoder for one. Export "
+                "it as a plugin or a stock model."
+            )
         if reads_waveform(model.encoder):
             raise ValueError(
                 f"the encoder, a {type(model.encoder).__name__}, computes its features "

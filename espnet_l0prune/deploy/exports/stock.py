@@ -10,7 +10,7 @@ import argparse
 import copy
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
 from espnet_l0prune.networks.espnet_modules import MultiConvConformerEncoder
 from espnet_l0prune.networks.linear_attention import LinearAttention
-from espnet_l0prune.networks.sites import blocks_of, find_sites
+from espnet_l0prune.networks.sites import blocks_of, find_sites, layers_of
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
 from espnet_l0prune.plugin.building import build_model, task_name
 from espnet_l0prune.plugin.model import L0Distilled
@@ -154,15 +154,24 @@ def _check(network: L0Network, part: str) -> None:
     gating = _left(network, ConvolutionalGatingSite)
     if len(set(gating)) > 1:
         raise refuse(f"has cgMLPs of different widths ({gating}) with a norm over each")
-    _, blocks, kept = _blocks(network)
-    if len(kept) < len(blocks) and getattr(network, "interctc_layer_idx", None):
+    lost = any(isinstance(block, Skip) for block in layers_of(network))
+    if lost and getattr(network, "interctc_layer_idx", None):
         raise refuse("has lost blocks and counts them for intermediate CTC")
+    *own, _ = _kept(network).values()
+    if len(set(map(len, own))) > 1:
+        raise refuse("has lost unequal numbers of blocks for each speaker")
 
 
-def _blocks(network: nn.Module) -> tuple[str, nn.Sequential, list[int]]:
-    """Return the blocks' name in a network, the blocks, and the places of those left."""
-    ((name, blocks),) = blocks_of(network)
-    return name, blocks, [i for i, b in enumerate(blocks) if not isinstance(b, Skip)]
+def _kept(network: nn.Module) -> dict[str, list[int]]:
+    """Return the places of the blocks that are left, by the blocks' name in a network.
+
+    In an encoder for several speakers, the blocks of each come first, and those that they
+    share are the last.
+    """
+    return {
+        name: [i for i, block in enumerate(blocks) if not isinstance(block, Skip)]
+        for name, blocks in blocks_of(network)
+    }
 
 
 def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
@@ -173,7 +182,10 @@ def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
 
 def _sizes(network: L0Network) -> dict[str, int]:
     """Return what a stock configuration can say about a cut network."""
-    sizes = {"num_blocks": len(_blocks(network)[2])}
+    *own, shared = _kept(network).values()
+    sizes = {"num_blocks": len(shared)}
+    if own:
+        sizes["num_blocks_sd"] = len(own[0])
     known = inspect.signature(type(network)).parameters
     if "linear_units" in known:
         sizes["linear_units"] = max(_left(network, FeedForwardSite), default=1)
@@ -241,23 +253,30 @@ def _placed(
 
 def _names(network: nn.Module) -> dict[str, str]:
     """Return the paths of sites in the stock-shaped network, with their earlier ones."""
-    attribute, _, kept = _blocks(network)
     sites, names = find_sites(network), {}
-    for place, index in enumerate(kept):
-        new, old = f"{attribute}.{place}", f"{attribute}.{index}"
+    for new, old in _new_paths(network):
         for site in sites:
             if site.name == old or site.name.startswith(f"{old}."):
                 names[new + site.name.removeprefix(old)] = site.name
     return names
 
 
+def _new_paths(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the path of each block in the stock-shaped network, with its earlier one."""
+    for name, kept in _kept(network).items():
+        for place, index in enumerate(kept):
+            yield f"{name}.{place}", f"{name}.{index}"
+
+
 def _renumbered(network: nn.Module) -> dict[str, Tensor]:
     """Return the state of a cut network, with the blocks that are left renumbered."""
-    attribute, _, kept = _blocks(network)
-    state = {}
-    for name, value in network.state_dict().items():
-        parts = name.split(".")
-        if parts[0] == attribute:
-            parts[1] = str(kept.index(int(parts[1])))
-        state[".".join(parts)] = value
-    return state
+    state = network.state_dict()
+    renumbered = {
+        new + name.removeprefix(old): value
+        for new, old in _new_paths(network)
+        for name, value in state.items()
+        if name.startswith(f"{old}.")
+    }
+    blocks = tuple(f"{name}." for name in _kept(network))
+    others = {k: v for k, v in state.items() if not k.startswith(blocks)}
+    return others | renumbered
