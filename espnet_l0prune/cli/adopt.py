@@ -28,6 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         text = f"sparsity in {cost.label}, {SHARE}"
         default = f"; {DEFAULT[name]:g} if no other is given" if name in DEFAULT else ""
         parser.add_argument(f"--{name}", type=float, help=text + default)
+    add_path(
+        parser,
+        "--profile",
+        FILE,
+        help="what `profile` wrote, which --time needs; without --time it is shown only",
+    )
     parser.add_argument(
         "--scope",
         choices=("frontend", "encoder", "model"),
@@ -98,6 +104,7 @@ def run(args: argparse.Namespace) -> Answer:
         scope=args.scope,
         units=args.units if args.units in WORDS else args.units.split(","),
         epochs=(args.epochs, args.finetune_epochs),
+        profile=args.profile,
         data=not args.no_data,
         settings=functools.reduce(with_settings, args.set, {}),
         finetune_settings=functools.reduce(with_settings, args.set_finetune, {}),

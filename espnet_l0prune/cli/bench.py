@@ -1,11 +1,14 @@
 """This is the command `espnet-l0prune bench`."""
 
 import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
-from espnet_l0prune.cli.options import add_path
-from espnet_l0prune.cli.progress import busy
+from espnet_l0prune.cli.options import FILE, add_path
+from espnet_l0prune.cli.progress import busy, steps
 from espnet_l0prune.core.ranges import RANGES
 
 RANGE = RANGES["command line"]
@@ -29,6 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=5,
         help=f"the figure is the median, {RANGE['--rounds']}",
     )
+    add_path(
+        parser,
+        "--profile",
+        FILE,
+        help="compare with the time that it promises, on its terms: seconds, runtime, "
+        "threads",
+    )
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -46,8 +56,11 @@ def run(args: argparse.Namespace) -> Answer:
     )
     from espnet_l0prune.plugin.building import sample_rate_of
     from espnet_l0prune.plugin.experiment import last_of, load_experiment
+    from espnet_l0prune.plugin.options import read_profile
 
     check("command line", {"--rounds": args.rounds, "--seconds": args.seconds})
+    profile = None if args.profile is None else read_profile(args.profile)
+    args.seconds = args.seconds if profile is None else profile.seconds
     models, heard = {}, {}
     for folder in args.experiments:
         model, conf = load_experiment(folder, args.checkpoint or last_of(folder))
@@ -59,6 +72,8 @@ def run(args: argparse.Namespace) -> Answer:
             f"the experiments take audio of (samples or frames, features, rate) {heard}; "
             "expected the same of all: time them apart"
         )
+    if profile is not None:
+        return _kept(models, profile, fs, args.rounds)
     with busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread") as track:
         factors = real_time_factors(models, [speech], rate, args.rounds, track)
     rows = [
@@ -86,6 +101,46 @@ def run(args: argparse.Namespace) -> Answer:
             f"{row['speed_up']:.2f}x",
         )
     return Answer({"seconds": args.seconds, "rows": rows}, [table])
+
+
+def _kept(models: dict[str, Any], profile: Any, rate: int, rounds: int) -> Answer:
+    """Return the measured times of encoders beside those that a profile promises."""
+    from rich.table import Table
+
+    from espnet_l0prune.deploy.timer import Terms, time_encoders
+    from espnet_l0prune.plugin.counting import promised_time
+
+    terms = Terms(profile.seconds, profile.runtime, profile.threads, profile.int8)
+    promised = {k: promised_time(model.encoder, profile) for k, model in models.items()}
+    with steps("bench") as step, tempfile.TemporaryDirectory() as folder:
+        times, spread = time_encoders(models, terms, rate, Path(folder), step, rounds)
+    first = next(iter(models))
+    rows = [
+        {
+            "experiment": name,
+            "promised": promised[name],
+            "measured": times[name],
+            "difference": times[name] / promised[name] - 1,
+            "speed_up": times[first] / times[name],
+        }
+        for name in models
+    ]
+    table = Table(title=f"encoders, {terms}")
+    table.add_column("experiment", overflow="fold")
+    for column in ("promised", "measured", "difference", "speed-up"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["experiment"],
+            f"{1000 * row['promised']:.1f} ms",
+            f"{1000 * row['measured']:.1f} ms",
+            f"{row['difference']:+.1%}",
+            f"{row['speed_up']:.2f}x",
+        )
+    told = (
+        f"measured times are certain to {spread:.1%}; promises, to {profile.spread:.1%}"
+    )
+    return Answer({"spread": spread, "rows": rows}, [table, told])
 
 
 COMMAND = Command(

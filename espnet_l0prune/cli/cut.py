@@ -55,6 +55,9 @@ def run(args: argparse.Namespace) -> Answer:
         lines.append(
             f"sparsity of the {report.scope} in {cost}: {sparsity:.4f} (target {target})"
         )
+    if report.promised_time is not None:
+        slow, fast = (1000 * seconds for seconds in report.promised_time)
+        lines.append(f"promised time of the encoder: {slow:.1f} -> {fast:.1f} ms")
     lines.append(f"masked and cut differ by {report.difference}")
     if report.reconstruction is not None:
         lines.append(f"then {report.reconstruction}")

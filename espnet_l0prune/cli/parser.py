@@ -14,6 +14,7 @@ from espnet_l0prune.cli import (
     enable,
     export,
     inspect,
+    profile,
     report,
     schema,
     verify,
@@ -23,6 +24,7 @@ from espnet_l0prune.cli.command import Command
 COMMANDS: dict[str, Command] = {
     "doctor": doctor.COMMAND,
     "inspect": inspect.COMMAND,
+    "profile": profile.COMMAND,
     "adopt": adopt.COMMAND,
     "cut": cut.COMMAND,
     "verify": verify.COMMAND,

@@ -2,7 +2,7 @@
 
 Gates are drawn independently, so the expectation of a product over different gates is the
 product of their expectations (see `terms`). With gates of 0 and 1 the result is the exact
-count of the cut network.
+count of the cut network. Time is not counted, but read from tables (see `timing`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.costs import TIME, counted
 from espnet_l0prune.core.gates import HardConcrete
+from espnet_l0prune.core.profile import Profile
 from espnet_l0prune.core.ranking import closing_order
 from espnet_l0prune.core.sites import Site, Units
 from espnet_l0prune.core.terms import Factor, Term
+from espnet_l0prune.core.timing import Timing
 
 
 class Budget:
@@ -28,13 +30,22 @@ class Budget:
     Args:
         sites: all sites of the network, with or without gates
         terms: what `terms_of` returns for these sites
+        profile: what a device measured; without one, time is none of the costs
 
     Attributes:
         gates: every gate, by the units that it controls
-        totals: the amount of each cost with all units open
+        totals: the amount of each cost with all units open; that of time in seconds
+
+    Raises:
+        ValueError: see `Timing`
     """
 
-    def __init__(self, sites: Sequence[Site], terms: Sequence[Term]):
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        terms: Sequence[Term],
+        profile: Profile | None = None,
+    ):
         self.sites, self.terms = list(sites), list(terms)
         self.gates: dict[Units, HardConcrete] = {
             Units(site, kind): gate
@@ -79,12 +90,15 @@ class Budget:
                 self._table[i, j] = place_of[factor]
         self._table = self._table.to(device)
         self._amounts = torch.tensor(
-            [[term.amounts[cost] for cost in COSTS] for term in self.terms],
+            [[term.amounts[cost] for cost in counted()] for term in self.terms],
             dtype=torch.float64,
             device=device,
-        ).view(-1, len(COSTS))
-        totals = self._amounts.sum(0).tolist()
-        self.totals = dict(zip(COSTS, totals, strict=True))
+        ).view(-1, len(counted()))
+        self._timing = None
+        if profile is not None:
+            self._timing = Timing(profile, self.sites, rows, device)
+        whole = self.left(self._there)
+        self.totals = {cost: float(amount) for cost, amount in whole.items()}
 
     def _values(self, opened: Tensor) -> Tensor:
         """Return the values of all factors, in the order of `place_of`."""
@@ -100,7 +114,7 @@ class Budget:
         return torch.cat([one, mean, either, pair, both])
 
     def amounts(self, opened: Tensor) -> Tensor:
-        """Return what is left of each term, (terms, costs).
+        """Return what is left of each term, (terms, costs that are counted).
 
         Args:
             opened: (gates, largest size) in float64, 0 beyond a gate's size:
@@ -108,6 +122,13 @@ class Budget:
         """
         shares = self._values(opened)[self._table].prod(1)
         return shares[:, None] * self._amounts
+
+    def left(self, opened: Tensor) -> dict[str, Tensor]:
+        """Return how much is left of each cost, as scalars; see `amounts`."""
+        left = dict(zip(counted(), self.amounts(opened).sum(0), strict=True))
+        if self._timing is not None:
+            left[TIME] = self._timing(opened)
+        return left
 
     def sparsity(self, opened: Tensor) -> dict[str, Tensor]:
         """Return the share of each cost that is removed, in [0, 1].
@@ -117,10 +138,9 @@ class Budget:
         Args:
             opened: see `amounts`
         """
-        left = self.amounts(opened).sum(0)
         return {
-            cost: 1 - left[i] / self.totals[cost]
-            for i, cost in enumerate(COSTS)
+            cost: 1 - left / self.totals[cost]
+            for cost, left in self.left(opened).items()
             if self.totals[cost]
         }
 

@@ -23,14 +23,23 @@ class Cost:
 
     Attributes:
         label: its name in tables and pictures
-        amount: returns what a piece adds to the cost with all units open
+        amount: returns what a piece adds to the cost with all units open; None for a cost
+            that is measured, by a `Profile`, and not counted
     """
 
     label: str
-    amount: Callable[[Piece], float]
+    amount: Callable[[Piece], float] | None
 
 
+TIME = "time"
 COSTS = {
     "params": Cost("parameters", lambda piece: piece.values),
     "macs": Cost("MACs", lambda piece: piece.products),
+    TIME: Cost("time", None),
 }
+
+
+def counted() -> dict[str, Callable[[Piece], float]]:
+    """Return how each cost is counted that is not measured, by its name in `COSTS`."""
+    amounts = ((name, cost.amount) for name, cost in COSTS.items())
+    return {name: amount for name, amount in amounts if amount is not None}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.costs import COSTS, TIME
+from espnet_l0prune.core.profile import Profile
 from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_goal_conf"
@@ -18,16 +19,19 @@ class Goal:
 
     Args:
         target: sparsity to reach, in (0, 1): the share of the parameters to remove; or a
-            mapping from the costs `params` and `macs` to the share of each
+            mapping from the costs `params`, `macs` and `time` to the share of each
         scope: the network whose costs are counted: `frontend`, `encoder`, `decoder`, or
             the whole `model`
         per: whether every `block`, or every `kind` of module, must meet the targets by
             itself; null holds the scope as a whole to them
         seconds: length in seconds of the utterance for which MACs are counted
         tokens: number of tokens that the decoder emits for it in one parallel pass
+        profile: what `espnet-l0prune profile` measured on the device where the encoder is
+            to run, as a mapping or the path of the file; a target in `time` needs it
 
     Raises:
-        ValueError: an unknown cost, `scope` or `per`; a number out of its range
+        ValueError: an unknown cost, `scope` or `per`; a number out of its range; a
+            profile that is damaged, or cannot be had for what is counted
     """
 
     target: float | Mapping[str, float] = 0.5
@@ -35,6 +39,7 @@ class Goal:
     per: str | None = None
     seconds: float = 10.0
     tokens: int = 40
+    profile: Mapping | None = None
 
     def __post_init__(self):
         if not self.targets or not set(self.targets) <= set(COSTS):
@@ -54,6 +59,34 @@ class Goal:
                 f"{WHERE}: scope is {self.scope!r}; expected one of {', '.join(SCOPES)}"
             )
         check(WHERE, {"seconds": self.seconds, "tokens": self.tokens})
+        if self.profile is not None:
+            self._check_profile()
+        elif TIME in self.targets:
+            raise ValueError(
+                f"{WHERE}: target has {TIME}, but there is no profile; expected "
+                "`profile: FILE` beside it, or `adopt --profile FILE`, which "
+                "`espnet-l0prune profile` writes on the device where it is to run"
+            )
+
+    def _check_profile(self) -> None:
+        measured = self.measured
+        if self.scope != "encoder" or self.per is not None:
+            raise ValueError(
+                f"{WHERE}: scope is {self.scope!r}, per is {self.per!r}; expected scope: "
+                "encoder without per, as a profile is that of an encoder as a whole"
+            )
+        if measured is not None and measured.seconds != self.seconds:
+            raise ValueError(
+                f"{WHERE}: seconds is {self.seconds:g}, but the profile was measured for "
+                f"{measured.seconds:g} s; expected the same"
+            )
+
+    @property
+    def measured(self) -> Profile | None:
+        """Return the profile."""
+        if self.profile is None:
+            return None
+        return Profile.from_plain(self.profile, f"{WHERE}: profile")
 
     @property
     def targets(self) -> dict[str, float]:

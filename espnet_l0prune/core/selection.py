@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from espnet_l0prune.core.budget import Budget
-from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.feasibility import check_reachable
 from espnet_l0prune.core.plan import Plan, make_plan
 from espnet_l0prune.core.ranking import closing_order
@@ -162,7 +161,7 @@ def _balance(
     over, least = max(excess, key=excess.__getitem__), min(excess, key=excess.__getitem__)
     opened = budget.all_open().requires_grad_()
     with torch.enable_grad():
-        left = dict(zip(COSTS, budget.amounts(opened).sum(0), strict=True))
+        left = budget.left(opened)
     dear, cheap = (
         torch.autograd.grad(left[cost], opened, retain_graph=True)[0]
         for cost in (over, least)

@@ -34,7 +34,7 @@ from typing import NamedTuple
 from torch import nn
 
 from espnet_l0prune.core.claims import Claim
-from espnet_l0prune.core.costs import COSTS, Piece
+from espnet_l0prune.core.costs import Piece, counted
 from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.hooks import feature_dim
 from espnet_l0prune.core.sites import Call, Shapes, Site, Units
@@ -133,7 +133,7 @@ def _positions(call: Call, layer: nn.Module) -> int:
 
 
 def _term(owner: str, piece: Piece, factors: tuple[Factor, ...]) -> Term:
-    return Term(owner, {k: cost.amount(piece) for k, cost in COSTS.items()}, factors)
+    return Term(owner, {k: amount(piece) for k, amount in counted().items()}, factors)
 
 
 def _factors(

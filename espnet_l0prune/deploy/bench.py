@@ -48,7 +48,22 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.ModuleList], 
 
     Features and normalization are computed before, so that only the encoder is counted or
     timed, and a self-supervised model in front of it. The function takes what `measured`
-    returns.
+    returns. See `encoder_input` for the arguments.
+    """
+    args, kwargs = encoder_input(model, speech)
+    lengths = torch.tensor([len(speech)])
+
+    def call(networks: nn.ModuleList) -> object:
+        for frontend in networks[:-1]:
+            frontend(speech[None], lengths)
+        return networks[-1](*args, **kwargs)
+
+    return call
+
+
+@torch.no_grad()
+def encoder_input(model: nn.Module, speech: Tensor) -> tuple[tuple, dict]:
+    """Return what ESPnet's model gives its encoder for one utterance.
 
     Args:
         model: ESPnet's ASR model
@@ -57,7 +72,7 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.ModuleList], 
     Raises:
         ValueError: speech that is too short for the subsampling
     """
-    calls = []
+    calls: list[tuple[tuple, dict]] = []
     hook = model.encoder.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
@@ -68,14 +83,7 @@ def encoder_call(model: nn.Module, speech: Tensor) -> Callable[[nn.ModuleList], 
         raise ValueError(f"the audio is too short: {e}; expected a longer one") from e
     finally:
         hook.remove()
-    ((args, kwargs),) = calls
-
-    def call(networks: nn.ModuleList) -> object:
-        for frontend in networks[:-1]:
-            frontend(speech[None], lengths)
-        return networks[-1](*args, **kwargs)
-
-    return call
+    return calls[0]
 
 
 def measured(model: nn.Module) -> nn.ModuleList:

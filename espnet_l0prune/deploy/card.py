@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from espnet_l0prune import __version__
-from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.costs import COSTS, counted
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.reading import read_text
 from espnet_l0prune.core.text import in_markdown, one_line, plain
@@ -186,7 +186,8 @@ def _costs(args: argparse.Namespace, inspection: Inspection) -> str:
     for scope in ("model", *heard, "encoder"):
         goal = Goal(scope=scope, seconds=inspection.seconds, tokens=inspection.tokens)
         totals = make_budget(dense, goal).totals
-        for name, cost in COSTS.items():
+        for name in counted():
+            cost = COSTS[name]
             now, before = inspection.amounts[name][scope], totals[name]
             share = f"{now / before - 1:+.1%}" if before else ""
             figures = f"{before / 1e6:,.2f} | {now / 1e6:,.2f} | {share}"

@@ -12,6 +12,7 @@ from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.rates import conf_of, fine_tuning_rate, number_of, pruning_rate
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.network import NETWORK_KINDS
+from espnet_l0prune.plugin.options import read_profile
 from espnet_l0prune.plugin.resume import RUN
 
 DATA = tuple(
@@ -37,6 +38,7 @@ class Choice:
         units: kinds of units, as in `encoder_conf`
         epochs: number of epochs of the pruning and of the fine-tuning; None for a third
             of the dense training's, but at least 6 and 4
+        profile: path of what `espnet-l0prune profile` wrote; a target in `time` needs it
         data: whether the configurations also name the training data
         settings: further options of the pruning, in a configuration's form, which replace
             those that are chosen for it
@@ -47,6 +49,7 @@ class Choice:
     scope: str = "encoder"
     units: str | list[str] = "default"
     epochs: tuple[int | None, int | None] = (None, None)
+    profile: Path | None = None
     data: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     finetune_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +102,7 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
         **_networks(dense, choice, gated),
         "model_conf": {**conf_of(dense, "model"), **files},
         **pruning_rate(dense),
-        "sparsity_goal_conf": {"target": dict(choice.target), "scope": choice.scope},
+        "sparsity_goal_conf": _goal(choice),
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
             "in_epochs": True,
@@ -110,6 +113,14 @@ def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> 
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},
     }
+
+
+def _goal(choice: Choice) -> dict:
+    goal: dict[str, Any] = {"target": dict(choice.target), "scope": choice.scope}
+    if choice.profile is not None:
+        goal["profile"] = str(choice.profile)
+        goal["seconds"] = read_profile(choice.profile).seconds
+    return goal
 
 
 def fine_tuning(dense: dict, choice: Choice, files: dict[str, str], cut: Path) -> dict:

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.costs import TIME
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.files import new_folder, save
 from espnet_l0prune.core.freezing import decide_
@@ -60,6 +61,8 @@ class CutReport:
     model_parameters: tuple[int, int]
     difference: Difference
     reconstruction: Reconstruction | None = None
+    # seconds of the encoder before and after, as the profile promises, if there is one
+    promised_time: tuple[float, float] | None = None
 
 
 def check_gated(model: nn.Module, args: argparse.Namespace, experiment: Path) -> None:
@@ -216,6 +219,8 @@ def cut_experiment(
         "target": goal.targets,
         "sparsity": budget.actual(),
     }
+    if TIME in budget.totals:
+        report["promised_time"] = budget.totals[TIME], budget.remaining(TIME)
     before = count_parameters(model.encoder), count_parameters(model)
     promised, plan = before[1], plan_of(sites_of(model))
     promised -= round(budget.totals["params"] - budget.remaining())

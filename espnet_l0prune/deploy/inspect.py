@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from espnet_l0prune.core.costs import COSTS
+from espnet_l0prune.core.costs import counted
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.plan import plan_of
@@ -90,7 +90,7 @@ def inspect_model(model: nn.Module, args: argparse.Namespace) -> Inspection:
         for cost, amount in term.amounts.items():
             row.amounts[cost] += round(amount)
     amounts = {}
-    for cost in COSTS:
+    for cost in counted():
         whole = round(sum(term.amounts[cost] for term in terms))
         amounts[cost] = {"model": whole}
         for part in NETWORKS:
@@ -136,7 +136,7 @@ def _rows(model: nn.Module, dense: nn.Module) -> dict[str, Row]:
     places: dict[str, Row] = {}
 
     def add(path: str, units: dict[str, tuple[int, int]]) -> None:
-        places[path] = Row(path, units, dict.fromkeys(COSTS, 0), {})
+        places[path] = Row(path, units, dict.fromkeys(counted(), 0), {})
 
     for part, child in dense.named_children():
         sites = {site.name: site.sizes for site in find_sites(child)}

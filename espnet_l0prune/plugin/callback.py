@@ -35,7 +35,7 @@ from espnet_l0prune.plugin.experiment import (
     read_weights,
 )
 from espnet_l0prune.plugin.notes import Notes
-from espnet_l0prune.plugin.options import inline_structure, is_pruned, settle_options
+from espnet_l0prune.plugin.options import inline_files, is_pruned, settle_options
 from espnet_l0prune.plugin.prepare import STATE, prepare
 from espnet_l0prune.plugin.trainer import forget_plateaus_
 
@@ -92,7 +92,7 @@ class L0Callback(Callback):
         """
         file = _config_file(pl_module)
         args = read_config(file)
-        inline_structure(args)
+        inline_files(args)
         settle_options(args)
         earlier = last_of(file.parent)
         if not trainer.ckpt_path and earlier.endswith(".ckpt"):

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.costs import TIME
 from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.parts import split
+from espnet_l0prune.core.profile import Profile
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.block import Block
@@ -40,13 +42,48 @@ def make_budget(model: nn.Module, goal: Goal) -> Budget:
         goal: says what is counted, and for how much speech
 
     Raises:
-        ValueError: a scope that the model does not have
+        ValueError: a scope that the model does not have, a profile of another encoder
     """
     network = _scope(model, goal)
     sites = sites_of(model) if goal.scope == "model" else find_sites(network)
     with evaluation(model):
         shapes = call_shapes(network, lambda: run(model, goal))
-    return Budget(sites, terms_of(network, sites, shapes))
+    profile = goal.measured
+    if profile is not None:
+        check_profiled(encoder=network, profile=profile)
+    return Budget(sites, terms_of(network, sites, shapes), profile)
+
+
+def promised_time(encoder: nn.Module, profile: Profile) -> float:
+    """Return the seconds that a profile promises of an encoder without gates.
+
+    Raises:
+        ValueError: gates, or a profile of another encoder
+    """
+    sites = find_sites(encoder)
+    if any(site.gates for site in sites):
+        raise ValueError(
+            "the encoder has gates, which compute in full until they are cut; expected "
+            "a dense experiment, or one that was cut"
+        )
+    check_profiled(encoder, profile)
+    return Budget(sites, [], profile).totals[TIME]
+
+
+def check_profiled(encoder: nn.Module, profile: Profile) -> None:
+    """Raise ValueError for a profile of another encoder, by its class and size."""
+    found = encoder_name(encoder), encoder.output_size()
+    if found != (profile.encoder, profile.size):
+        raise ValueError(
+            f"the profile is that of a {profile.encoder} of {profile.size} features, and "
+            f"the encoder a {found[0]} of {found[1]}; expected a profile of this one"
+        )
+
+
+def encoder_name(encoder: nn.Module) -> str:
+    """Return the name of ESPnet's class of an encoder, which ours are subclasses of."""
+    classes = type(encoder).__mro__
+    return next(c.__name__ for c in classes if not c.__module__.startswith(__package__))
 
 
 def make_parts(model: nn.Module, goal: Goal, budget: Budget) -> dict[str, Budget]:

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from espnet2.train.class_choices import ClassChoices
 
 from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
 from espnet_l0prune.core.goal import NETWORKS, Goal
+from espnet_l0prune.core.profile import Profile
 from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
 from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.signature import check_options
@@ -45,8 +47,9 @@ def is_pruned(args: argparse.Namespace) -> bool:
     return getattr(args, "sparsity_scheduler", None) is not None
 
 
-def inline_structure(args: argparse.Namespace) -> None:
-    """Replace paths of structures by the files' content, as ESPnet does for token_list.
+def inline_files(args: argparse.Namespace) -> None:
+    """Replace the paths of structures and of a profile by the files' content, as ESPnet
+    does for token_list.
 
     Raises:
         ValueError: a file that cannot be read
@@ -57,6 +60,19 @@ def inline_structure(args: argparse.Namespace) -> None:
         if isinstance(path, str):
             expected = "the structure that `espnet-l0prune cut` wrote"
             conf["structure"] = read_mapping(path, f"{name}: structure", expected)
+    if isinstance(path := _conf_of(args, "sparsity_goal").get("profile"), str):
+        args.sparsity_goal_conf["profile"] = read_profile(path).plain()
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Read what `espnet-l0prune profile` wrote.
+
+    Raises:
+        ValueError: a file that is missing, damaged, or something else
+    """
+    expected = "what `espnet-l0prune profile` wrote"
+    data = read_mapping(path, "the profile", expected)
+    return Profile.from_plain(data, f"the profile {path}")
 
 
 def settle_options(args: argparse.Namespace) -> None:
@@ -99,6 +115,8 @@ def make_goal(args: argparse.Namespace) -> Goal:
                     f"in {where} alone"
                 )
             conf[name] = value
+    if isinstance(path := conf.get("profile"), str):
+        conf["profile"] = read_profile(path).plain()
     name = getattr(args, "sparsity_goal", None) or DEFAULTS["sparsity_goal"]
     return _made(sparsity_goal_choices, name, conf)
 

@@ -29,7 +29,7 @@ from espnet_l0prune.plugin.models import (
 from espnet_l0prune.plugin.moved import refuse_moved
 from espnet_l0prune.plugin.network import NETWORK_KINDS
 from espnet_l0prune.plugin.onnx import OnnxDecoder, OnnxEncoder
-from espnet_l0prune.plugin.options import CHOICES, inline_structure, settle_options
+from espnet_l0prune.plugin.options import CHOICES, inline_files, settle_options
 from espnet_l0prune.plugin.prepare import (
     check_optimizer,
     needs_preparation,
@@ -141,7 +141,7 @@ def _wrap(task: type[AbsTask], name: str, around: Callable[[Any], Any]) -> None:
 def _building(module: ModuleType, inner: Any) -> Any:
     def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
         refuse_moved(cls, args)
-        inline_structure(args)
+        inline_files(args)
         with standing_in(module, args):
             model = inner(cls, args)
         settle_options(args)

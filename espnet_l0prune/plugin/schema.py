@@ -43,6 +43,7 @@ def schema() -> dict:
     goal, schedule = options(Goal), shared(SCHEDULERS.values())
     share = {"type": "number", **SHARE.schema()}
     goal["target"]["anyOf"] = [share, closed(dict.fromkeys(COSTS, share))]
+    goal["profile"]["anyOf"].append({"type": "string"})  # or the path of a file
     goal["scope"]["enum"] = [*SCOPES]
     goal["per"]["enum"] = [*PARTS]
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)

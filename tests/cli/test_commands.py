@@ -18,7 +18,7 @@ from espnet_l0prune.testing.experiments import save_experiment
 
 HEARD = {"frontend": "default", "input_size": None}
 NAMES = [
-    "doctor", "inspect", "adopt", "cut", "verify", "bench", "export", "card", "report",
+    "doctor", "inspect", "profile", "adopt", "cut", "verify", "bench", "export", "card", "report",
     "schema", "completion", "enable", "disable",
 ]  # fmt: skip
 

@@ -64,34 +64,9 @@ class OnnxForm(ExportForm):
         """Pack the model; see `ExportForm.pack`, and `write_onnx` for further errors.
 
         Raises:
-            ValueError: an encoder that reads audio or a prompt, or one that is streaming,
-                of which there is no graph
+            ValueError: see `refuse_without_graph`
         """
-        if is_streaming(model.encoder):
-            raise ValueError(
-                f"the encoder, a {type(model.encoder).__name__}, hands context vectors "
-                "from block to block, as many as the audio is long, of which torch "
-                "writes no graph; expected an encoder that is not a streaming one. "
-                "Export it as a plugin or a stock model."
-            )
-        if has_prompt(model):
-            raise ValueError(
-                f"the encoder, a {type(model.encoder).__name__}, reads a prompt beside "
-                "the features, which no graph here does; expected an encoder that reads "
-                "features alone. Export it as a plugin or a stock model."
-            )
-        if hasattr(model, "pit_ctc"):
-            raise ValueError(
-                f"the encoder, a {type(model.encoder).__name__}, answers for several "
-                "speakers, which no graph here does; expected an encoder for one. Export "
-                "it as a plugin or a stock model."
-            )
-        if reads_waveform(model.encoder):
-            raise ValueError(
-                f"the encoder, a {type(model.encoder).__name__}, computes its features "
-                "from the audio by itself, of which torch writes no graph; expected an "
-                "encoder that reads features. Export it as a plugin model."
-            )
+        refuse_without_graph(model)
         files = {}
         for graph in write_onnx(model, folder, int8):
             files[graph.file] = graph.text
@@ -125,6 +100,36 @@ class OnnxForm(ExportForm):
         return Packed(state, options, verify, f" onnxruntime{PLUGIN_PACKAGES}", files)
 
 
+def refuse_without_graph(model: nn.Module) -> None:
+    """Raise ValueError for an encoder that reads audio or a prompt, that answers for
+    several speakers, or that is streaming, of which there is no graph."""
+    if is_streaming(model.encoder):
+        raise ValueError(
+            f"the encoder, a {type(model.encoder).__name__}, hands context vectors "
+            "from block to block, as many as the audio is long, of which torch "
+            "writes no graph; expected an encoder that is not a streaming one. "
+            "Export it as a plugin or a stock model."
+        )
+    if has_prompt(model):
+        raise ValueError(
+            f"the encoder, a {type(model.encoder).__name__}, reads a prompt beside "
+            "the features, which no graph here does; expected an encoder that reads "
+            "features alone. Export it as a plugin or a stock model."
+        )
+    if hasattr(model, "pit_ctc"):
+        raise ValueError(
+            f"the encoder, a {type(model.encoder).__name__}, answers for several "
+            "speakers, which no graph here does; expected an encoder for one. Export "
+            "it as a plugin or a stock model."
+        )
+    if reads_waveform(model.encoder):
+        raise ValueError(
+            f"the encoder, a {type(model.encoder).__name__}, computes its features "
+            "from the audio by itself, of which torch writes no graph; expected an "
+            "encoder that reads features. Export it as a plugin model."
+        )
+
+
 def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph]:
     """Export what onnxruntime can run of a model.
 
@@ -146,11 +151,7 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
         ImportError: onnx, onnxscript or onnxruntime is not installed
         ValueError: a network that torch cannot export, or exports wrongly
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}"
-        )
+    require_onnx()
     kinds: list[type[Graph]] = [EncoderGraph]
     default = type(model.frontend) is DefaultFrontend and model.frontend.stft is not None
     if default and model.preencoder is None:
@@ -159,19 +160,34 @@ def write_onnx(model: nn.Module, folder: Path, int8: bool = False) -> list[Graph
         kinds.append(CTCGraph)
     if isinstance(model.decoder, BaseTransformerDecoder):
         kinds.append(DecoderGraph)
-    written = copy.deepcopy(model).requires_grad_(False)
-    for module in written.modules():
-        if isinstance(module, (PositionalEncoding, RelPositionalEncoding)):
-            compute_positions_(module)
+    written = exportable(model)
     for kind in kinds:
         file = folder / kind.file
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            _write(kind(written), file)
+            write_graph(kind(written), file)
             check(kind(model), file)
         if int8 and kind in (EncoderGraph, DecoderGraph):
             quantize(file)
     return [kind(model) for kind in kinds]
+
+
+def require_onnx() -> None:
+    """Raise ImportError if a package is missing that writes or runs graphs."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}"
+        )
+
+
+def exportable(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose graphs can be written, for inputs of any length."""
+    copied = copy.deepcopy(model).requires_grad_(False)
+    for module in copied.modules():
+        if isinstance(module, (PositionalEncoding, RelPositionalEncoding)):
+            compute_positions_(module)
+    return copied
 
 
 def compute_positions_(module: nn.Module) -> None:
@@ -198,7 +214,12 @@ def compute_positions_(module: nn.Module) -> None:
     module.extend_pe = extend
 
 
-def _write(graph: Graph, file: Path) -> None:
+def write_graph(graph: Graph, file: Path) -> None:
+    """Write a graph of an `exportable` model.
+
+    Raises:
+        ValueError: torch cannot export it
+    """
     inputs = graph.example(FRAMES)
     try:
         with _quiet():

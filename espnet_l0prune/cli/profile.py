@@ -1,0 +1,87 @@
+"""This is the command `espnet-l0prune profile`."""
+
+import argparse
+import json
+
+from espnet_l0prune.cli.command import Answer, Command
+from espnet_l0prune.cli.espnet import import_espnet
+from espnet_l0prune.cli.options import FILE, add_path
+from espnet_l0prune.cli.progress import steps
+from espnet_l0prune.core.ranges import RANGES
+
+RANGE = RANGES["command line"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `profile` to its parser."""
+    add_path(parser, "experiment", help="dense, or before its cut")
+    add_path(parser, "--out", FILE, required=True, help="file to write")
+    parser.add_argument("--checkpoint", help="default: the experiment's average")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help=f"of audio, {RANGE['--seconds']}"
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "onnxruntime"),
+        default="torch",
+        help="what runs it",
+    )
+    parser.add_argument("--threads", type=int, default=1, help=f"{RANGE['--threads']}")
+    parser.add_argument("--int8", action="store_true", help="with onnxruntime")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=5.0,
+        help=f"after so many no further round begins, {RANGE['--minutes']}",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the output")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Measure on this machine how long each place of an encoder computes."""
+    import_espnet()
+    from rich.table import Table
+
+    from espnet_l0prune.core.files import check_file, replace
+    from espnet_l0prune.core.ranges import check
+    from espnet_l0prune.deploy.profiling import profile_model, summary
+    from espnet_l0prune.deploy.timer import Terms
+    from espnet_l0prune.plugin.building import sample_rate_of
+    from espnet_l0prune.plugin.experiment import average_of, load_experiment
+
+    numbers = {f"--{name}": getattr(args, name) for name in ("seconds", "threads")}
+    check("command line", numbers | {"--minutes": args.minutes})
+    terms = Terms(args.seconds, args.runtime, args.threads, args.int8, args.minutes)
+    check_file(args.out, args.force)
+    with steps("profile") as step:
+        checkpoint = args.checkpoint or average_of(args.experiment)
+        step(f"loading {args.experiment}")
+        model, conf = load_experiment(args.experiment, checkpoint)
+        profile = profile_model(model, terms, sample_rate_of(conf), step)
+    text = json.dumps(profile.plain(), indent=1)
+    replace(args.out, lambda part: part.write_text(text, "utf-8"), args.force)
+    table = Table(title=f"the encoder, {terms}")
+    table.add_column("place", overflow="fold")
+    for column in ("ms", "of all", "ms with half", "ms with none"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = summary(profile)
+    for row in rows:
+        times = [row["ms"], row["share"], row["half"], row["none"]]
+        shown = [f"{times[0]:.1f}", f"{times[1]:.0%}", *map(_shown, times[2:])]
+        table.add_row(str(row["place"]), *shown)
+    return Answer(
+        {"out": args.out, "spread": profile.spread, "places": rows},
+        [table, f"{args.out}: measured times are certain to {profile.spread:.1%}"],
+    )
+
+
+def _shown(time: float | None) -> str:
+    return "" if time is None else f"{time:.1f}"
+
+
+COMMAND = Command(
+    "measure how long each place of an encoder computes on this machine, for --time",
+    "profile exp/asr_conformer --out device.json",
+    run,
+    add_options,
+)

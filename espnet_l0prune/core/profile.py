@@ -1,0 +1,149 @@
+"""A profile is what a device measured: how long each place of an encoder computes.
+
+A *place* is a branch of a block, what else a block computes, or convolutions of the front
+end, and has a table of times by how many units are left. Between the numbers that were
+measured, times are interpolated linearly along each axis. The time of an encoder is the
+sum over its places, and of what never goes.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+NOISIEST = 0.1  # the largest spread that a target in time can be held to
+VERSION = 1
+REMEDY = "Expected what `espnet-l0prune profile` wrote: measure again."
+
+
+@dataclass(frozen=True)
+class Place:
+    """A `Place` says how long a part of an encoder computes, by the units it has left.
+
+    Attributes:
+        block: path of the block that it is part of, with which it goes; None for the
+            front end
+        sites: paths of the sites whose units count, one for each axis of the table, at
+            most two
+        kinds: the kind of unit on each axis
+        counts: the numbers of units that were measured on each axis, rising; the last one
+            is all of them
+        times: seconds for each combination of these numbers, row by row
+    """
+
+    block: str | None
+    sites: tuple[str, ...]
+    kinds: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    times: tuple[float, ...]
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the table, if anything is."""
+        if not len(self.sites) == len(self.kinds) == len(self.counts) <= 2:
+            yield f"{len(self.sites)} sites, {len(self.kinds)} kinds, {self.counts}"
+        for numbers in self.counts:
+            whole = all(type(n) is int and n >= 0 for n in numbers)
+            if not whole or len(numbers) < 2 or [*numbers] != sorted({*numbers}):
+                yield f"counts of {[*numbers]}"
+        if len(self.times) != math.prod(map(len, self.counts)):
+            yield f"{len(self.times)} times for {self.counts}"
+        for time in self.times:
+            if not (isinstance(time, (int, float)) and 0 <= time < math.inf):
+                yield f"a time of {time!r}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A `Profile` says how long an encoder computes on a device.
+
+    Attributes:
+        encoder: name of the encoder's class
+        size: number of features of its residual stream
+        seconds: length in seconds of the audio
+        runtime: what computed: `torch` or `onnxruntime`
+        threads: on so many threads
+        int8: whether matrix products were quantized
+        machine: what the device is
+        spread: the largest uncertainty of a measured time, as a share of the whole one
+        fixed: seconds that never go
+        places: what can go
+    """
+
+    encoder: str
+    size: int
+    seconds: float
+    runtime: str
+    threads: int
+    int8: bool
+    machine: str
+    spread: float
+    fixed: float
+    places: tuple[Place, ...]
+
+    @classmethod
+    def from_plain(cls, data: object, where: str) -> Self:
+        """Return a profile from what `plain` returned, or a file that holds it.
+
+        Args:
+            data: the plain data
+            where: what holds it, for messages
+
+        Raises:
+            ValueError: something else, an impossible table or time, or more noise than a
+                target can bear
+        """
+        if not isinstance(data, Mapping) or data.get("version") != VERSION:
+            raise ValueError(f"{where} is no profile of version {VERSION}. {REMEDY}")
+        try:
+            values = {name: data[name] for name in cls.__dataclass_fields__}
+            places = [
+                Place(
+                    one["block"],
+                    tuple(one["sites"]),
+                    tuple(one["kinds"]),
+                    tuple(map(tuple, one["counts"])),
+                    tuple(one["times"]),
+                )
+                for one in values.pop("places")
+            ]
+            profile = cls(**values, places=tuple(places))
+            numbers = profile.seconds, profile.fixed, profile.spread
+            sound = all(0 < float(number) < math.inf for number in numbers)
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(
+                f"{where} is damaged ({type(e).__name__}: {e}). {REMEDY}"
+            ) from e
+        if not sound:
+            raise ValueError(
+                f"{where} has seconds {profile.seconds!r}, fixed {profile.fixed!r} and "
+                f"spread {profile.spread!r}; expected numbers above 0. {REMEDY}"
+            )
+        for place in profile.places:
+            for problem in place.problems():
+                raise ValueError(
+                    f"{where} has {problem} at {' and '.join(place.sites) or place.block}"
+                    f"; expected rising numbers of units, and a time for each. {REMEDY}"
+                )
+        if profile.spread > NOISIEST:
+            raise ValueError(
+                f"{where} has a spread of {profile.spread:.1%}; expected at most "
+                f"{NOISIEST:.0%}, as no target can be kept closer than it was measured. "
+                "Measure again on a device that does nothing else."
+            )
+        return profile
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data that a file can hold, and `from_plain` reads."""
+        return {"version": VERSION, **asdict(self)}
+
+
+def rising(times: Sequence[float]) -> list[float]:
+    """Return times none of which is below the one before, nor below 0.
+
+    Fewer units never compute for longer; where they seem to, it is noise.
+    """
+    found, least = [], 0.0
+    for time in times:
+        least = max(least, time)
+        found.append(least)
+    return found

@@ -1,0 +1,285 @@
+"""Here it is measured how long each place of an encoder computes, with fewer units.
+
+Encoders are timed as a whole, on any runtime, and differ in one kind of place at a time:
+two blocks with all units, with one kind of branch emptied or partly cut in both, and no
+block at all. Differences of their times are those of the places. As blocks of a dense
+encoder are alike, this serves all of them. At last they are stretched by one factor, with
+which the sum over all places is the time of the whole dense encoder.
+"""
+
+import copy
+import itertools
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.plan import Plan
+from espnet_l0prune.core.profile import Place, Profile, rising
+from espnet_l0prune.core.sites import Site
+from espnet_l0prune.core.steps import Step
+from espnet_l0prune.deploy.timer import Terms, time_encoders
+from espnet_l0prune.networks.branch import BranchSite
+from espnet_l0prune.networks.depth import BlockSite
+from espnet_l0prune.networks.frontend import FrontendSite
+from espnet_l0prune.networks.sites import find_sites
+from espnet_l0prune.plugin.counting import encoder_name
+
+MEASURED = 2  # blocks
+SHARES = (
+    0.125,
+    0.25,
+    0.5,
+    0.75,
+)  # of a branch's units, or a convolution's; beside none, one and all
+Kept = dict[str, dict[str, list[int]]]
+Group = tuple[type, tuple[tuple[str, int], ...]]  # of branches that are alike
+
+
+def counts_of(size: int, least: int) -> tuple[int, ...]:
+    """Return the numbers of units to measure, rising.
+
+    Args:
+        size: the number of all of them
+        least: the fewest that a cut can leave
+    """
+    some = (max(round(share * size) - (size > 16), 1) for share in SHARES)
+    return tuple(sorted({least, 1, *some, size}))
+
+
+class Variants:
+    """The `Variants` of an encoder are what is timed, as plans by name.
+
+    Args:
+        encoder: ESPnet's encoder, without gates
+
+    Raises:
+        ValueError: an encoder of which nothing can be pruned, or whose blocks differ or
+            must stay
+    """
+
+    def __init__(self, encoder: nn.Module):
+        sites = find_sites(encoder)
+        self.blocks = [site for site in sites if isinstance(site, BlockSite)]
+        self.front = [site for site in sites if isinstance(site, FrontendSite)]
+        self.groups = [self._groups_of(block, sites) for block in self.blocks]
+        self._check(encoder)
+        self.thin: Kept = {site.name: {"frontend_channels": [0]} for site in self.front}
+        kept = self.blocks[MEASURED:]
+        self.two: Kept = self.thin | {site.name: {"blocks": []} for site in kept}
+        self.none: Kept = {site.name: {"blocks": []} for site in self.blocks}
+
+    def _check(self, encoder: nn.Module) -> None:
+        what = type(encoder).__name__
+        if not self.blocks:
+            raise ValueError(
+                f"the encoder is a {what}, none of whose blocks can be pruned; expected "
+                "an encoder that `espnet-l0prune adopt` takes"
+            )
+        for block in self.blocks:
+            if why := block.why_not("blocks"):
+                raise ValueError(
+                    f"the encoder, a {what}, cannot be measured with fewer blocks: {why}"
+                )
+        if any({*group} != {*self.groups[0]} for group in self.groups):
+            raise ValueError(
+                f"the blocks of the encoder, a {what}, differ in their sizes; expected "
+                "the dense experiment, before anything was cut"
+            )
+
+    @staticmethod
+    def _groups_of(block: BlockSite, sites: list[Site]) -> dict[Group, list[BranchSite]]:
+        """Return a block's branches, those that are alike together."""
+        groups: dict[Group, list[BranchSite]] = {}
+        for site in sites:
+            if isinstance(site, BranchSite) and site.block.module is block.module:
+                key = type(site), tuple(site.sizes.items())
+                groups.setdefault(key, []).append(site)
+        return groups
+
+    def plans(self) -> Iterator[tuple[tuple, Kept]]:
+        """Yield what is timed: a key, and what its encoder keeps, if not all."""
+        yield ("dense",), {}
+        yield ("two",), self.two
+        for group, kind, counts in self.axes():
+            for count in counts[:-1]:
+                branches = (s for g in self.groups[:MEASURED] for s in g[group])
+                cut = {site.name: {kind: [*range(count)]} for site in branches}
+                yield (group, count), self.two | cut
+        for numbers in self.front_numbers():
+            channels = zip(self.front, numbers, strict=True)
+            cut = {s.name: {"frontend_channels": [*range(n)]} for s, n in channels}
+            yield ("front", numbers), self.none | cut
+
+    def axes(self) -> Iterator[tuple[Group, str, tuple[int, ...]]]:
+        """Yield each kind of branch, its units, and the numbers of them to measure."""
+        for group, branches in self.groups[0].items():
+            kind = _units_of(branches[0])
+            yield group, kind, counts_of(branches[0].sizes[kind], least=0)
+
+    def channels(self) -> list[tuple[int, ...]]:
+        """Return the numbers of channels to measure of each convolution in front."""
+        return [counts_of(s.sizes["frontend_channels"], least=1) for s in self.front]
+
+    def front_numbers(self) -> list[tuple[int, ...]]:
+        """Return the numbers of channels of all convolutions that are timed together.
+
+        Two that follow each other vary together, where all others have one channel.
+        """
+        one, counts = (1,) * len(self.front), self.channels()
+        last = len(counts) - 1
+        pairs = [range(i, i + 2) for i in range(last)] or [range(len(counts))]
+        found = {one: None}
+        for pair in pairs:
+            for numbers in itertools.product(*(counts[i] for i in pair)):
+                values = dict(zip(pair, numbers, strict=True))
+                found[tuple(values.get(i, 1) for i in range(len(one)))] = None
+        return [*found]
+
+
+def _units_of(site: BranchSite) -> str:
+    """Return the kind of a branch's units; its first kind is the branch as a whole."""
+    return site.kinds[min(1, len(site.kinds) - 1)]
+
+
+def _cut(model: nn.Module, kept: Kept) -> nn.Module:
+    """Return the model with another encoder, which has only some of its units."""
+    other = copy.copy(model)
+    encoder = copy.deepcopy(model.encoder)
+    cut_(encoder, find_sites(encoder), Plan(kept))
+    other._modules = {**model._modules, "encoder": encoder.requires_grad_(False)}
+    return other
+
+
+@torch.no_grad()
+def profile_model(model: nn.Module, terms: Terms, rate: int, step: Step) -> Profile:
+    """Measure how long each place of a model's encoder computes on this machine.
+
+    Args:
+        model: ESPnet's model, without gates
+        terms: what is timed
+        rate: the audio's samples per second
+        step: is told what is done, and how long it will take
+
+    Raises:
+        ImportError: onnxruntime is to run, and is not installed
+        ValueError: see `Variants` and `time_encoders`
+    """
+    variants = Variants(model.encoder)
+    plans = dict(variants.plans())
+    names = {str(number): key for number, key in enumerate(plans)}
+    models = {name: _cut(model, plans[key]) for name, key in names.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        times, spread = time_encoders(models, terms, rate, Path(folder), step)
+    fixed, places = places_of(variants, {names[name]: t for name, t in times.items()})
+    return Profile(
+        encoder=encoder_name(model.encoder),
+        size=model.encoder.output_size(),
+        seconds=terms.seconds,
+        runtime=terms.runtime,
+        threads=terms.threads,
+        int8=terms.int8,
+        machine=f"{platform.machine()}, torch {torch.__version__}",
+        spread=spread,
+        fixed=fixed,
+        places=tuple(places),
+    )
+
+
+def places_of(
+    variants: Variants, times: Mapping[tuple, float]
+) -> tuple[float, list[Place]]:
+    """Return the seconds that never go, and the table of each place.
+
+    Args:
+        variants: what was timed
+        times: the seconds of each, by its key
+    """
+    one = (1,) * len(variants.front)
+    fixed, dense = times["front", one], times["dense",]
+    front = _front(variants, times)
+    whole = sum(place.times[-1] for place in front)
+    blocks = variants.blocks
+    measured = min(MEASURED, len(blocks))
+    a_block = max((times["two",] - fixed) / measured, 0.0)
+    stretch = max(dense - fixed - whole, 0.0) / max(a_block * len(blocks), 1e-12)
+    tables, rest = {}, a_block
+    for group, kind, counts in variants.axes():
+        branches = len(variants.groups[0][group])
+        ends = [times[group, count] for count in counts[:-1]] + [times["two",]]
+        gone = [(t - ends[0]) / (measured * branches) for t in ends]
+        tables[group] = kind, counts, rising(gone)
+        rest -= branches * tables[group][2][-1]
+    places = [*front]
+    for block, groups in zip(blocks, variants.groups, strict=True):
+        for group, alike in groups.items():
+            kind, counts, table = tables[group]
+            stretched = tuple(stretch * time for time in table)
+            for site in alike:
+                place = Place(block.name, (site.name,), (kind,), (counts,), stretched)
+                places.append(place)
+        places.append(Place(block.name, (), (), (), (max(rest, 0.0) * stretch,)))
+    return fixed, places
+
+
+def _front(variants: Variants, times: Mapping[tuple, float]) -> list[Place]:
+    """Return the tables of the front end: of its only convolution, or of each two that
+    follow each other."""
+    sites, counts = variants.front, variants.channels()
+    one, kind = (1,) * len(sites), "frontend_channels"
+
+    def time(values: dict[int, int]) -> float:
+        numbers = tuple(values.get(i, 1) for i in range(len(one)))
+        return times["front", numbers]
+
+    if len(sites) == 1:
+        table = rising([time({0: n}) - time({}) for n in counts[0]])
+        return [Place(None, (sites[0].name,), (kind,), (counts[0],), tuple(table))]
+    places = []
+    for i, (first, second) in enumerate(itertools.pairwise(sites)):
+        rows: list[list[float]] = []
+        for n in counts[i]:
+            # what the convolution before this one takes is in the table before
+            before = time({i: n}) if i else time({})
+            row = rising([time({i: n, i + 1: m}) - before for m in counts[i + 1]])
+            if rows:
+                row = [max(pair) for pair in zip(row, rows[-1], strict=True)]
+            rows.append(row)
+        flat = tuple(itertools.chain.from_iterable(rows))
+        both = (counts[i], counts[i + 1])
+        places.append(Place(None, (first.name, second.name), (kind, kind), both, flat))
+    return places
+
+
+def summary(profile: Profile) -> list[dict[str, Any]]:
+    """Return a row for each kind of place, and one for what never goes: milliseconds of
+    all places of the kind, their share of the whole time, and what they take with half of
+    the units and with the fewest."""
+    dense = profile.fixed + sum(place.times[-1] for place in profile.places)
+    rows: dict[str, dict[str, Any]] = {}
+    for place in profile.places:
+        name = " x ".join(place.kinds) or "the rest of the blocks"
+        row = rows.setdefault(name, dict.fromkeys(("ms", "half", "none"), 0.0))
+        row["ms"] += 1000 * place.times[-1]
+        row["none"] += 1000 * place.times[0]
+        row["half"] += 1000 * _at_half(place)
+    found = [{"place": name, **row} for name, row in rows.items()]
+    fixed = {"place": "what never goes", "ms": 1000 * profile.fixed}
+    found.append({**fixed, "half": None, "none": None})
+    return [row | {"share": row["ms"] / 1000 / dense} for row in found]
+
+
+def _at_half(place: Place) -> float:
+    """Return the seconds of a place with about half of its units on each axis."""
+    index = 0
+    for numbers in place.counts:
+        nearest = min(
+            range(len(numbers)), key=lambda i: abs(numbers[i] - numbers[-1] / 2)
+        )
+        index = index * len(numbers) + nearest
+    return place.times[index]

@@ -1,0 +1,349 @@
+"""Time as a cost: what tables say is what is promised, of gates and of what is cut."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from espnet2.tasks.asr import ASRTask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.interpolate import RegularGridInterpolator
+
+from espnet_l0prune.cli import main
+from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.plan import Plan, plan_of
+from espnet_l0prune.core.profile import Profile, rising
+from espnet_l0prune.core.selection import select
+from espnet_l0prune.deploy.profiling import Variants, places_of, profile_model, summary
+from espnet_l0prune.deploy.timer import Terms
+from espnet_l0prune.plugin.counting import make_budget, promised_time
+from espnet_l0prune.plugin.options import read_profile
+from espnet_l0prune.testing.models import arguments, model
+from espnet_l0prune.testing.runs import make_data, run
+from tests.deploy.test_adopt import STOCK, follow
+from tests.plugin.networks import KINDS, copy_of, draw_plan, make
+
+SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 3}
+BRANCHES = {"cgmlp_linear_units": 24, "cgmlp_conv_kernel": 3, "linear_units": 12}
+CONFS = {
+    "conformer": {**SIZES, "linear_units": 12, "cnn_module_kernel": 3},
+    "e_branchformer": {
+        **{**SIZES, **BRANCHES, "use_ffn": True, "macaron_ffn": True},
+        "input_layer": "conv1d2",
+    },
+    "transformer": {**SIZES, "linear_units": 12, "input_layer": "linear"},
+    "branchformer": {**SIZES, "cgmlp_linear_units": 24},
+    "multiconv_conformer": {
+        **SIZES,
+        **{"linear_units": 12, "cgmlp_linear_units": 8, "multicgmlp_kernel_sizes": "3,5"},
+    },
+    "e_branchformer_ctc": {
+        **{**SIZES, **BRANCHES, "use_ffn": True, "macaron_ffn": True},
+        **{"use_cross_attention": [True] * 3, "input_layer": "conv2d8"},
+    },
+}
+MEASURED = (
+    *("heads", "src_heads", "ffn_channels", "conv_channels", "cgmlp_channels"),
+    *("frontend_channels", "att_modules", "ffn_modules", "conv_modules", "blocks"),
+)
+
+
+def network(kind: str, seed: int = 0, **more):
+    """An encoder with gates on all that a profile has, in float64."""
+    conf = CONFS[kind] | more
+    bare = make(kind, conf, [], 0)
+    has = {unit for site in bare.sites() for unit in site.kinds}
+    units = [unit for unit in MEASURED if unit in has]
+    return make(kind, conf, units, seed)
+
+
+def profile_of(encoder, seed: int = 0) -> Profile:
+    """Random tables, rising, for all places that would be measured."""
+    variants, rng = Variants(encoder), np.random.default_rng(seed)
+    times: dict[tuple, float] = {("two",): 50 + rng.random(), ("dense",): 90.0}
+    ends = {}
+    for key, _ in variants.plans():
+        if key[0] == "front":
+            times[key] = 1 + math.prod(key[1]) * 0.1 + rng.random() * 0.01
+        elif len(key) == 2:  # fewer units take less
+            ends.setdefault(key[0], 40 * rng.random())
+            times[key] = ends[key[0]] + 0.1 * key[1]
+    fixed, places = places_of(variants, times)
+    return Profile(
+        *(type(encoder).__mro__[2].__name__, encoder.output_size(), 10.0, "torch", 1),
+        *(False, "none", 0.01, fixed, tuple(places)),
+    )
+
+
+def by_hand(profile: Profile, sites) -> float:
+    """What scipy reads of the tables for a network without gates."""
+    by_name, total = {site.name: site for site in sites}, profile.fixed
+    for place in profile.places:
+        if place.block and not by_name[place.block].sizes["blocks"]:
+            continue
+        if not place.sites:
+            total += place.times[0]
+            continue
+        left = [
+            max(by_name[name].sizes[kind], counts[0])
+            for name, kind, counts in zip(
+                place.sites, place.kinds, place.counts, strict=True
+            )
+        ]
+        table = np.reshape(place.times, [len(x) for x in place.counts])
+        total += float(RegularGridInterpolator(place.counts, table)(left)[0])
+    return total
+
+
+@pytest.mark.parametrize("kind", CONFS)
+@settings(suppress_health_check=list(HealthCheck), max_examples=8, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_gates_promise_what_the_tables_say_of_the_cut(kind, data, seed):
+    encoder = network(kind, seed)
+    profile = profile_of(encoder, seed)
+    decide_(encoder.sites(), draw_plan(data, encoder))
+    budget = Budget(encoder.sites(), [], profile)
+    small = copy_of(encoder)
+    cut_(small, small.sites(), plan_of(encoder.sites()))
+    found = budget.remaining("time")
+    assert found == pytest.approx(by_hand(profile, small.sites()), rel=1e-12)
+    assert found == pytest.approx(promised_time(small, profile), rel=1e-12)
+    dense = profile.fixed + sum(place.times[-1] for place in profile.places)
+    assert budget.totals["time"] == pytest.approx(dense, rel=1e-12)
+
+
+def test_expected_time_reads_tables_at_the_expected_number():
+    encoder = network("conformer")
+    profile = profile_of(encoder)
+    budget = Budget(encoder.sites(), [], profile)
+    for gate in budget.gates.values():
+        gate.log_alpha.data.fill_(100.0)
+    units, gate = next(x for x in budget.gates.items() if x[0].kind == "heads")
+    gate.log_alpha.data.fill_(-gate.shift)  # open with a probability of 1/2: 2 of 4
+    place = next(p for p in profile.places if p.sites == (units.site.name,))
+    gone = place.times[-1] - place.times[place.counts[0].index(2)]
+    expected = float(budget.expected()["time"])
+    assert expected == pytest.approx(gone / budget.totals["time"], rel=1e-6)
+
+
+def test_the_gradient_is_that_of_the_interpolation():
+    encoder = network("e_branchformer")
+    budget = Budget(encoder.sites(), [], profile_of(encoder))
+    torch.manual_seed(0)
+    for gate in budget.gates.values():
+        gate.log_alpha.data.copy_(torch.randn(gate.log_alpha.shape).double())
+    alphas = [gate.log_alpha for gate in budget.gates.values()]
+    gradients = torch.autograd.grad(budget.expected()["time"], alphas)
+    for alpha, gradient in zip(alphas, gradients, strict=True):
+        before = alpha.data.clone()
+        alpha.data[0] = before[0] + 1e-5
+        more = float(budget.expected()["time"])
+        alpha.data[0] = before[0] - 1e-5
+        less = float(budget.expected()["time"])
+        alpha.data.copy_(before)
+        assert float(gradient[0]) == pytest.approx(
+            (more - less) / 2e-5, rel=1e-3, abs=1e-7
+        )
+
+
+@pytest.mark.parametrize("target", [0.3, 0.6])
+def test_selection_meets_a_target_in_time(target):
+    encoder = network("conformer")
+    budget = Budget(encoder.sites(), [], profile_of(encoder))
+    torch.manual_seed(0)
+    for gate in budget.gates.values():
+        gate.log_alpha.data.copy_(torch.randn(gate.log_alpha.shape).double())
+    decide_(encoder.sites(), select(budget, {"time": target}))
+    assert target <= budget.actual()["time"] < target + 0.05
+
+
+@pytest.mark.parametrize("kind", CONFS)
+def test_measured_differences_are_the_tables(kind):
+    """Of an encoder whose time is a sum over places, all tables are found again."""
+    encoder = network(kind)
+    profile = profile_of(encoder)
+    variants = Variants(encoder)
+    times = {}
+    for key, kept in variants.plans():
+        small = copy.deepcopy(encoder)
+        plan = {
+            s.name: {k: [*range(n)] for k, n in s.sizes.items()} for s in small.sites()
+        }
+        for name, kinds in kept.items():
+            plan[name] |= kinds
+        cut_(small, small.sites(), Plan(plan))
+        times[key] = by_hand(profile, small.sites())
+    fixed, places = places_of(variants, times)
+    assert fixed == pytest.approx(profile.fixed)
+    for mine, theirs in zip(places, profile.places, strict=True):
+        assert dataclasses.replace(mine, times=()) == dataclasses.replace(
+            theirs, times=()
+        )
+        assert np.allclose(mine.times, theirs.times, atol=1e-9)
+
+
+def test_fewer_units_never_take_longer():
+    assert rising([-1.0, 2.0, 1.5, 3.0]) == [0.0, 2.0, 2.0, 3.0]
+
+
+def small_model(kind: str):
+    args = arguments(decoder=None, model="espnet", model_conf={"ctc_weight": 1.0})
+    args.encoder, args.encoder_conf = kind, CONFS[kind] | {"num_blocks": 2}
+    built = ASRTask.build_model(args).eval()
+    built.input_size = built.encoder.input_size = 20
+    return built
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kind"), [("torch", "conformer"), ("onnxruntime", "transformer")]
+)
+def test_a_model_is_measured(runtime, kind, monkeypatch):
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+        # a graph takes seconds to write: not all numbers of units
+        monkeypatch.setattr("espnet_l0prune.deploy.profiling.SHARES", ())
+    built, said = small_model(kind), []
+    terms = Terms(0.6, runtime, minutes=0.0)
+    profile = profile_model(built, terms, 16_000, said.append)
+    assert profile.spread > 0
+    profile = dataclasses.replace(profile, spread=0.01)  # this machine may be busy
+    assert Profile.from_plain(json.loads(json.dumps(profile.plain())), "x") == profile
+    dense = profile.fixed + sum(place.times[-1] for place in profile.places)
+    assert promised_time(built.encoder, profile) == pytest.approx(dense)
+    assert sum(row["share"] for row in summary(profile)) == pytest.approx(1)
+    assert any("encoders, some" in text for text in said)
+    measured = {kind for place in profile.places for kind in place.kinds}
+    gated = KINDS[kind](20, **CONFS[kind]).gated_sites()
+    assert {kind for site in gated for kind in site.gates} <= measured | {"conv_modules"}
+
+
+def plain(**changes) -> dict:
+    return profile_of(network("conformer")).plain() | changes
+
+
+def table(**changes) -> dict:
+    """A profile whose first table is changed."""
+    data = plain()
+    first = {**data["places"][0], **changes}
+    return data | {"places": (first, *data["places"][1:])}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "x is no profile of version 1. Expected what"),
+        (plain(version=2), "x is no profile of version 1"),
+        (plain(places=[{}]), r"x is damaged \(KeyError: 'block'\)"),
+        (plain(fixed=0.0), "has seconds 10.0, fixed 0.0 and spread 0.01; expected"),
+        (plain(fixed=math.nan), "fixed nan and spread"),
+        (plain(spread=0.2), "has a spread of 20.0%; expected at most 10%"),
+        (table(kinds=()), "has 2 sites, 0 kinds"),
+        (table(counts=((2, 1), (1, 2))), r"has counts of \[2, 1\] at embed.conv.0 and"),
+        (table(times=(1.0,)), "has 1 times for"),
+        (table(times=(math.nan,) * 36), "has a time of nan"),
+        (table(times=(-1.0,) * 36), "has a time of -1.0"),
+    ],
+)
+def test_what_is_no_profile_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        Profile.from_plain(data, "x")
+
+
+def test_a_goal_in_time_needs_a_profile_that_fits():
+    with pytest.raises(ValueError, match="target has time, but there is no profile"):
+        Goal(target={"time": 0.5})
+    with pytest.raises(ValueError, match="expected scope: encoder without per"):
+        Goal(target={"time": 0.5}, profile=plain(), scope="model")
+    with pytest.raises(
+        ValueError, match="seconds is 5, but the profile was measured for"
+    ):
+        Goal(target={"time": 0.5}, profile=plain(), seconds=5.0)
+    with pytest.raises(ValueError, match="of a ConformerEncoder of 32 features, and"):
+        make_budget(model(), Goal(target={"time": 0.5}, profile=plain(size=32)))
+    with pytest.raises(ValueError, match="the encoder has gates, which compute in full"):
+        promised_time(network("conformer"), profile_of(network("conformer")))
+
+
+def test_a_profile_of_another_encoder_is_refused():
+    profile = profile_of(network("conformer"))
+    for more, message in (
+        ({"num_blocks": 2}, "has a block encoders.2, which this encoder has not"),
+        ({"linear_units": 24}, "has 12 ffn_channels at .*, this encoder 24"),
+        ({"macaron_style": False, "use_cnn_module": False}, "this encoder none: it is a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Budget(network("conformer", **more).sites(), [], profile)
+    other = make("conformer", CONFS["conformer"], ["head_dims"], 0)
+    with pytest.raises(ValueError, match="has no times for fewer head_dims"):
+        Budget(other.sites(), [], profile)
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="--int8 is set with --runtime torch"):
+        Terms(int8=True)
+    encoder = network("conformer")
+    cut_(encoder, encoder.sites(), plan_of(encoder.sites()))
+    plan = {"encoders.1.feed_forward": {"ffn_channels": [0]}}
+    cut_(encoder, encoder.sites(), Plan(plan))
+    with pytest.raises(ValueError, match="differ in their sizes; expected the dense"):
+        Variants(encoder)
+    streaming = {**SIZES, "linear_units": 12, "block_size": 8, "hop_size": 4}
+    with pytest.raises(ValueError, match="cannot be measured with fewer blocks: its"):
+        Variants(make("streaming_conformer", streaming, [], 0))
+    with pytest.raises(ValueError, match="none of whose blocks can be pruned"):
+        Variants(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.slow
+def test_from_a_profile_to_a_cut_that_keeps_its_promise(tmp_path, capsys):
+    data, dense, out = (tmp_path / name for name in ("data", "dense", "l0"))
+    data.mkdir()
+    make_data(data)
+    conf = CONFS["conformer"] | {"num_blocks": 2}
+    run(data, dense, encoder="conformer", encoder_conf=conf, **STOCK)
+    file = tmp_path / "device.json"
+    terms = ["--seconds", "0.8", "--minutes", "0.0"]
+    command = ["profile", str(dense), "--out", str(file), *terms]
+    code = main(command)
+    assert code == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "frontend_channels x" in shown
+    assert "what never goes" in shown
+    assert main(command) == 1
+    assert "exists; choose another --out" in capsys.readouterr().err
+    # a test's machine is busy: what is measured is not what is tested
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"spread": 0.01}))
+
+    words = ["--time", "0.4", "--profile", str(file), "--epochs", "6"]
+    adopt = ["adopt", str(dense), "--out", str(out), *words, "--finetune_epochs", "1"]
+    assert main(adopt) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "of the time" in printed
+    follow(printed.split("Next:\n")[1].splitlines()[:2], "asr")
+    cut = capsys.readouterr().out
+    assert "sparsity of the encoder in time: 0.4" in cut
+    assert "promised time of the encoder: " in cut
+    config = yaml.safe_load((out / "pruned/config.yaml").read_text())
+    assert config["sparsity_goal_conf"]["profile"]["places"]
+    report = json.loads((out / "cut/cut.json").read_text())
+    before, after = report["promised_time"]
+    assert after <= 0.6 * before
+    profile = read_profile(file)
+    assert profile.seconds == config["sparsity_goal_conf"]["seconds"] == 0.8
+
+    experiments = [str(dense), str(out / "cut")]
+    bench = ["bench", *experiments, "--profile", str(file), "--rounds", "2", "--json"]
+    assert main(bench) == 0, capsys.readouterr().err
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["promised"] for row in rows] == pytest.approx([before, after])
+    with pytest.raises(ValueError, match=r"the profile .* cannot be read"):
+        read_profile(tmp_path / "none.json")
