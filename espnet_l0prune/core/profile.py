@@ -7,12 +7,15 @@ sum over its places, and of what never goes.
 """
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 NOISIEST = 0.1  # the largest spread that a target in time can be held to
+MOST_COUNTS, MOST_PLACES = 64, 2000  # more is no profile, and would take much memory
 VERSION = 1
+TYPES = {"encoder": str, "size": int, "runtime": str, "threads": int, "int8": bool}
 REMEDY = "Expected what `espnet-l0prune profile` wrote: measure again."
 
 
@@ -39,17 +42,21 @@ class Place:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the table, if anything is."""
+        names = (*self.sites, *self.kinds, self.block or "")
+        if not all(isinstance(name, str) for name in names):
+            yield f"names {names}"
         if not len(self.sites) == len(self.kinds) == len(self.counts) <= 2:
             yield f"{len(self.sites)} sites, {len(self.kinds)} kinds, {self.counts}"
         for numbers in self.counts:
             whole = all(type(n) is int and n >= 0 for n in numbers)
-            if not whole or len(numbers) < 2 or [*numbers] != sorted({*numbers}):
-                yield f"counts of {[*numbers]}"
+            few = 2 <= len(numbers) <= MOST_COUNTS
+            if not (whole and few and [*numbers] == sorted({*numbers})):
+                yield f"counts of {reprlib.repr([*numbers])}"
         if len(self.times) != math.prod(map(len, self.counts)):
             yield f"{len(self.times)} times for {self.counts}"
         for time in self.times:
             if not (isinstance(time, (int, float)) and 0 <= time < math.inf):
-                yield f"a time of {time!r}"
+                yield f"a time of {reprlib.repr(time)}"
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,13 @@ class Profile:
                 for one in values.pop("places")
             ]
             profile = cls(**values, places=tuple(places))
+            for name, kind in TYPES.items():
+                if type(value := values[name]) is not kind:
+                    raise TypeError(f"{name} is {reprlib.repr(value)}")
+            if len(places) > MOST_PLACES:
+                raise ValueError(f"it has {len(places)} places")
             numbers = profile.seconds, profile.fixed, profile.spread
-            sound = all(0 < float(number) < math.inf for number in numbers)
+            sound = all(0 < number < math.inf for number in numbers)
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(
                 f"{where} is damaged ({type(e).__name__}: {e}). {REMEDY}"

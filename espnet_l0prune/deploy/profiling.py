@@ -2,9 +2,9 @@
 
 Encoders are timed as a whole, on any runtime, and differ in one kind of place at a time:
 two blocks with all units, with one kind of branch emptied or partly cut in both, and no
-block at all. Differences of their times are those of the places. As blocks of a dense
-encoder are alike, this serves all of them. At last they are stretched by one factor, with
-which the sum over all places is the time of the whole dense encoder.
+block at all. Differences of their times are those of the places. Blocks with the same
+branches share them. At last they are stretched by one factor, with which the sum over all
+places is the time of the whole dense encoder.
 """
 
 import copy
@@ -12,6 +12,7 @@ import itertools
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def counts_of(size: int, least: int) -> tuple[int, ...]:
     return tuple(sorted({least, 1, *some, size}))
 
 
+@dataclass
+class BlockKind:
+    """A `BlockKind` is what some blocks of an encoder have in common: their branches.
+
+    Attributes:
+        blocks: the blocks
+        groups: the branches of each block, in its order, those that are alike together
+    """
+
+    blocks: list[BlockSite]
+    groups: list[dict[Group, list[BranchSite]]]
+
+    def axes(self) -> Iterator[tuple[Group, str, tuple[int, ...]]]:
+        """Yield each group of branches, their units, and how many of them to measure."""
+        for group, branches in self.groups[0].items():
+            kind = _units_of(branches[0])
+            yield group, kind, counts_of(branches[0].sizes[kind], least=0)
+
+
 class Variants:
     """The `Variants` of an encoder are what is timed, as plans by name.
 
@@ -59,19 +79,23 @@ class Variants:
         encoder: ESPnet's encoder, without gates
 
     Raises:
-        ValueError: an encoder of which nothing can be pruned, or whose blocks differ or
-            must stay
+        ValueError: an encoder of which nothing can be pruned, or whose blocks must stay
     """
 
     def __init__(self, encoder: nn.Module):
         sites = find_sites(encoder)
-        self.blocks = [site for site in sites if isinstance(site, BlockSite)]
+        blocks = (site for site in sites if isinstance(site, BlockSite))
+        self.blocks = [site for site in blocks if site.sizes["blocks"]]
         self.front = [site for site in sites if isinstance(site, FrontendSite)]
-        self.groups = [self._groups_of(block, sites) for block in self.blocks]
         self._check(encoder)
+        self.kinds: dict[tuple, BlockKind] = {}
+        for block in self.blocks:
+            groups = _groups_of(block, sites)
+            alike = tuple((group, len(members)) for group, members in groups.items())
+            kind = self.kinds.setdefault(alike, BlockKind([], []))
+            kind.blocks.append(block)
+            kind.groups.append(groups)
         self.thin: Kept = {site.name: {"frontend_channels": [0]} for site in self.front}
-        kept = self.blocks[MEASURED:]
-        self.two: Kept = self.thin | {site.name: {"blocks": []} for site in kept}
         self.none: Kept = {site.name: {"blocks": []} for site in self.blocks}
 
     def _check(self, encoder: nn.Module) -> None:
@@ -86,41 +110,27 @@ class Variants:
                 raise ValueError(
                     f"the encoder, a {what}, cannot be measured with fewer blocks: {why}"
                 )
-        if any({*group} != {*self.groups[0]} for group in self.groups):
-            raise ValueError(
-                f"the blocks of the encoder, a {what}, differ in their sizes; expected "
-                "the dense experiment, before anything was cut"
-            )
-
-    @staticmethod
-    def _groups_of(block: BlockSite, sites: list[Site]) -> dict[Group, list[BranchSite]]:
-        """Return a block's branches, those that are alike together."""
-        groups: dict[Group, list[BranchSite]] = {}
-        for site in sites:
-            if isinstance(site, BranchSite) and site.block.module is block.module:
-                key = type(site), tuple(site.sizes.items())
-                groups.setdefault(key, []).append(site)
-        return groups
 
     def plans(self) -> Iterator[tuple[tuple, Kept]]:
-        """Yield what is timed: a key, and what its encoder keeps, if not all."""
+        """Yield what is timed: a key, and what its encoder keeps, if not all.
+
+        The keys are those of the whole encoder; of two blocks of a kind, by its number;
+        of the same with fewer units of a group; and of the front end alone.
+        """
         yield ("dense",), {}
-        yield ("two",), self.two
-        for group, kind, counts in self.axes():
-            for count in counts[:-1]:
-                branches = (s for g in self.groups[:MEASURED] for s in g[group])
-                cut = {site.name: {kind: [*range(count)]} for site in branches}
-                yield (group, count), self.two | cut
+        for i, kind in enumerate(self.kinds.values()):
+            stay = {block.name for block in kind.blocks[:MEASURED]}
+            gone = {name: kept for name, kept in self.none.items() if name not in stay}
+            yield ("blocks", i), self.thin | gone
+            for group, units, counts in kind.axes():
+                for count in counts[:-1]:
+                    branches = (s for g in kind.groups[:MEASURED] for s in g[group])
+                    cut = {site.name: {units: [*range(count)]} for site in branches}
+                    yield (i, group, count), self.thin | gone | cut
         for numbers in self.front_numbers():
             channels = zip(self.front, numbers, strict=True)
             cut = {s.name: {"frontend_channels": [*range(n)]} for s, n in channels}
             yield ("front", numbers), self.none | cut
-
-    def axes(self) -> Iterator[tuple[Group, str, tuple[int, ...]]]:
-        """Yield each kind of branch, its units, and the numbers of them to measure."""
-        for group, branches in self.groups[0].items():
-            kind = _units_of(branches[0])
-            yield group, kind, counts_of(branches[0].sizes[kind], least=0)
 
     def channels(self) -> list[tuple[int, ...]]:
         """Return the numbers of channels to measure of each convolution in front."""
@@ -140,6 +150,16 @@ class Variants:
                 values = dict(zip(pair, numbers, strict=True))
                 found[tuple(values.get(i, 1) for i in range(len(one)))] = None
         return [*found]
+
+
+def _groups_of(block: BlockSite, sites: list[Site]) -> dict[Group, list[BranchSite]]:
+    """Return a block's branches, those that are alike together."""
+    groups: dict[Group, list[BranchSite]] = {}
+    for site in sites:
+        if isinstance(site, BranchSite) and site.block.module is block.module:
+            key = type(site), tuple(site.sizes.items())
+            groups.setdefault(key, []).append(site)
+    return groups
 
 
 def _units_of(site: BranchSite) -> str:
@@ -202,28 +222,31 @@ def places_of(
     """
     one = (1,) * len(variants.front)
     fixed, dense = times["front", one], times["dense",]
-    front = _front(variants, times)
-    whole = sum(place.times[-1] for place in front)
-    blocks = variants.blocks
-    measured = min(MEASURED, len(blocks))
-    a_block = max((times["two",] - fixed) / measured, 0.0)
-    stretch = max(dense - fixed - whole, 0.0) / max(a_block * len(blocks), 1e-12)
-    tables, rest = {}, a_block
-    for group, kind, counts in variants.axes():
-        branches = len(variants.groups[0][group])
-        ends = [times[group, count] for count in counts[:-1]] + [times["two",]]
-        gone = [(t - ends[0]) / (measured * branches) for t in ends]
-        tables[group] = kind, counts, rising(gone)
-        rest -= branches * tables[group][2][-1]
-    places = [*front]
-    for block, groups in zip(blocks, variants.groups, strict=True):
-        for group, alike in groups.items():
-            kind, counts, table = tables[group]
+    places = _front(variants, times)
+    whole = sum(place.times[-1] for place in places)
+    kinds = [*variants.kinds.values()]
+    measured = [min(MEASURED, len(kind.blocks)) for kind in kinds]
+    of_block = [
+        max((times["blocks", i] - fixed) / n, 0.0) for i, n in enumerate(measured)
+    ]
+    pairs = zip(kinds, of_block, strict=True)
+    blocks = sum(time * len(kind.blocks) for kind, time in pairs)
+    stretch = max(dense - fixed - whole, 0.0) / max(blocks, 1e-12)
+    for i, kind in enumerate(kinds):
+        rest = of_block[i]
+        for group, units, counts in kind.axes():
+            branches = len(kind.groups[0][group])
+            ends = [times[i, group, n] for n in counts[:-1]] + [times["blocks", i]]
+            gone = [(t - ends[0]) / (measured[i] * branches) for t in ends]
+            table = rising(gone)
+            rest -= branches * table[-1]
             stretched = tuple(stretch * time for time in table)
-            for site in alike:
-                place = Place(block.name, (site.name,), (kind,), (counts,), stretched)
-                places.append(place)
-        places.append(Place(block.name, (), (), (), (max(rest, 0.0) * stretch,)))
+            for block, groups in zip(kind.blocks, kind.groups, strict=True):
+                for site in groups[group]:
+                    what = (site.name,), (units,), (counts,)
+                    places.append(Place(block.name, *what, stretched))
+        for block in kind.blocks:
+            places.append(Place(block.name, (), (), (), (max(rest, 0.0) * stretch,)))
     return fixed, places
 
 

@@ -47,7 +47,7 @@ CONFS = {
     },
     "e_branchformer_ctc": {
         **{**SIZES, **BRANCHES, "use_ffn": True, "macaron_ffn": True},
-        **{"use_cross_attention": [True] * 3, "input_layer": "conv2d8"},
+        **{"use_cross_attention": [False, True, True], "input_layer": "conv2d8"},
     },
 }
 MEASURED = (
@@ -68,14 +68,16 @@ def network(kind: str, seed: int = 0, **more):
 def profile_of(encoder, seed: int = 0) -> Profile:
     """Random tables, rising, for all places that would be measured."""
     variants, rng = Variants(encoder), np.random.default_rng(seed)
-    times: dict[tuple, float] = {("two",): 50 + rng.random(), ("dense",): 90.0}
+    times: dict[tuple, float] = {("dense",): 90.0}
     ends = {}
     for key, _ in variants.plans():
-        if key[0] == "front":
+        if key[0] == "blocks":
+            times[key] = 50 + rng.random()
+        elif key[0] == "front":
             times[key] = 1 + math.prod(key[1]) * 0.1 + rng.random() * 0.01
-        elif len(key) == 2:  # fewer units take less
-            ends.setdefault(key[0], 40 * rng.random())
-            times[key] = ends[key[0]] + 0.1 * key[1]
+        elif len(key) == 3:  # fewer units take less
+            start = ends.setdefault(key[:2], 40 * rng.random())
+            times[key] = start + 0.1 * key[2]
     fixed, places = places_of(variants, times)
     return Profile(
         *(type(encoder).__mro__[2].__name__, encoder.output_size(), 10.0, "torch", 1),
@@ -165,10 +167,14 @@ def test_selection_meets_a_target_in_time(target):
     assert target <= budget.actual()["time"] < target + 0.05
 
 
-@pytest.mark.parametrize("kind", CONFS)
+@pytest.mark.parametrize("kind", [*CONFS, "cut conformer"])
 def test_measured_differences_are_the_tables(kind):
     """Of an encoder whose time is a sum over places, all tables are found again."""
-    encoder = network(kind)
+    encoder = network(kind.removeprefix("cut "))
+    if kind not in CONFS:  # three kinds of blocks
+        narrow = {"ffn_channels": [*range(9)]}
+        left = {"encoders.0.feed_forward": narrow, "encoders.2": {"blocks": []}}
+        cut_(encoder, encoder.sites(), Plan(left))
     profile = profile_of(encoder)
     variants = Variants(encoder)
     times = {}
@@ -242,6 +248,14 @@ def table(**changes) -> dict:
         ([], "x is no profile of version 1. Expected what"),
         (plain(version=2), "x is no profile of version 1"),
         (plain(places=[{}]), r"x is damaged \(KeyError: 'block'\)"),
+        (plain(size="16"), r"x is damaged \(TypeError: size is '16'\)"),
+        (plain(spread="1"), r"x is damaged \(TypeError"),
+        (
+            plain(places=plain()["places"] * 999),
+            r"damaged \(ValueError: it has \d+ places",
+        ),
+        (table(sites=(1, 2)), r"has names \(1, 2, 'frontend"),
+        (table(counts=((0, *range(1, 99)), (1, 2))), r"has counts of \[0, 1, 2"),
         (plain(fixed=0.0), "has seconds 10.0, fixed 0.0 and spread 0.01; expected"),
         (plain(fixed=math.nan), "fixed nan and spread"),
         (plain(spread=0.2), "has a spread of 20.0%; expected at most 10%"),
@@ -289,12 +303,6 @@ def test_a_profile_of_another_encoder_is_refused():
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match="--int8 is set with --runtime torch"):
         Terms(int8=True)
-    encoder = network("conformer")
-    cut_(encoder, encoder.sites(), plan_of(encoder.sites()))
-    plan = {"encoders.1.feed_forward": {"ffn_channels": [0]}}
-    cut_(encoder, encoder.sites(), Plan(plan))
-    with pytest.raises(ValueError, match="differ in their sizes; expected the dense"):
-        Variants(encoder)
     streaming = {**SIZES, "linear_units": 12, "block_size": 8, "hop_size": 4}
     with pytest.raises(ValueError, match="cannot be measured with fewer blocks: its"):
         Variants(make("streaming_conformer", streaming, [], 0))
