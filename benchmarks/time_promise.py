@@ -20,11 +20,11 @@ from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.plan import plan_of
-from espnet_l0prune.core.profile import Profile
+from espnet_l0prune.core.profile import RUNTIMES, Profile
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.steps import quiet
 from espnet_l0prune.deploy.profiling import profile_model
-from espnet_l0prune.deploy.timer import RUNTIMES, Terms, time_encoders
+from espnet_l0prune.deploy.timer import Terms, time_encoders
 from espnet_l0prune.plugin.building import note_input_
 from espnet_l0prune.plugin.counting import sites_of
 

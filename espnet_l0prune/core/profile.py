@@ -15,6 +15,7 @@ from typing import Any, Self
 NOISIEST = 0.1  # the largest spread that a target in time can be held to
 MOST_COUNTS, MOST_PLACES = 64, 2000  # more is no profile, and would take much memory
 VERSION = 1
+RUNTIMES = "torch", "onnxruntime"
 TYPES = {"encoder": str, "size": int, "runtime": str, "threads": int, "int8": bool}
 REMEDY = "Expected what `espnet-l0prune profile` wrote: measure again."
 
@@ -117,6 +118,8 @@ class Profile:
             for name, kind in TYPES.items():
                 if type(value := values[name]) is not kind:
                     raise TypeError(f"{name} is {reprlib.repr(value)}")
+            if profile.runtime not in RUNTIMES or profile.threads < 1:
+                raise ValueError(f"{profile.runtime} on {profile.threads} threads")
             if len(places) > MOST_PLACES:
                 raise ValueError(f"it has {len(places)} places")
             numbers = profile.seconds, profile.fixed, profile.spread
@@ -133,7 +136,7 @@ class Profile:
         for place in profile.places:
             for problem in place.problems():
                 raise ValueError(
-                    f"{where} has {problem} at {' and '.join(place.sites) or place.block}"
+                    f"{where} has {problem} at {' and '.join(map(str, place.sites)) or place.block}"
                     f"; expected rising numbers of units, and a time for each. {REMEDY}"
                 )
         if profile.spread > NOISIEST:

@@ -23,7 +23,6 @@ from espnet_l0prune.deploy.exports.onnx import (
 )
 from espnet_l0prune.plugin.onnx import OnnxGraph
 
-RUNTIMES = "torch", "onnxruntime"
 FEWEST, MOST = 5, 40  # rounds
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 CERTAIN = 0.005  # of the longest time, where no more rounds are needed
