@@ -7,6 +7,7 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import FILE, add_path
 from espnet_l0prune.cli.progress import steps
+from espnet_l0prune.core.profile import RUNTIMES
 from espnet_l0prune.core.ranges import RANGES
 
 RANGE = RANGES["command line"]
@@ -22,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runtime",
-        choices=("torch", "onnxruntime"),
+        choices=RUNTIMES,
         default="torch",
         help="what runs it",
     )

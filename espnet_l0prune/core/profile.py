@@ -135,9 +135,10 @@ class Profile:
             )
         for place in profile.places:
             for problem in place.problems():
+                at = " and ".join(map(str, place.sites)) or place.block
                 raise ValueError(
-                    f"{where} has {problem} at {' and '.join(map(str, place.sites)) or place.block}"
-                    f"; expected rising numbers of units, and a time for each. {REMEDY}"
+                    f"{where} has {problem} at {at}; expected rising numbers of units, "
+                    f"and a time for each. {REMEDY}"
                 )
         if profile.spread > NOISIEST:
             raise ValueError(

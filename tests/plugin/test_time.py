@@ -249,6 +249,7 @@ def table(**changes) -> dict:
         (plain(version=2), "x is no profile of version 1"),
         (plain(places=[{}]), r"x is damaged \(KeyError: 'block'\)"),
         (plain(size="16"), r"x is damaged \(TypeError: size is '16'\)"),
+        (plain(runtime="tvm"), r"x is damaged \(ValueError: tvm on 1 threads"),
         (plain(spread="1"), r"x is damaged \(TypeError"),
         (
             plain(places=plain()["places"] * 999),
