@@ -15,25 +15,30 @@ RANGE = RANGES["command line"]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `profile` to its parser."""
-    add_path(parser, "experiment", help="dense, or before its cut")
+    add_path(parser, "experiment", help="dense; or a cut one, to prune it further")
     add_path(parser, "--out", FILE, required=True, help="file to write")
     parser.add_argument("--checkpoint", help="default: the experiment's average")
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help=f"of audio, {RANGE['--seconds']}"
+        "--seconds",
+        type=float,
+        default=10.0,
+        help=f"of audio at once, {RANGE['--seconds']}; default: 10",
     )
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
         default="torch",
-        help="what runs it",
+        help="what runs it; default: torch",
     )
-    parser.add_argument("--threads", type=int, default=1, help=f"{RANGE['--threads']}")
+    parser.add_argument(
+        "--threads", type=int, default=1, help=f"{RANGE['--threads']}; default: 1"
+    )
     parser.add_argument("--int8", action="store_true", help="with onnxruntime")
     parser.add_argument(
         "--minutes",
         type=float,
         default=5.0,
-        help=f"after so many no further round begins, {RANGE['--minutes']}",
+        help=f"after so many no further round begins, {RANGE['--minutes']}; default: 5",
     )
     parser.add_argument("--force", action="store_true", help="replace the output")
 
