@@ -145,7 +145,7 @@ def time_encoders(
                     f"{min(taken * MOST, 60 * terms.minutes):.0f} s"
                 )
                 continue
-            if number < fewest:
+            if number < max(fewest, 2):
                 continue
             spread = _spread([one[1:] for one in times.values()])
             if spread <= CERTAIN or taken > 60 * terms.minutes:
