@@ -16,7 +16,7 @@ from espnet_l0prune.core.reconstruction import (
     reconstruct_,
 )
 from espnet_l0prune.core.steps import Step, quiet
-from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TOO_SHORT
 from espnet_l0prune.networks.writers import writers_of
 from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import load_model
@@ -131,7 +131,7 @@ class Reconstructor:
     def _is_heard(self, utterance: Utterance) -> bool:
         try:
             _task_loss(self.teacher, utterance)
-        except TooShortUttError:
+        except TOO_SHORT:
             return False
         return True
 

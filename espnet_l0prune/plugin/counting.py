@@ -12,7 +12,7 @@ from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.block import Block
-from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TOO_SHORT
 from espnet_l0prune.networks.s3prl import attending_by_layers
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.speakers import one_after_another
@@ -21,6 +21,7 @@ from espnet_l0prune.plugin.heads import (
     ctcs_of,
     is_multi_decoder,
     is_transducer,
+    logits_of,
     reads_early,
 )
 from espnet_l0prune.plugin.inputs import prompt, silence
@@ -102,7 +103,7 @@ def run(model: nn.Module, goal: Goal) -> None:
         return
     for name, ctc in ctcs_of(model).items():
         early = reads_early(model, name)
-        ctc.ctc_lo(Block.stream(outputs[0]) if early else encoder_out)
+        logits_of(ctc)(Block.stream(outputs[0]) if early else encoder_out)
     if model.decoder is None or is_transducer(model):
         return
     device = encoder_out.device
@@ -136,7 +137,7 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([speech.size(1)], device=speech.device)
     try:
         encoder_out, lengths = model.encode(speech, lengths, **prompt(model))
-    except TooShortUttError as e:
+    except TOO_SHORT as e:
         raise ValueError(
             f"sparsity_goal_conf: seconds is {goal.seconds}: {e}; expected more"
         ) from e

@@ -97,6 +97,9 @@ SMALL = {
     "hubert": {"linear_units": 12, "channels": 6},
     "wav2vec2": {"linear_units": 12, "channels": 6, "large": True},
     "wavlm": {"linear_units": 12, "channels": 6},
+    "transducer_conformer": {"linear_units": 12},
+    "transducer_branchformer": {"linear_units": 12},
+    "transducer_ebranchformer": {"linear_units": 12},
 }
 WIDTHS = ("width", "block_width")
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}

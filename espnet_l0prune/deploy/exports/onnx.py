@@ -36,6 +36,7 @@ from espnet_l0prune.networks.espnet_modules import (
     DefaultFrontend,
     PositionalEncoding,
     RelPositionalEncoding,
+    TransducerEncoder,
 )
 from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
@@ -64,8 +65,8 @@ class OnnxForm(ExportForm):
         """Pack the model; see `ExportForm.pack`, and `write_onnx` for further errors.
 
         Raises:
-            ValueError: an encoder that reads audio or a prompt, or one that is streaming,
-                of which there is no graph
+            ValueError: an encoder that reads audio or a prompt, one that is streaming, or
+                that of asr_transducer, of which there is no graph
         """
         if is_streaming(model.encoder):
             raise ValueError(
@@ -85,6 +86,12 @@ class OnnxForm(ExportForm):
                 f"the encoder, a {type(model.encoder).__name__}, answers for several "
                 "speakers, which no graph here does; expected an encoder for one. Export "
                 "it as a plugin or a stock model."
+            )
+        if isinstance(model.encoder, TransducerEncoder):
+            raise ValueError(
+                f"the encoder, a {type(model.encoder).__name__}, is that of the task "
+                "asr_transducer, of which no graph is written here; expected one of the "
+                "task asr. Export it as a plugin model."
             )
         if reads_waveform(model.encoder):
             raise ValueError(
