@@ -59,6 +59,11 @@ class TransducerAttentionSite(AttentionSite):
         if self.is_simplified:
             yield from output_claims(self.module.linear_pos, self.kinds[1])
 
+    def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+        yield from super().dependents()
+        if self.is_simplified:
+            yield self.module.linear_pos, self.kinds
+
     def scale_queries_(self, masks: Mapping[str, Tensor]) -> float:
         scale = super().scale_queries_(masks)
         if scale != 1 and self.is_simplified:  # these are divided by the root, too
