@@ -131,10 +131,10 @@ def standing_in(
     """
     known = {choices.name: choices for choices in task.class_choices_list}
     with contextlib.ExitStack() as after:
-        for option, (name, _) in _in_code(module).items():
+        for option, (where, _) in _in_code(module).items():
             if (chosen := getattr(args, option, None)) is not None:
-                after.callback(setattr, module, name, getattr(module, name))
-                setattr(module, name, known[option].get_class(chosen))
+                after.callback(setattr, module, where, getattr(module, where))
+                setattr(module, where, known[option].get_class(chosen))
         name = getattr(args, "model", None)
         if name == "l0_distill_discrete_asr":
             classes, stock = module.model_choices.classes, "discrete_asr"

@@ -108,10 +108,8 @@ def test_open_gates_are_stock_bit_for_bit(variant, training):
             assert torch.equal(parameter.grad, theirs[name].grad), name
     if not training and variant == "in chunks":
         for frames in CHUNKS:
-            said = [
-                encode_chunks(net, feats[:1].float(), frames) for net in (stock, ours)
-            ]
-            assert torch.equal(*said)
+            one = feats[:1].float(), frames
+            assert torch.equal(encode_chunks(stock, *one), encode_chunks(ours, *one))
 
 
 @pytest.mark.parametrize("kind", TRANSDUCERS)
@@ -344,10 +342,11 @@ def make_speech(folder) -> dict:
         [f"{folder}/wav.scp", "speech", "sound"],
         [f"{folder}/text", "text", "text"],
     ]
-    found = {f"{part}_data_path_and_name_and_type": data for part in ("train", "valid")}
-    return found | {
-        f"{part}_shape_file": [f"{folder}/shape"] for part in ("train", "valid")
-    }
+    found: dict[str, list] = {}
+    for part in ("train", "valid"):
+        found[f"{part}_data_path_and_name_and_type"] = data
+        found[f"{part}_shape_file"] = [f"{folder}/shape"]
+    return found
 
 
 def decoded(variant: str, config, weights) -> list:
