@@ -47,11 +47,12 @@ class NameAlone(ClassChoices):
 
     Args:
         name: the option's name
-        stock: ESPnet's class, by its name as the option's value
+        value: what the option is for ESPnet's class
+        stock: this class, whose subclasses other values may stand for
     """
 
-    def __init__(self, name: str, stock: dict[str, type]):
-        super().__init__(name, stock, default=None, optional=True)
+    def __init__(self, name: str, value: str, stock: type):
+        super().__init__(name, {value: stock}, stock, default=None, optional=True)
 
     def add_arguments(self, parser: Any) -> None:
         """Add the option to a parser of ESPnet's."""
@@ -74,8 +75,8 @@ def choices_in_code(module: ModuleType) -> list[ClassChoices]:
         module: the task's module
     """
     return [
-        NameAlone(option, {stock: getattr(module, name)})
-        for option, (name, stock) in _in_code(module).items()
+        NameAlone(option, value, getattr(module, name))
+        for option, (name, value) in _in_code(module).items()
     ]
 
 

@@ -12,6 +12,7 @@ import yaml
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerModel
 from espnet2.bin.asr_transducer_inference import Speech2Text
+from espnet2.tasks.asr import ASRTask
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -304,6 +305,17 @@ def test_a_plain_training_of_the_task_is_left_as_it_was():
     assert not {"model", "encoder"} & vars(args).keys()
     named = options(model="espnet", encoder="transducer")
     assert type(ASRTransducerTask.build_model(named).encoder) is Encoder
+
+
+def test_each_task_has_the_encoders_that_it_can_build():
+    own, asr = (
+        {choices.name: choices.classes for choices in task.class_choices_list}
+        for task in (ASRTransducerTask, ASRTask)
+    )
+    assert {*own["encoder"]} == {"transducer", "l0_transducer"}
+    assert {*own["model"]} == {"espnet", "l0_distill"}
+    assert {*own["decoder"]} == {"mega", "rnn", "rwkv", "stateless"}
+    assert "l0_transducer" not in asr["encoder"]
 
 
 def test_costs_are_counted_and_short_audio_is_refused():

@@ -91,7 +91,7 @@ class OnnxForm(ExportForm):
             raise ValueError(
                 f"the encoder, a {type(model.encoder).__name__}, is that of the task "
                 "asr_transducer, of which no graph is written here; expected one of the "
-                "task asr. Export it as a plugin model."
+                "task asr. Export it as a plugin or a stock model."
             )
         if reads_waveform(model.encoder):
             raise ValueError(
