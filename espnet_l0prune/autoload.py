@@ -8,7 +8,10 @@ import os
 import sys
 
 WATCHED = (
-    *(f"espnet2.tasks.{name}" for name in ("asr", "mt", "s2t", "s2t_ctc", "slu", "st")),
+    *(
+        f"espnet2.tasks.{name}"
+        for name in ("asr", "asr_transducer", "mt", "s2t", "s2t_ctc", "slu", "st")
+    ),
     "espnet2.bin.s2t_inference",
     "espnet3.systems.esp2_asr.task",
 )

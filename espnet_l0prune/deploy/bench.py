@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
-from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TOO_SHORT
 from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.plugin.inputs import (
     input_size_of,
@@ -79,7 +79,7 @@ def encoder_input(model: nn.Module, speech: Tensor) -> tuple[tuple, dict]:
     try:
         lengths = torch.tensor([len(speech)])
         model.eval().encode(speech[None], lengths, **prompt(model))
-    except TooShortUttError as e:
+    except TOO_SHORT as e:
         raise ValueError(f"the audio is too short: {e}; expected a longer one") from e
     finally:
         hook.remove()

@@ -22,6 +22,7 @@ from espnet_l0prune.plugin.experiment import load_experiment
 
 USE = {  # by task or model: ESPnet's module and its class, and what this decodes
     "asr": ("asr_inference", "Speech2Text", "speech"),
+    "asr_transducer": ("asr_transducer_inference", "Speech2Text", "speech"),
     "l0_distill_maskctc": ("asr_inference_maskctc", "Speech2Text", "speech"),
     "maskctc": ("asr_inference_maskctc", "Speech2Text", "speech"),
     "mt": ("mt_inference", "Text2Text", "tokens"),
@@ -141,6 +142,9 @@ def write_card(
         head["datasets"] = [*map(one_line, about.datasets)]
     module, name, decoded = USE.get(str(getattr(args, "model", None)), USE[task])
     function = name.lower()
+    call = f"{function}({decoded})"
+    if task == "asr_transducer":
+        call = f"{function}.hypotheses_to_results({call})"
     source = f"{SOURCE} Whoever made this model has it.\n\n" if packages else ""
     quoted = json.dumps(plain(about.name), ensure_ascii=False)
     sections = [
@@ -152,7 +156,7 @@ def write_card(
         "```python\n"
         f"from espnet2.bin.{module} import {name}\n\n"
         f"{function} = {name}.from_pretrained({quoted})\n"
-        f"text, *_ = {function}({decoded})[0]\n```",
+        f"text, *_ = {call}[0]\n```",
         f"## Dense beside pruned\n\n{_costs(args, inspection)}",
         f"## What is left\n\n{_structure(inspection)}",
     ]

@@ -11,7 +11,7 @@ from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.deploy.cut import STRUCTURE_FILES
 from espnet_l0prune.deploy.rates import conf_of, fine_tuning_rate, number_of, pruning_rate
 from espnet_l0prune.networks.sites import find_sites
-from espnet_l0prune.plugin.network import NETWORK_KINDS
+from espnet_l0prune.plugin.network import NETWORK_KINDS, UNNAMED
 from espnet_l0prune.plugin.options import read_profile
 from espnet_l0prune.plugin.resume import RUN
 
@@ -157,7 +157,7 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
     """Return the networks in scope as our classes, with more options."""
     options: dict[str, Any] = {}
     for part, known in NETWORK_KINDS.items():
-        stock = str(dense.get(part))
+        stock = str(dense.get(part, UNNAMED.get(part)))
         name = stock if stock in known else f"l0_{stock}"
         within = choice.scope in (part, "model")
         if choice.scope == "model" and part != "encoder":

@@ -32,7 +32,8 @@ TEACHER = ("teacher_config", "teacher_model_file")
 # token types whose `bpemodel` is a name: on the hub, or one of Whisper's
 NO_FILES = ("hugging_face", "whisper_en", "whisper_multilingual")
 TRAINING_FILES = ("rir_scp", "noise_scp", "non_linguistic_symbols")
-PACKED_AS = {"s2t_ctc": "s2t"}  # a task's name in what ESPnet's inference takes
+# A task's name in what ESPnet's inference takes
+PACKED_AS = {"s2t_ctc": "s2t", "asr_transducer": "asr"}
 # ESPnet's packing, which also packs slu, unlike its command
 PACK = """
 import sys

@@ -30,6 +30,7 @@ from espnet_l0prune.networks.depth import BlockSite
 from espnet_l0prune.networks.frontend import FrontendSite
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.plugin.counting import encoder_name
+from espnet_l0prune.plugin.heads import output_size_of
 
 MEASURED = 2  # blocks
 SHARES = (
@@ -199,7 +200,7 @@ def profile_model(model: nn.Module, terms: Terms, rate: int, step: Step) -> Prof
     fixed, places = places_of(variants, {names[name]: t for name, t in times.items()})
     return Profile(
         encoder=encoder_name(model.encoder),
-        size=model.encoder.output_size(),
+        size=output_size_of(model.encoder),
         seconds=terms.seconds,
         runtime=terms.runtime,
         threads=terms.threads,

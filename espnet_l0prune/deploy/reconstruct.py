@@ -16,7 +16,8 @@ from espnet_l0prune.core.reconstruction import (
     reconstruct_,
 )
 from espnet_l0prune.core.steps import Step, quiet
-from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TOO_SHORT
+from espnet_l0prune.networks.transducer import chunks_fixed
 from espnet_l0prune.networks.writers import writers_of
 from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import load_model
@@ -111,7 +112,8 @@ class Reconstructor:
         teacher, before = self._loss(self.teacher), self._loss(model)
         old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         fit = [u for i, u in enumerate(self.utterances) if i % HELD_OUT != HELD_OUT - 1]
-        reconstruct_(model, self.teacher, self.writers, fit, loss_of, step)
+        with chunks_fixed(self.teacher.encoder), chunks_fixed(model.encoder):
+            reconstruct_(model, self.teacher, self.writers, fit, loss_of, step)
         after = self._loss(model)
         taken = after < before
         if not taken:
@@ -123,7 +125,8 @@ class Reconstructor:
         held_out = self.utterances[HELD_OUT - 1 :: HELD_OUT]
         before = np.random.get_state()
         np.random.seed(0)  # Mask-CTC draws by it
-        losses = [float(_task_loss(model, utterance)) for utterance in held_out]
+        with chunks_fixed(model.encoder):
+            losses = [float(_task_loss(model, utterance)) for utterance in held_out]
         np.random.set_state(before)
         return sum(losses) / len(losses)
 
@@ -131,7 +134,7 @@ class Reconstructor:
     def _is_heard(self, utterance: Utterance) -> bool:
         try:
             _task_loss(self.teacher, utterance)
-        except TooShortUttError:
+        except TOO_SHORT:
             return False
         return True
 

@@ -15,6 +15,11 @@ from espnet_l0prune.networks.espnet_modules import (
 from espnet_l0prune.networks.s3prl import in_own_type, upstream_of
 from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.streaming import frames_of_blocks
+from espnet_l0prune.networks.transducer import (
+    chunks_fixed,
+    encode_chunks,
+    reads_chunks,
+)
 from espnet_l0prune.networks.whisper import (
     encode_waveform,
     exact,
@@ -30,6 +35,7 @@ REPORT = "Nothing was written: please report this with the experiment's config.y
 TOKENS = 9  # number of tokens that the decoder reads
 LENGTHS = (200, 131, 64, 31)  # frames of features
 BLOCKS, LONGEST = 5, 2000  # of a streaming encoder; frames of features, at most
+CHUNK = 50  # frames of features that are read at a time
 STEP = 160  # samples of a frame, for what reads audio
 Outputs = Mapping[torch.dtype, Mapping[str, Tensor]]
 
@@ -115,7 +121,8 @@ def encode(model: nn.Module, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Te
     more = {"ctc": model.ctc} if with_ctc else {}
     if has_prompt(model):
         more |= random_prompt(model.encoder.output_size(), feats)
-    output, valid, _ = model.encoder(feats, lengths, **more)
+    with chunks_fixed(model.encoder):
+        output, valid = model.encoder(feats, lengths, **more)[:2]
     output = output[0] if isinstance(output, tuple) else output
     return one_after_another(output, valid)
 
@@ -139,8 +146,12 @@ def random_prompt(size: int, feats: Tensor) -> dict[str, Tensor]:
 def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     feats, lengths = probe_of(model.encoder)
     with _converted(dtype, model.encoder, model.ctc):
-        output, valid = encode(model, feats.to(dtype), lengths)
-    by_part = {"encoder": _valid(output, valid)}
+        feats = feats.to(dtype)
+        output, valid = encode(model, feats, lengths)
+        by_part = {"encoder": _valid(output, valid)}
+        if reads_chunks(model.encoder):
+            chunks = encode_chunks(model.encoder, feats[:1], CHUNK)
+            by_part["encoder in chunks"] = chunks
     if upstream_of(model.frontend) is not None:
         waves, frames = probe(STEP)
         with _converted(dtype, model.frontend), in_own_type(model.frontend):

@@ -46,12 +46,36 @@ from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
+from espnet2.asr_transducer.encoder.blocks.branchformer import (
+    Branchformer as TransducerBranchformer,
+)
+from espnet2.asr_transducer.encoder.blocks.conformer import (
+    Conformer as TransducerConformer,
+)
+from espnet2.asr_transducer.encoder.blocks.conv1d import Conv1d as TransducerConv1d
+from espnet2.asr_transducer.encoder.blocks.conv_input import ConvInput
+from espnet2.asr_transducer.encoder.blocks.ebranchformer import (
+    EBranchformer as TransducerEBranchformer,
+)
+from espnet2.asr_transducer.encoder.encoder import Encoder as TransducerEncoder
+from espnet2.asr_transducer.encoder.modules.attention import (
+    RelPositionMultiHeadedAttention as TransducerAttention,
+)
+from espnet2.asr_transducer.encoder.modules.convolution import (
+    ConformerConvolution as TransducerConvolution,
+)
+from espnet2.asr_transducer.encoder.modules.convolution import (
+    ConvolutionalSpatialGatingUnit,
+)
+from espnet2.asr_transducer.normalization import RMSNorm
+from espnet2.asr_transducer.utils import TooShortUttError as TransducerTooShortUttError
 from espnet2.mt.frontend.embedding import Embedding, PatchEmbedding
 from torch import nn
 
 __all__ = [
     "SUBSAMPLINGS",
     "TOKEN_FRONTENDS",
+    "TOO_SHORT",
     "AbsDecoder",
     "AbsEncoder",
     "BaseTransformerDecoder",
@@ -67,9 +91,11 @@ __all__ = [
     "Conv1dLinear",
     "Conv2dSubsampling8",
     "Conv2dSubsamplingWOPosEnc",
+    "ConvInput",
     "ConvolutionModule",
     "ConvolutionalGatingMLP",
     "ConvolutionalPositionalEmbedding",
+    "ConvolutionalSpatialGatingUnit",
     "DecoderLayer",
     "DefaultFrontend",
     "EBranchformerCTCEncoder",
@@ -87,10 +113,18 @@ __all__ = [
     "OpenAIWhisperEncoder",
     "PositionalEncoding",
     "PositionwiseFeedForward",
+    "RMSNorm",
     "RNNTLossNumba",
     "RelPositionalEncoding",
     "S3prlFrontend",
     "TooShortUttError",
+    "TransducerAttention",
+    "TransducerBranchformer",
+    "TransducerConformer",
+    "TransducerConv1d",
+    "TransducerConvolution",
+    "TransducerEBranchformer",
+    "TransducerEncoder",
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerLayer",
@@ -133,6 +167,9 @@ ConvolutionalPositionalEmbedding = _find(
 PositionalEncoding = _find("transformer.embedding", "PositionalEncoding")
 RelPositionalEncoding = _find("transformer.embedding", "RelPositionalEncoding")
 TooShortUttError = _find("transformer.subsampling", "TooShortUttError")
+# What an encoder raises for speech that is too short: that of the task asr_transducer
+# has an error of its own
+TOO_SHORT = TooShortUttError, TransducerTooShortUttError
 check_short_utt = _find("transformer.subsampling", "check_short_utt")
 BatchScorerInterface = _find("scorer_interface", "BatchScorerInterface", folder="")
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")

@@ -8,14 +8,24 @@ from torch import nn
 from espnet_l0prune.core.claims import Claim, input_claims, output_claims
 from espnet_l0prune.core.gates import ScoreOf, log_alpha_of
 from espnet_l0prune.core.sites import Site
-from espnet_l0prune.networks.espnet_modules import SUBSAMPLINGS, Conv2dSubsamplingWOPosEnc
+from espnet_l0prune.networks.espnet_modules import (
+    SUBSAMPLINGS,
+    Conv2dSubsamplingWOPosEnc,
+    ConvInput,
+)
 
-FRONT_ENDS = (*SUBSAMPLINGS, Conv2dSubsamplingWOPosEnc)
+FRONT_ENDS = (*SUBSAMPLINGS, Conv2dSubsamplingWOPosEnc, ConvInput)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)  # whose channels can be cut
+CHANNELWISE = (nn.ReLU, nn.MaxPool2d)  # which keep 0 and the order of channels
 
 
-def last_linear(embed: nn.Module) -> nn.Linear:
-    """Return the layer that maps a subsampling's features to the residual stream."""
+def last_linear(embed: nn.Module) -> nn.Linear | None:
+    """Return the layer that maps a subsampling's features to the residual stream.
+
+    A `ConvInput` in front of a block of convolutions has none.
+    """
+    if isinstance(embed, ConvInput):
+        return embed.output
     return embed.out[0] if isinstance(embed.out, nn.Sequential) else embed.out
 
 
@@ -46,11 +56,13 @@ class FrontendSite(Site):
             convs = {
                 f"embed.conv.{i}": layer
                 for i, layer in enumerate(embed.conv)
-                if not isinstance(layer, nn.ReLU)
+                if not isinstance(layer, CHANNELWISE)
             }
-            layers = [*convs.values(), last_linear(embed)]
+            linear = last_linear(embed)
+            layers = [*convs.values(), *([] if linear is None else [linear])]
             if all(isinstance(layer, LAYERS) for layer in layers):
-                for name, (conv, consumer) in zip(convs, pairwise(layers), strict=True):
+                # without a linear layer, the last channels are the stream, and stay
+                for name, (conv, consumer) in zip(convs, pairwise(layers), strict=False):
                     yield cls(name, embed, conv, consumer)
 
     @property

@@ -10,6 +10,7 @@ from espnet_l0prune.networks.block import Block, Place, Skip
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.branch import BranchSite, ConstantSite
 from espnet_l0prune.networks.depth import BlockSite
+from espnet_l0prune.networks.espnet_modules import TransducerEncoder
 from espnet_l0prune.networks.frontend import FrontendSite
 from espnet_l0prune.networks.s3prl import S3prlConvolutionSite, s3prl_blocks
 from espnet_l0prune.networks.stream import BlockWidthSite, Branch, StreamSite
@@ -30,6 +31,8 @@ def blocks_of(
                 yield f"encoders_sd.{i}", blocks
         if isinstance(getattr(network, name, None), nn.Sequential):
             yield name, getattr(network, name)
+    if isinstance(network, TransducerEncoder):
+        yield "encoders.blocks", network.encoders.blocks
     yield from whisper_blocks(network)
     yield from s3prl_blocks(network)
 

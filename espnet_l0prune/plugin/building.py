@@ -18,11 +18,12 @@ from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.plugin.heads import name_absent_
 from espnet_l0prune.plugin.inputs import SAMPLE_RATE, reads_audio
 from espnet_l0prune.plugin.s3prl import reading_upstreams
-from espnet_l0prune.plugin.transducer import loss_at_hand
+from espnet_l0prune.plugin.transducer import loss_at_hand, provide_loss_
 from espnet_l0prune.plugin.weight_names import read_any_names_
 
 TASKS = {
     "asr": "ASRTask",
+    "asr_transducer": "ASRTransducerTask",
     "mt": "MTTask",
     "s2t": "S2TTask",
     "s2t_ctc": "S2TTask",
@@ -172,6 +173,7 @@ def build_model(args: argparse.Namespace) -> Any:
             f"that ESPnet {espnet.__version__} has"
         ) from e
     note_input_(model, args)
+    provide_loss_(model)
     read_any_names_(model)
     refuse_short_(model)
     return model

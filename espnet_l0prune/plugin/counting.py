@@ -14,7 +14,7 @@ from espnet_l0prune.core.profile import Profile
 from espnet_l0prune.core.sites import Call, Shapes, Site
 from espnet_l0prune.core.terms import terms_of
 from espnet_l0prune.networks.block import Block
-from espnet_l0prune.networks.espnet_modules import TooShortUttError
+from espnet_l0prune.networks.espnet_modules import TOO_SHORT
 from espnet_l0prune.networks.s3prl import attending_by_layers
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.speakers import one_after_another
@@ -23,6 +23,8 @@ from espnet_l0prune.plugin.heads import (
     ctcs_of,
     is_multi_decoder,
     is_transducer,
+    logits_of,
+    output_size_of,
     reads_early,
 )
 from espnet_l0prune.plugin.inputs import prompt, silence
@@ -72,7 +74,7 @@ def promised_time(encoder: nn.Module, profile: Profile) -> float:
 
 def check_profiled(encoder: nn.Module, profile: Profile) -> None:
     """Raise ValueError for a profile of another encoder, by its class and size."""
-    found = encoder_name(encoder), encoder.output_size()
+    found = encoder_name(encoder), output_size_of(encoder)
     if found != (profile.encoder, profile.size):
         raise ValueError(
             f"the profile is that of a {profile.encoder} of {profile.size} features, and "
@@ -139,7 +141,7 @@ def run(model: nn.Module, goal: Goal) -> None:
         return
     for name, ctc in ctcs_of(model).items():
         early = reads_early(model, name)
-        ctc.ctc_lo(Block.stream(outputs[0]) if early else encoder_out)
+        logits_of(ctc)(Block.stream(outputs[0]) if early else encoder_out)
     if model.decoder is None or is_transducer(model):
         return
     device = encoder_out.device
@@ -173,7 +175,7 @@ def encode_silence(model: nn.Module, goal: Goal) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([speech.size(1)], device=speech.device)
     try:
         encoder_out, lengths = model.encode(speech, lengths, **prompt(model))
-    except TooShortUttError as e:
+    except TOO_SHORT as e:
         raise ValueError(
             f"sparsity_goal_conf: seconds is {goal.seconds}: {e}; expected more"
         ) from e

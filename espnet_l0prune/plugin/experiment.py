@@ -27,7 +27,7 @@ PARTS = (
     *("frontend", "preencoder", "encoder", "decoder", "ctc", "joint_net"),
     *("postencoder", "postdecoder", "deliberationencoder", "promptencoder"),
     *("hier_encoder", "md_encoder", "extra_asr_decoder", "extra_mt_encoder"),
-    *("extra_mt_decoder", "st_joint_net"),
+    *("extra_mt_decoder", "st_joint_net", "joint_network"),
 )
 
 

@@ -19,8 +19,23 @@ def name_absent_(model: nn.Module) -> None:
 
 
 def ctcs_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return a model's CTC heads by name."""
-    return _present(model, CTCS)
+    """Return a model's CTC heads by name; see `logits_of`.
+
+    In the task asr_transducer it is a layer alone, for an auxiliary loss.
+    """
+    layer = getattr(model, "ctc_lin", None)
+    return _present(model, CTCS) if layer is None else {"ctc": layer}
+
+
+def logits_of(ctc: nn.Module) -> nn.Module:
+    """Return the layer of a CTC head that computes its logits."""
+    return getattr(ctc, "ctc_lo", ctc)
+
+
+def output_size_of(encoder: nn.Module) -> int:
+    """Return the number of features of an encoder's output."""
+    size = encoder.output_size  # in the task asr_transducer it is no method
+    return size() if callable(size) else size
 
 
 def joint_network_of(model: nn.Module) -> nn.Module | None:

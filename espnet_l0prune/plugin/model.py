@@ -24,7 +24,9 @@ from espnet_l0prune.plugin.compared_layers import layer_losses, measure_layers_
 from espnet_l0prune.plugin.heads import (
     ctcs_of,
     is_transducer,
+    logits_of,
     name_absent_,
+    output_size_of,
     token_loss_of,
 )
 from espnet_l0prune.plugin.inputs import reads_audio
@@ -32,9 +34,9 @@ from espnet_l0prune.plugin.layer_weight import LayerWeight
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.teacher import Teacher
 from espnet_l0prune.plugin.trace import Trace, record
-from espnet_l0prune.plugin.transducer import loss_at_hand
+from espnet_l0prune.plugin.transducer import loss_at_hand, provide_loss_
 
-BLANK = 0  # of every CTC head of ESPnet's
+BLANK = 0  # of every CTC head of ESPnet's, and of the task asr_transducer
 OFF_BUDGET = 1e4  # more than any loss of an utterance
 CHOICES: dict[str, Collection[str]] = {
     "layer_input": ("student", "teacher"),
@@ -133,6 +135,7 @@ class L0Distilled(MixedWith):
         with loss_at_hand():
             super().__init__(vocab_size=vocab_size, token_list=token_list, **espnet_conf)
         name_absent_(self)
+        provide_loss_(self)
         if (teacher_config is None) != (teacher_model_file is None):
             raise ValueError(
                 f"model_conf: teacher_config is {teacher_config}, teacher_model_file is "
@@ -217,7 +220,7 @@ class L0Distilled(MixedWith):
             for network in ("encoder", "frontend"):
                 self.chosen_layer_weights[network] = LayerWeight(optimizer, network)
         if self.layer_projection != "identity" and self.layer_weight != 0:
-            size, like = self.encoder.output_size(), next(self.parameters())
+            size, like = output_size_of(self.encoder), next(self.parameters())
             identity = torch.eye(size, dtype=like.dtype, device=like.device)
             self.projection = nn.Parameter(identity)
             optimizer.add_param_group({"params": self.projection})
@@ -295,7 +298,7 @@ class L0Distilled(MixedWith):
                 # weighed as in ESPnet's own loss; the student's layer may be dropped
                 if weight and teacher.between_out and student.between:
                     between = [
-                        prediction_kl(ctc.ctc_lo(mine), teacher.between_out[i], *how)
+                        prediction_kl(logits_of(ctc)(mine), teacher.between_out[i], *how)
                         for i, mine in student.between.items()
                     ]
                     kl = (1 - weight) * kl + weight * sum(between) / len(between)
@@ -308,7 +311,7 @@ class L0Distilled(MixedWith):
                 student.decoder_args[0][:, 1:],  # the labels, behind a blank
                 student.memory_lengths,
                 text_lengths,
-                self.blank_id,
+                getattr(self, "blank_id", BLANK),
             )
             losses["loss_transducer_kl"] = self.transducer_kl_weight, kl
         attended = teacher.decoder_out is not None and not transducer

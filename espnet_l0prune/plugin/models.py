@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.class_choices import ClassChoices
 
 from espnet_l0prune.plugin.model import L0Distilled, distilled
@@ -13,6 +14,7 @@ from espnet_l0prune.plugin.model import L0Distilled, distilled
 # Names of ESPnet's models by task. The first is what the task builds if not told another
 STOCK = {
     "asr": ("espnet", "maskctc", "pit_espnet"),
+    "asr_transducer": ("espnet",),
     "mt": ("mt", "discrete_asr"),
     "s2t": ("espnet",),
     "s2t_ctc": ("espnet_ctc",),
@@ -29,23 +31,53 @@ NAMES = {task: {_our_name(task, x): x for x in stock} for task, stock in STOCK.i
 ALL_NAMES = list(dict.fromkeys(name for names in NAMES.values() for name in names))
 
 
-class ModelName(ClassChoices):
-    """A `ModelName` is the option `model` of a task that has `model_conf` alone: st."""
+# Classes that a task names in its code, by the option of ours that replaces them: the
+# class's name there, and the option's value for it
+IN_CODE = {
+    "st": {"model": ("ESPnetSTModel", "espnet")},
+    "asr_transducer": {
+        "model": ("ESPnetASRTransducerModel", "espnet"),
+        "encoder": ("Encoder", "transducer"),
+    },
+}
 
-    def __init__(self, stock: type):
-        super().__init__("model", {"espnet": stock}, default=None, optional=True)
+
+class NameAlone(ClassChoices):
+    """A `NameAlone` is an option of a task that has the option's `_conf` alone.
+
+    Args:
+        name: the option's name
+        value: what the option is for ESPnet's class
+        stock: this class, whose subclasses other values may stand for
+    """
+
+    def __init__(self, name: str, value: str, stock: type):
+        super().__init__(name, {value: stock}, stock, default=None, optional=True)
 
     def add_arguments(self, parser: Any) -> None:
         """Add the option to a parser of ESPnet's."""
         parser.add_argument(
-            "--model", default=None, choices=self.choices(), help="The model type"
+            f"--{self.name}",
+            default=None,
+            choices=self.choices(),
+            help=f"The {self.name} type",
         )
 
 
-def model_choices_of(module: ModuleType) -> ClassChoices:
-    """Return the models that a task knows by name; the module is the task's."""
-    known = getattr(module, "model_choices", None)
-    return ModelName(module.ESPnetSTModel) if known is None else known
+def _in_code(module: ModuleType) -> dict[str, tuple[str, str]]:
+    return IN_CODE.get(module.__name__.rpartition(".")[2], {})
+
+
+def choices_in_code(module: ModuleType) -> list[ClassChoices]:
+    """Return options for the classes that a task names in its code.
+
+    Args:
+        module: the task's module
+    """
+    return [
+        NameAlone(option, value, getattr(module, name))
+        for option, (name, value) in _in_code(module).items()
+    ]
 
 
 def kinds(task: str, stock: dict[str, type]) -> dict[str, type[L0Distilled]]:
@@ -85,23 +117,27 @@ def our_name(task: str, stock: str | None) -> str:
 
 
 @contextlib.contextmanager
-def standing_in(module: ModuleType, args: argparse.Namespace) -> Iterator[None]:
+def standing_in(
+    task: type[AbsTask], module: ModuleType, args: argparse.Namespace
+) -> Iterator[None]:
     """Let a task build a model of ours as it builds ESPnet's, within a `with` block.
 
-    The st task names the class in its code, and the mt task gives the arguments of
+    Some tasks name classes in their code, and the mt task gives the arguments of
     `discrete_asr` to the model of that name alone.
 
     Args:
+        task: the task
         module: the task's module
         args: the configuration
     """
-    name = getattr(args, "model", None)
+    known = {choices.name: choices for choices in task.class_choices_list}
     with contextlib.ExitStack() as after:
-        if name == "l0_distill" and not hasattr(module, "model_choices"):
-            stock = module.ESPnetSTModel
-            after.callback(setattr, module, "ESPnetSTModel", stock)
-            module.ESPnetSTModel = distilled(stock)  # type: ignore[attr-defined]
-        elif name == "l0_distill_discrete_asr":
+        for option, (where, _) in _in_code(module).items():
+            if (chosen := getattr(args, option, None)) is not None:
+                after.callback(setattr, module, where, getattr(module, where))
+                setattr(module, where, known[option].get_class(chosen))
+        name = getattr(args, "model", None)
+        if name == "l0_distill_discrete_asr":
             classes, stock = module.model_choices.classes, "discrete_asr"
             after.callback(classes.update, {stock: classes[stock]})
             after.callback(setattr, args, "model", name)

@@ -20,6 +20,7 @@ from espnet_l0prune.networks.espnet_modules import (
     OpenAIWhisperDecoder,
     OpenAIWhisperEncoder,
     S3prlFrontend,
+    TransducerEncoder,
     TransformerDecoder,
     TransformerEncoder,
 )
@@ -30,6 +31,7 @@ from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.networks.units import choose_units
 from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
+from espnet_l0prune.plugin.transducer import TransducerNetwork
 from espnet_l0prune.plugin.weight_names import read_any_names_
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
@@ -217,6 +219,12 @@ class L0ContextualBlockTransformerEncoder(L0Network, ContextualBlockTransformerE
     conf_name = "encoder_conf"
 
 
+class L0TransducerEncoder(TransducerNetwork, L0Network, TransducerEncoder):
+    """This is `encoder: l0_transducer`, of the task asr_transducer; see `L0Network`."""
+
+    conf_name = "encoder_conf"
+
+
 class L0TransformerDecoder(L0Network, TransformerDecoder):
     """This is `decoder: l0_transformer`; see `L0Network`."""
 
@@ -252,6 +260,7 @@ ENCODERS = {
     "l0_contextual_block_conformer": L0ContextualBlockConformerEncoder,
     "l0_contextual_block_transformer": L0ContextualBlockTransformerEncoder,
     "l0_whisper": L0WhisperEncoder,
+    "l0_transducer": L0TransducerEncoder,
 }
 DECODERS = {"l0_transformer": L0TransformerDecoder, "l0_whisper": L0WhisperDecoder}
 FRONTENDS = {"l0_s3prl": L0S3prlFrontend}
@@ -261,3 +270,5 @@ NETWORK_KINDS: dict[str, Mapping[str, type[L0Network]]] = {
     "encoder": ENCODERS,
     "decoder": DECODERS,
 }
+# What a task builds that has no option for it, as asr_transducer
+UNNAMED = {"encoder": "transducer"}

@@ -81,8 +81,9 @@ def settle_options(args: argparse.Namespace) -> None:
     They are removed without pruning, since a machine without the plugin would reject them
     even where they are null.
     """
-    if getattr(args, "model", None) is None:  # of the st task, which has no such option
-        vars(args).pop("model", None)
+    for name in ("model", "encoder"):  # which some tasks have from us alone
+        if getattr(args, name, None) is None:
+            vars(args).pop(name, None)
     if not is_pruned(args):
         for name in PRUNING_OPTIONS:
             vars(args).pop(name, None)

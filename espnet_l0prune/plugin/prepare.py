@@ -159,6 +159,9 @@ def check_trainable(args: argparse.Namespace) -> None:
         first = getattr(args, "extra_asr_decoder", None)
         expected = "transformer_md, as ESPnet's loss of such a model fails with another"
         _require(first == "transformer_md", "extra_asr_decoder", first, expected)
+    pruned_loss = args.model_conf.get("use_k2_pruned_loss", False)  # in asr_transducer
+    expected = "false: its teacher is compared on the whole lattice"
+    _require(not pruned_loss, "use_k2_pruned_loss", pruned_loss, expected)
     durations = args.model_conf.get("transducer_multi_blank_durations")
     expected = "1 or more: the loss of multi-blank transducers has no code for CPUs"
     _require(args.ngpu or not durations, "ngpu", args.ngpu, expected)

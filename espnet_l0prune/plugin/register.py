@@ -22,8 +22,8 @@ from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.experiment import read_config
 from espnet_l0prune.plugin.models import (
     ALL_NAMES,
+    choices_in_code,
     kinds,
-    model_choices_of,
     standing_in,
 )
 from espnet_l0prune.plugin.moved import refuse_moved
@@ -65,19 +65,20 @@ def register(module_name: str = "espnet2.tasks.asr") -> None:
     name = "asr" if module_name == ESPNET3 else module_name.rpartition(".")[2]
     task = getattr(module, TASKS[name])
     known = {choices.name: choices for choices in task.class_choices_list}
-    models = known.get("model") or model_choices_of(module)
+    options = [x for x in (*choices_in_code(module), *CHOICES) if x.name not in known]
+    classes = known | {choices.name: choices for choices in options}
+    models = classes["model"]
     entries: list[tuple[str, dict, dict]] = [
         *(
-            (part, known[part].classes, ours)
+            (part, classes[part].classes, _fitting(ours, classes[part].base_type))
             for part, ours in NETWORKS.items()
-            if part in known  # s2t_ctc has no decoder
+            if part in classes  # s2t_ctc has no decoder
         ),
         ("optim", abs_task.optim_classes, {"l0_adamw": L0AdamW}),
         ("scheduler", abs_task.scheduler_classes, {"l0_lineardecaylr": LinearDecayLR}),
         ("model", models.classes, kinds(name, models.classes)),
         ("option", known, {choices.name: choices for choices in CHOICES}),
     ]
-    options = [x for x in (models, *CHOICES) if x.name not in known]
     for what, registry, ours in entries:
         _require_free(what, registry, ours)
     for _, registry, ours in entries:
@@ -112,6 +113,11 @@ def _tell_ctc_only(module: Any) -> None:
     module._is_ctc_only = is_ctc_only
 
 
+def _fitting(ours: Mapping[str, type], base: type | None) -> dict[str, type]:
+    """Return those of our classes that a registry takes: the subclasses of its base."""
+    return {k: v for k, v in ours.items() if base is None or issubclass(v, base)}
+
+
 def _require_free(what: str, registry: Mapping, ours: Mapping) -> None:
     for name, value in ours.items():
         taken = registry.get(name, value)
@@ -142,7 +148,7 @@ def _building(module: ModuleType, inner: Any) -> Any:
     def build_model(cls: type[AbsTask], args: argparse.Namespace) -> Any:
         refuse_moved(cls, args)
         inline_files(args)
-        with standing_in(module, args):
+        with standing_in(cls, module, args):
             model = inner(cls, args)
         settle_options(args)
         return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from espnet_l0prune.core.plan import structure_of
 from espnet_l0prune.networks.sites import find_sites, layers_of
 from espnet_l0prune.networks.speakers import reordered
+from espnet_l0prune.networks.transducer import chunks_fixed
 from espnet_l0prune.networks.whisper import augmenting, reads_waveform
 from espnet_l0prune.plugin.experiment import load_model
 from espnet_l0prune.plugin.heads import (
@@ -20,6 +21,8 @@ from espnet_l0prune.plugin.heads import (
     ctcs_of,
     is_transducer,
     joint_network_of,
+    logits_of,
+    output_size_of,
 )
 from espnet_l0prune.plugin.inputs import reads_tokens
 from espnet_l0prune.plugin.trace import Trace, record
@@ -109,7 +112,7 @@ class Teacher:
         ]
         if student.layer_weight != 0:
             checks.append(
-                ("an encoder output of size", lambda m: m.encoder.output_size())
+                ("an encoder output of size", lambda m: output_size_of(m.encoder))
             )
             if student.layer_map == "same":
                 checks.append(("encoder blocks:", lambda m: len(layers_of(m.encoder))))
@@ -138,7 +141,8 @@ class Teacher:
         # in these, features are looked up, or computed by what is pruned
         apart = apart or reads_tokens(self.model) or reads_waveform(self.model.encoder)
         apart = apart or self.has_own_frontend
-        with record(self.model, self.has_own_frontend) as trace:
+        chunks = chunks_fixed(self.model.encoder, student.hidden_from_chunks)
+        with chunks, record(self.model, self.has_own_frontend) as trace:
             if apart:
                 with self._augmented_as(student):
                     self.model.encode(**inputs)
@@ -153,10 +157,11 @@ class Teacher:
             joint_network, memory = joint_network_of(self.model), trace.memory
             for name, ctc in ctcs_of(self.model).items():
                 early = student.is_early(name)
-                trace.ctc_out[name] = ctc.ctc_lo(trace.encoder_out if early else memory)
+                logits = logits_of(ctc)
+                trace.ctc_out[name] = logits(trace.encoder_out if early else memory)
                 if self.has_same_between:
                     between = trace.between.items()
-                    trace.between_out = {i: ctc.ctc_lo(hidden) for i, hidden in between}
+                    trace.between_out = {i: logits(hidden) for i, hidden in between}
             if joint_network is not None and memory is not None and student.decoder_args:
                 self.model.decoder.set_device(memory.device)
                 decoder_out = self.model.decoder(*map(_copied, student.decoder_args))

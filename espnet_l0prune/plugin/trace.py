@@ -16,7 +16,7 @@ from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.networks.whisper import augmenting
-from espnet_l0prune.plugin.heads import ctcs_of, joint_network_of
+from espnet_l0prune.plugin.heads import ctcs_of, joint_network_of, logits_of
 
 
 @dataclass
@@ -70,7 +70,13 @@ class Trace:
         assert lengths is not None  # the encoder has set it
         if name in self.ctc_out:
             return self.ctc_out[name], lengths
-        return ctc.ctc_lo(self.encoder_out if early else self.memory), lengths
+        return logits_of(ctc)(self.encoder_out if early else self.memory), lengths
+
+    @property
+    def hidden_from_chunks(self) -> Tensor | None:
+        """Return which frames were hidden from others, (time, time), in a training of the
+        task asr_transducer that draws chunks."""
+        return next(iter(self.block_kwargs.values()), {}).get("chunk_mask")
 
 
 class Again(nn.Module):
@@ -189,7 +195,7 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
         hooks.append(model.pit_ctc.register_forward_hook(on_speakers))
     for name, ctc in ctcs_of(model).items():
         hooks.append(ctc.register_forward_pre_hook(partial(on_ctc_loss, name)))
-        hooks.append(ctc.ctc_lo.register_forward_hook(partial(on_ctc, name)))
+        hooks.append(logits_of(ctc).register_forward_hook(partial(on_ctc, name)))
     joint_network = joint_network_of(model)
     if joint_network is not None:
         hooks.append(joint_network.register_forward_hook(on_joint))

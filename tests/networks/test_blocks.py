@@ -13,6 +13,7 @@ from espnet_l0prune.networks.blocks import KINDS, block_of
 from espnet_l0prune.networks.blocks.decoder import DecoderBlock
 from espnet_l0prune.networks.blocks.s3prl import S3prlBlock, WavLMBlock
 from espnet_l0prune.networks.blocks.whisper import WhisperBlock
+from espnet_l0prune.plugin.network import L0TransducerEncoder
 from espnet_l0prune.testing.models import ENCODER, arguments, model
 
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 1}
@@ -27,11 +28,16 @@ ENCODERS = {
     "l0_contextual_block_conformer": CONTEXTUAL | {"macaron_style": True},
     "l0_contextual_block_transformer": CONTEXTUAL,
 }
+OF_TRANSDUCERS = ("conformer", "branchformer", "ebranchformer")
 
 
 def block(kind: str) -> torch.nn.Module:
     """Of a network of that kind, in evaluation mode."""
     args = arguments()
+    if kind in OF_TRANSDUCERS:
+        sizes = {"hidden_size": 16, "linear_size": 12, "conv_mod_kernel_size": 3}
+        encoder = L0TransducerEncoder(20, [{"block_type": kind, **sizes}], units=[])
+        return encoder.eval().encoders.blocks[0]
     if kind in ENCODERS:
         args.encoder, args.encoder_conf = kind, {**ENCODERS[kind], "units": []}
     built = ASRTask.build_model(args).eval()
@@ -40,7 +46,7 @@ def block(kind: str) -> torch.nn.Module:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [*ENCODERS, "decoder"])
+@pytest.mark.parametrize("kind", [*ENCODERS, *OF_TRANSDUCERS, "decoder"])
 def test_branches_are_computed_in_the_order_of_the_layout(kind):
     layer = block(kind)
     view, seen = block_of(layer), []
@@ -54,6 +60,8 @@ def test_branches_are_computed_in_the_order_of_the_layout(kind):
     x, mask = torch.randn(1, 7, 16), torch.ones(1, 1, 7).bool()
     if kind == "decoder":
         layer(x, mask, torch.randn(1, 9, 16), None)
+    elif kind in OF_TRANSDUCERS:  # whose masks are true where there is padding
+        layer(x, torch.randn(1, 13, 16), ~mask[0])
     elif kind == "l0_transformer" or "contextual" in kind:
         layer(x, mask)
     else:

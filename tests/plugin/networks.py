@@ -23,6 +23,7 @@ from espnet_l0prune.plugin.network import (
     L0MultiConvConformerEncoder,
     L0MultiSpeakerTransformerEncoder,
     L0S3prlFrontend,
+    L0TransducerEncoder,
     L0TransformerDecoder,
     L0TransformerEncoder,
     L0WhisperDecoder,
@@ -69,6 +70,9 @@ KINDS = {
     "hubert": L0S3prlFrontend,
     "wav2vec2": L0S3prlFrontend,
     "wavlm": L0S3prlFrontend,
+    "transducer_conformer": L0TransducerEncoder,
+    "transducer_branchformer": L0TransducerEncoder,
+    "transducer_ebranchformer": L0TransducerEncoder,
 }
 
 
@@ -76,6 +80,11 @@ DECODERS = ("decoder", "whisper_decoder")
 WHISPER = ("whisper", "whisper_decoder")
 S3PRL = ("hubert", "wav2vec2", "wavlm")
 TRANSFORMERS = ("transformer", "speakers")
+TRANSDUCERS = (
+    "transducer_conformer",
+    "transducer_branchformer",
+    "transducer_ebranchformer",
+)
 STREAMING = ("streaming_conformer", "streaming_transformer")
 BLOCKS_OF_FRAMES = [  # the first is longer than any utterance here, the second endless
     {"block_size": 40, "hop_size": 16, "look_ahead": 16},
@@ -120,6 +129,29 @@ def s3prl_options(
     return {"upstream_config": config, "multilayer_feature": multilayer_feature}
 
 
+def transducer_options(
+    kind: str, heads: int, size: int, blocks: int, linear_units: int, **more
+) -> dict:
+    """Options of an encoder of the task asr_transducer, from what others are told.
+
+    Args:
+        more: `input_conf` and `main_conf` as they are; and `convs`, whether blocks of
+            convolutions are around the others, of another size
+    """
+    around = {"block_type": "conv1d", "kernel_size": 3, "output_size": size}
+    block = {
+        "block_type": kind.removeprefix("transducer_"),
+        "hidden_size": size,
+        "heads": heads,
+        "linear_size": linear_units,
+        "conv_mod_kernel_size": 3,
+        "num_blocks": blocks,
+    }
+    convs = more.pop("convs", False)
+    last = {**around, "output_size": 6, "batch_norm": True}
+    return {"body_conf": [around, block, last] if convs else [block], **more}
+
+
 def branchformer_attention(attention: dict) -> dict:
     """The same options under the Branchformers' names."""
     return {k.replace("selfattention", "attention"): v for k, v in attention.items()}
@@ -146,6 +178,24 @@ def confs(draw, kind: str) -> dict:
             "channels": draw(st.integers(1, 9)),
             "large": draw(st.booleans()),
             "multilayer_feature": draw(st.booleans()),
+        }
+    if kind in TRANSDUCERS:
+        del conf["dropout_rate"]
+        vgg = draw(st.booleans())
+        norms = ["layer_norm", "basic_norm", "rms_norm", "scale_norm"]
+        return conf | {
+            "linear_units": 2 * draw(st.integers(1, 5)),
+            "convs": draw(st.booleans()),
+            "input_conf": {
+                "vgg_like": vgg,
+                "conv_size": [draw(st.integers(1, 5)), 3] if vgg else 4,
+                "subsampling_factor": draw(st.sampled_from([4, 6] if vgg else [2, 4, 6])),
+            },
+            "main_conf": {
+                "simplified_att_score": draw(st.booleans()),
+                "norm_type": draw(st.sampled_from(norms)),
+                "conv_mod_norm_type": draw(st.sampled_from(norms)),
+            },
         }
     if kind == "decoder":
         conf |= {
@@ -247,6 +297,9 @@ def make(kind: str, conf: dict, units, seed: int, **more):
         sizes, own = (), (*WHISPER_SIZES, "linear_units", "channels")
         named = {k: conf.pop(k) for k in ("large", "multilayer_feature") if k in conf}
         conf |= s3prl_options(kind, *map(conf.pop, own), **named)
+    if kind in TRANSDUCERS:
+        own = (*WHISPER_SIZES, "linear_units")
+        conf = transducer_options(kind, *map(conf.pop, own), **conf)
     if kind in WHISPER:
         conf |= whisper_options(*map(conf.pop, WHISPER_SIZES))
     elif kind in DECODERS:

@@ -97,6 +97,9 @@ SMALL = {
     "hubert": {"linear_units": 12, "channels": 6},
     "wav2vec2": {"linear_units": 12, "channels": 6, "large": True},
     "wavlm": {"linear_units": 12, "channels": 6},
+    "transducer_conformer": {"linear_units": 12},
+    "transducer_branchformer": {"linear_units": 12},
+    "transducer_ebranchformer": {"linear_units": 12},
 }
 WIDTHS = ("width", "block_width")
 SIZES = {"output_size": 16, "attention_heads": 4, "num_blocks": 2}
@@ -361,7 +364,7 @@ def test_survivors_are_a_multiple(multiple):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_the_costs_equal_finite_differences(kind):
     conf = SMALL[kind] | {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
-    if kind.endswith("branchformer"):
+    if kind in ("branchformer", "e_branchformer"):
         conf["use_linear_after_conv"] = True  # a gate that meets itself
     network = make(kind, conf, prunable(kind, conf), 0)
     gates = [g.log_alpha for s in network.sites() for g in s.gates.values()]

@@ -36,6 +36,7 @@ from espnet_l0prune.networks.espnet_modules import (
     DefaultFrontend,
     PositionalEncoding,
     RelPositionalEncoding,
+    TransducerEncoder,
 )
 from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
@@ -101,8 +102,11 @@ class OnnxForm(ExportForm):
 
 
 def refuse_without_graph(model: nn.Module) -> None:
-    """Raise ValueError for an encoder that reads audio or a prompt, that answers for
-    several speakers, or that is streaming, of which there is no graph."""
+    """Raise ValueError for an encoder of which there is no graph.
+
+    That is one that reads audio or a prompt, that answers for several speakers, that is
+    streaming, or that is of asr_transducer.
+    """
     if is_streaming(model.encoder):
         raise ValueError(
             f"the encoder, a {type(model.encoder).__name__}, hands context vectors "
@@ -121,6 +125,12 @@ def refuse_without_graph(model: nn.Module) -> None:
             f"the encoder, a {type(model.encoder).__name__}, answers for several "
             "speakers, which no graph here does; expected an encoder for one. Export "
             "it as a plugin or a stock model."
+        )
+    if isinstance(model.encoder, TransducerEncoder):
+        raise ValueError(
+            f"the encoder, a {type(model.encoder).__name__}, is that of the task "
+            "asr_transducer, of which no graph is written here; expected one of the "
+            "task asr. Export it as a plugin or a stock model."
         )
     if reads_waveform(model.encoder):
         raise ValueError(

@@ -22,21 +22,24 @@ from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.core.narrow import features_of
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as
+from espnet_l0prune.deploy.exports.standalone import sizes_of, widths_of
 from espnet_l0prune.deploy.verify import ROUNDED, TOLERANCE
 from espnet_l0prune.networks.block import Skip
 from espnet_l0prune.networks.branch import BranchSite, ConstantSite
 from espnet_l0prune.networks.branches.attention import AttentionSite
 from espnet_l0prune.networks.branches.cgmlp import ConvolutionalGatingSite
 from espnet_l0prune.networks.branches.feed_forward import FeedForwardSite
+from espnet_l0prune.networks.branches.transducer import TransducerAttentionSite
 from espnet_l0prune.networks.espnet_modules import MultiConvConformerEncoder
 from espnet_l0prune.networks.linear_attention import LinearAttention
 from espnet_l0prune.networks.sites import blocks_of, find_sites, layers_of
 from espnet_l0prune.networks.stream import BlockWidthSite, StreamSite
 from espnet_l0prune.plugin.building import build_model, task_name
 from espnet_l0prune.plugin.model import L0Distilled
-from espnet_l0prune.plugin.models import NAMES
+from espnet_l0prune.plugin.models import IN_CODE, NAMES
 from espnet_l0prune.plugin.network import L0Network
 from espnet_l0prune.plugin.s3prl import S3prlNetwork
+from espnet_l0prune.plugin.transducer import TransducerNetwork
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
@@ -82,7 +85,7 @@ def to_stock(
         network = getattr(model, part)
         if isinstance(network, L0Network):
             _check(network, part)
-            conf[f"{part}_conf"] |= _sizes(network)
+            conf[f"{part}_conf"] |= _sizes(network, conf[f"{part}_conf"])
     options = argparse.Namespace(**copy.deepcopy(conf))
     try:
         with torch.random.fork_rng():
@@ -115,6 +118,7 @@ def _dims(network: nn.Module) -> set[int]:
 def _without_ours(config: Mapping, model: nn.Module) -> dict:
     """Return a configuration in ESPnet's own names."""
     conf = copy.deepcopy(dict(config))
+    task = task_name(argparse.Namespace(**conf))
     for part in NETWORKS:
         if isinstance(getattr(model, part), L0Network):
             conf[part] = conf[part].removeprefix("l0_")
@@ -122,12 +126,12 @@ def _without_ours(config: Mapping, model: nn.Module) -> dict:
             theirs = conf[f"{part}_conf"].items()
             conf[f"{part}_conf"] = {k: v for k, v in theirs if k not in drop}
     if isinstance(model, L0Distilled):
-        conf["model"] = NAMES[task_name(argparse.Namespace(**conf))][conf["model"]]
+        conf["model"] = NAMES[task][conf["model"]]
         drop = _options(L0Distilled)
         conf["model_conf"] = {
             k: v for k, v in conf["model_conf"].items() if k not in drop
         }
-    return conf
+    return {k: v for k, v in conf.items() if k not in IN_CODE.get(task, {})}
 
 
 def _options(ours: Any) -> set[str]:
@@ -160,6 +164,10 @@ def _check(network: L0Network, part: str) -> None:
     *own, _ = _kept(network).values()
     if len(set(map(len, own))) > 1:
         raise refuse("has lost unequal numbers of blocks for each speaker")
+    if isinstance(network, TransducerNetwork) and any(
+        0 < gating < feed_forward for feed_forward, gating in widths_of(network)
+    ):
+        raise refuse("has cgMLPs, with a norm over each, that are narrower than the FFNs")
 
 
 def _kept(network: nn.Module) -> dict[str, list[int]]:
@@ -180,8 +188,15 @@ def _left(network: L0Network, kind: type[BranchSite]) -> list[int]:
     return [site.sizes[site.kinds[-1]] for site in sites]
 
 
-def _sizes(network: L0Network) -> dict[str, int]:
-    """Return what a stock configuration can say about a cut network."""
+def _sizes(network: L0Network, conf: Mapping) -> dict[str, Any]:
+    """Return what a stock configuration can say about a cut network.
+
+    Args:
+        network: the network
+        conf: its options before the cut
+    """
+    if isinstance(network, TransducerNetwork):
+        return sizes_of(network, conf)
     *own, shared = _kept(network).values()
     sizes = {"num_blocks": len(shared)}
     if own:
@@ -227,11 +242,19 @@ def _filled(network: L0Network, stock: nn.Module) -> dict[str, Tensor]:
                 state[f"{bias}.bias"] = ours.module.value.detach().clone()
         elif isinstance(site, AttentionSite) and isinstance(ours, AttentionSite):
             scale = math.sqrt(site.module.d_k / ours.module.d_k)
-            for name in ("linear_q.weight", "linear_q.bias", "pos_bias_u", "pos_bias_v"):
+            for name in _scores(site):
                 key = f"{site.name}.{name}"
                 if key in state and scale != 1:  # the scores are divided by another root
                     state[key] *= scale
     return state
+
+
+def _scores(site: AttentionSite) -> list[str]:
+    """Return the names of an attention's tensors that are factors of all its scores."""
+    names = ["linear_q.weight", "linear_q.bias", "pos_bias_u", "pos_bias_v"]
+    if isinstance(site, TransducerAttentionSite) and site.is_simplified:
+        names += ["linear_pos.weight", "linear_pos.bias"]
+    return names
 
 
 def _placed(

@@ -15,6 +15,12 @@ from espnet_l0prune.networks.blocks.e_branchformer import (
     EBranchformerCTCBlock,
 )
 from espnet_l0prune.networks.blocks.s3prl import S3prlBlock, WavLMBlock
+from espnet_l0prune.networks.blocks.transducer import (
+    TransducerBranchformerBlock,
+    TransducerConformerBlock,
+    TransducerConv1dBlock,
+    TransducerEBranchformerBlock,
+)
 from espnet_l0prune.networks.blocks.transformer import TransformerBlock
 from espnet_l0prune.networks.blocks.whisper import WhisperBlock
 
@@ -30,6 +36,10 @@ KINDS: tuple[type[Block], ...] = (
     WhisperBlock,
     S3prlBlock,
     WavLMBlock,
+    TransducerConformerBlock,
+    TransducerBranchformerBlock,
+    TransducerEBranchformerBlock,
+    TransducerConv1dBlock,
 )
 BLOCKS = {kind.module_type: kind for kind in KINDS}
 

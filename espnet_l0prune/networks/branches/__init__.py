@@ -14,6 +14,11 @@ from espnet_l0prune.networks.branches.s3prl import (
     SelfSupervisedAttentionSite,
     SelfSupervisedFeedForwardSite,
 )
+from espnet_l0prune.networks.branches.transducer import (
+    SpatialGatingSite,
+    TransducerAttentionSite,
+    TransducerConvolutionSite,
+)
 from espnet_l0prune.networks.branches.whisper import (
     WhisperAttentionSite,
     WhisperFeedForwardSite,
@@ -25,14 +30,19 @@ SELF_ATTENTION: tuple[type[BranchSite], ...] = (
     WhisperAttentionSite,
     SelfSupervisedAttentionSite,
     RelativeAttentionSite,
+    TransducerAttentionSite,
 )
 SOURCE_ATTENTION: tuple[type[BranchSite], ...] = (
     SourceAttentionSite,
     WhisperSourceAttentionSite,
 )
 FEED_FORWARD: tuple[type[BranchSite], ...] = (FeedForwardSite,)
-CONVOLUTION: tuple[type[BranchSite], ...] = (ConvolutionSite, MultiConvolutionSite)
-GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite,)
+CONVOLUTION: tuple[type[BranchSite], ...] = (
+    ConvolutionSite,
+    MultiConvolutionSite,
+    TransducerConvolutionSite,
+)
+GATING: tuple[type[BranchSite], ...] = (ConvolutionalGatingSite, SpatialGatingSite)
 WHISPER_FEED_FORWARD: tuple[type[BranchSite], ...] = (WhisperFeedForwardSite,)
 S3PRL_FEED_FORWARD: tuple[type[BranchSite], ...] = (SelfSupervisedFeedForwardSite,)
 BRANCHES = (

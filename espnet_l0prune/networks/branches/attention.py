@@ -1,5 +1,6 @@
 """The attention branch is ESPnet's MultiHeadedAttention or a relative-position kind."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
@@ -52,12 +53,14 @@ class HeadsSite(BranchSite):
 class AttentionSite(HeadsSite):
     """An `AttentionSite` is one of ESPnet's attentions."""
 
-    module_types = (MultiHeadedAttention,)
+    module_types: tuple[type[nn.Module], ...] = (MultiHeadedAttention,)
+    heads_name = "h"  # the attribute that has the number of heads
 
     @property
     def sizes(self) -> dict[str, int]:
         module, heads, dims = self.kinds
-        return {module: 1, heads: self.module.h, dims: self.module.d_k}
+        h = getattr(self.module, self.heads_name)
+        return {module: 1, heads: h, dims: self.module.d_k}
 
     @property
     def readers(self) -> tuple[nn.Module, ...]:
@@ -70,6 +73,12 @@ class AttentionSite(HeadsSite):
     @property
     def norm_is_shared(self) -> bool:
         return super().norm_is_shared or self.block.reads_beside_attention
+
+    @property
+    def _norms(self) -> list[nn.Module]:
+        """Return the norms of queries and keys, if there are any."""
+        norms = (getattr(self.module, name, None) for name in ("q_norm", "k_norm"))
+        return [norm for norm in norms if not isinstance(norm, nn.Identity | None)]
 
     @property
     def _positions(self) -> nn.Module | None:
@@ -90,13 +99,13 @@ class AttentionSite(HeadsSite):
 
     def dependents(self) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield from super().dependents()
-        yield self.module.q_norm, self.kinds
-        yield self.module.k_norm, self.kinds
+        for norm in self._norms:
+            yield norm, self.kinds
 
     def macs(self, shapes: Shapes) -> Iterator[tuple[float, tuple[str, ...]]]:
         for call in shapes.get(self.module, ()):
             batch, queries = call.inputs[0][:2]
-            keys, size = call.inputs[1][1], self.module.h * self.module.d_k
+            keys, size = call.inputs[1][1], math.prod(self.sizes.values())
             if isinstance(self.module, LinearAttention):
                 yield batch * self.module.macs(queries, keys), self.kinds[1:2]
                 continue
@@ -107,15 +116,15 @@ class AttentionSite(HeadsSite):
 
     def resize_(self, masks: Mapping[str, Tensor]) -> None:
         attention, (_, heads, dims) = self.module, self.kinds
-        attention.h, attention.d_k = int(masks[heads].sum()), int(masks[dims].sum())
+        setattr(attention, self.heads_name, int(masks[heads].sum()))
+        attention.d_k = int(masks[dims].sum())
         scale = self.scale_queries_(masks)
         for name in ("pos_bias_u", "pos_bias_v"):
             if scale != 1 and hasattr(attention, name):
                 getattr(attention, name).mul_(scale)
 
     def why_not(self, kind: str) -> str | None:
-        normed = not isinstance(self.module.q_norm, nn.Identity)
-        if kind == self.kinds[2] and normed:
+        if kind == self.kinds[2] and self._norms:
             return "qk_norm normalizes over all dimensions of a head"
         if kind == self.kinds[2] and isinstance(self.module, LinearAttention):
             return "random_features are drawn for all dimensions of a head"

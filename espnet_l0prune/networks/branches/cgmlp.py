@@ -19,38 +19,47 @@ class ConvolutionalGatingSite(BranchSite):
     """
 
     label = "cgmlp"
-    module_types = (ConvolutionalGatingMLP,)
+    module_types: tuple[type[nn.Module], ...] = (ConvolutionalGatingMLP,)
     kinds = ("cgmlp_modules", "cgmlp_channels")
     fine = alike = ("cgmlp_channels",)
 
     @property
     def sizes(self) -> dict[str, int]:
-        channels = self.module.channel_proj2.in_features
-        return {"cgmlp_modules": 1, "cgmlp_channels": channels}
+        return {"cgmlp_modules": 1, "cgmlp_channels": self.consumer.in_features}
 
     @property
     def readers(self) -> tuple[nn.Module, ...]:
         return (self.module.channel_proj1[0],)
 
     @property
+    def gating(self) -> nn.Module:
+        """Return the part that multiplies each channel by its gating half."""
+        return self.module.csgu
+
+    @property
+    def linear(self) -> nn.Module | None:
+        """Return the layer that mixes the gating halves, if there is one."""
+        return self.gating.linear
+
+    @property
     def consumer(self) -> nn.Module:
         return self.module.channel_proj2
 
     def unit_claims(self) -> Iterator[Claim]:
-        gating, kind = self.module.csgu, "cgmlp_channels"
-        yield from output_claims(self.module.channel_proj1[0], kind, outer=2)
-        yield from output_claims(gating.norm, kind)
-        yield from output_claims(gating.conv, kind)
-        if gating.linear is not None:
-            yield from output_claims(gating.linear, kind)
-            yield from input_claims(gating.linear, kind)
-        yield from input_claims(self.module.channel_proj2, kind, folds=True)
+        kind = "cgmlp_channels"
+        yield from output_claims(self.readers[0], kind, outer=2)
+        yield from output_claims(self.gating.norm, kind)
+        yield from output_claims(self.gating.conv, kind)
+        if self.linear is not None:
+            yield from output_claims(self.linear, kind)
+            yield from input_claims(self.linear, kind)
+        yield from input_claims(self.consumer, kind, folds=True)
 
     def hooks(
         self, kind: str, gate: HardConcrete
     ) -> Iterator[tuple[nn.Module, GateHook]]:
         yield from super().hooks(kind, gate)
         if kind == "cgmlp_channels":
-            yield self.module.csgu.norm, SurvivorNorm([gate])
-            if self.module.csgu.linear is not None:
-                yield self.module.csgu.linear, MaskInput(gate)
+            yield self.gating.norm, SurvivorNorm([gate])
+            if self.linear is not None:
+                yield self.linear, MaskInput(gate)

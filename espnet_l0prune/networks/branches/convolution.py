@@ -17,7 +17,7 @@ class ConvolutionSite(BranchSite):
     """
 
     label = "convolution"
-    module_types = (ConvolutionModule,)
+    module_types: tuple[type[nn.Module], ...] = (ConvolutionModule,)
     kinds = ("conv_modules", "conv_channels")
     fine = ("conv_channels",)
 
