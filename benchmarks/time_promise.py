@@ -24,7 +24,7 @@ from espnet_l0prune.core.profile import RUNTIMES, Profile
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.steps import quiet
 from espnet_l0prune.deploy.profiling import profile_model
-from espnet_l0prune.deploy.timer import Terms, time_encoders
+from espnet_l0prune.deploy.timer import Conditions, time_encoders
 from espnet_l0prune.plugin.building import note_input_
 from espnet_l0prune.plugin.counting import sites_of
 
@@ -71,11 +71,11 @@ def structures(model: nn.Module, profile: Profile) -> dict[str, nn.Module]:
     return found
 
 
-def follow(size: str, terms: Terms) -> list[dict]:
+def follow(size: str, conditions: Conditions) -> list[dict]:
     """A row for each structure: its promise, and its time."""
     model = build(size)
-    said = dataclasses.asdict(terms)
-    profile = profile_model(model, terms, RATE, quiet)
+    said = dataclasses.asdict(conditions)
+    profile = profile_model(model, conditions, RATE, quiet)
     models = structures(model, profile)
     promised = {}
     for name, one in models.items():
@@ -85,7 +85,7 @@ def follow(size: str, terms: Terms) -> list[dict]:
         plan = plan_of(sites)
         cut_(one, sites, plan)
     with tempfile.TemporaryDirectory() as folder:
-        times, spread = time_encoders(models, terms, RATE, Path(folder), quiet)
+        times, spread = time_encoders(models, conditions, RATE, Path(folder), quiet)
     names = {"size": size, **{k: said[k] for k in ("runtime", "threads", "int8")}}
     return [
         {
@@ -117,8 +117,10 @@ def main(argv: list[str] | None = None) -> None:
         for runtime in args.runtimes:
             for threads in args.threads:
                 int8 = args.int8 and runtime != "torch"
-                terms = Terms(args.seconds, runtime, threads, int8, args.minutes)
-                rows += follow(size, terms)
+                conditions = Conditions(
+                    args.seconds, runtime, threads, int8, args.minutes
+                )
+                rows += follow(size, conditions)
                 write(args, rows)
 
 

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "--profile",
         FILE,
-        help="what `profile` wrote, which --time needs; without --time it is shown only",
+        help="what `profile` wrote, which --time needs; MACs are counted for its audio",
     )
     parser.add_argument(
         "--scope",

@@ -36,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "--profile",
         FILE,
-        help="compare with the time that it promises, on its terms: seconds, runtime, "
-        "threads",
+        help="compare with the time that it promises, for its --seconds, runtime and "
+        "threads; --rounds are then the fewest",
     )
 
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> Answer:
             "expected the same of all: time them apart"
         )
     if profile is not None:
-        return _kept(models, profile, fs, args.rounds)
+        return _beside_promises(models, profile, fs, args.rounds)
     with busy(f"{args.rounds} rounds of {args.seconds:g} s, on one thread") as track:
         factors = real_time_factors(models, [speech], rate, args.rounds, track)
     rows = [
@@ -103,17 +103,19 @@ def run(args: argparse.Namespace) -> Answer:
     return Answer({"seconds": args.seconds, "rows": rows}, [table])
 
 
-def _kept(models: dict[str, Any], profile: Any, rate: int, rounds: int) -> Answer:
+def _beside_promises(
+    models: dict[str, Any], profile: Any, rate: int, rounds: int
+) -> Answer:
     """Return the measured times of encoders beside those that a profile promises."""
     from rich.table import Table
 
-    from espnet_l0prune.deploy.timer import Terms, time_encoders
+    from espnet_l0prune.deploy.timer import Conditions, time_encoders
     from espnet_l0prune.plugin.counting import promised_time
 
-    terms = Terms(profile.seconds, profile.runtime, profile.threads, profile.int8)
+    how = Conditions(profile.seconds, profile.runtime, profile.threads, profile.int8)
     promised = {k: promised_time(model.encoder, profile) for k, model in models.items()}
     with steps("bench") as step, tempfile.TemporaryDirectory() as folder:
-        times, spread = time_encoders(models, terms, rate, Path(folder), step, rounds)
+        times, spread = time_encoders(models, how, rate, Path(folder), step, rounds)
     first = next(iter(models))
     rows = [
         {
@@ -125,7 +127,7 @@ def _kept(models: dict[str, Any], profile: Any, rate: int, rounds: int) -> Answe
         }
         for name in models
     ]
-    table = Table(title=f"encoders, {terms}")
+    table = Table(title=f"encoders, {how}")
     table.add_column("experiment", overflow="fold")
     for column in ("promised", "measured", "difference", "speed-up"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -7,7 +7,7 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import FILE, add_path
 from espnet_l0prune.cli.progress import steps
-from espnet_l0prune.core.profile import RUNTIMES
+from espnet_l0prune.core.profile import RUNTIMES, Profile
 from espnet_l0prune.core.ranges import RANGES
 
 RANGE = RANGES["command line"]
@@ -38,7 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=float,
         default=5.0,
-        help=f"after so many no further round begins, {RANGE['--minutes']}; default: 5",
+        help="after so many no round begins beyond the fewest, "
+        f"{RANGE['--minutes']}; default: 5",
     )
     parser.add_argument("--force", action="store_true", help="replace the output")
 
@@ -51,22 +52,23 @@ def run(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.core.files import check_file, replace
     from espnet_l0prune.core.ranges import check
     from espnet_l0prune.deploy.profiling import profile_model, summary
-    from espnet_l0prune.deploy.timer import Terms
+    from espnet_l0prune.deploy.timer import Conditions
     from espnet_l0prune.plugin.building import sample_rate_of
     from espnet_l0prune.plugin.experiment import average_of, load_experiment
 
     numbers = {f"--{name}": getattr(args, name) for name in ("seconds", "threads")}
     check("command line", numbers | {"--minutes": args.minutes})
-    terms = Terms(args.seconds, args.runtime, args.threads, args.int8, args.minutes)
+    how = Conditions(args.seconds, args.runtime, args.threads, args.int8, args.minutes)
     check_file(args.out, args.force)
     with steps("profile") as step:
         checkpoint = args.checkpoint or average_of(args.experiment)
         step(f"loading {args.experiment}")
         model, conf = load_experiment(args.experiment, checkpoint)
-        profile = profile_model(model, terms, sample_rate_of(conf), step)
+        profile = profile_model(model, how, sample_rate_of(conf), step)
+    Profile.from_plain(profile.plain(), "what was measured")  # refuses noise
     text = json.dumps(profile.plain(), indent=1)
     replace(args.out, lambda part: part.write_text(text, "utf-8"), args.force)
-    table = Table(title=f"the encoder, {terms}")
+    table = Table(title=f"the encoder, {how}")
     table.add_column("place", overflow="fold")
     for column in ("ms", "of all", "ms with half", "ms with none"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -86,7 +88,7 @@ def _shown(time: float | None) -> str:
 
 
 COMMAND = Command(
-    "measure how long each place of an encoder computes on this machine, for --time",
+    "measure how long each place of an encoder takes on this CPU, for adopt --time",
     "profile exp/asr_conformer --out device.json",
     run,
     add_options,

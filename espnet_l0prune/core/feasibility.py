@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from espnet_l0prune.core.budget import Budget
+from espnet_l0prune.core.costs import TIME
 from espnet_l0prune.core.ranking import closing_order
 
 
@@ -28,15 +29,20 @@ def check_reachable(budget: Budget, targets: Mapping[str, float]) -> None:
     for cost, target in targets.items():
         if cost not in reachable:
             raise ValueError(
-                f"target has {cost}, which were not counted for this budget; expected "
-                f"some of {', '.join(reachable)}"
+                f"target has {cost}, which this budget does not have; expected some of "
+                f"{', '.join(reachable)}"
             )
         if target > reachable[cost]:
             raise ValueError(
                 f"the target sparsity in {cost} is {target}, but these units reach at "
-                f"most {reachable[cost]:.4f} of the {budget.totals[cost]:,.0f} in scope; "
+                f"most {reachable[cost]:.4f} of the {_amount(budget, cost)} in scope; "
                 "choose a lower target or add kinds of units"
             )
+
+
+def _amount(budget: Budget, cost: str) -> str:
+    total = budget.totals[cost]
+    return f"{1000 * total:,.1f} ms" if cost == TIME else f"{total:,.0f}"
 
 
 @torch.no_grad()

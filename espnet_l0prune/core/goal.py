@@ -27,7 +27,8 @@ class Goal:
         seconds: length in seconds of the utterance for which MACs are counted
         tokens: number of tokens that the decoder emits for it in one parallel pass
         profile: what `espnet-l0prune profile` measured on the device where the encoder is
-            to run, as a mapping or the path of the file; a target in `time` needs it
+            to run, which a target in `time` needs; in a configuration, the path of the
+            file or its content
 
     Raises:
         ValueError: an unknown cost, `scope` or `per`; a number out of its range; a
@@ -83,7 +84,7 @@ class Goal:
 
     @property
     def measured(self) -> Profile | None:
-        """Return the profile."""
+        """Return the profile, checked; None without one."""
         if self.profile is None:
             return None
         return Profile.from_plain(self.profile, f"{WHERE}: profile")

@@ -19,6 +19,7 @@ from espnet_l0prune.core.selection import select
 from espnet_l0prune.core.sites import Units
 
 Batches = Sequence[Mapping[str, Tensor]]  # keyword arguments of ESPnet's model
+FREE = 1e-6  # of the dearest unit's price, at least, which a unit is taken to have
 Scores = list[Tensor]  # (units,) for each gate
 
 
@@ -295,6 +296,7 @@ def per_cost(budget: Budget, scores: Scores, costs: Collection[str]) -> Scores:
     opened = budget.opened().requires_grad_()
     sparsity = budget.sparsity(opened)
     (price,) = torch.autograd.grad(-sum(sparsity[cost] for cost in costs), opened)
+    price = price.clamp_min(FREE * price.max())  # a time may not fall with a unit
     return [s / row[: len(s)].to(s) for s, row in zip(scores, price, strict=True)]
 
 

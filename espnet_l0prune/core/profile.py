@@ -12,11 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from espnet_l0prune.core.ranges import Range, check
+
 NOISIEST = 0.1  # the largest spread that a target in time can be held to
 MOST_COUNTS, MOST_PLACES = 64, 2000  # more is no profile, and would take much memory
 VERSION = 1
 RUNTIMES = "torch", "onnxruntime"
-TYPES = {"encoder": str, "size": int, "runtime": str, "threads": int, "int8": bool}
+TIMES = Range(0, 3600)  # seconds of a place
+TYPES = {
+    **{"encoder": str, "size": int, "parameters": int, "macs": int},
+    **{"runtime": str, "int8": bool},
+}
 REMEDY = "Expected what `espnet-l0prune profile` wrote: measure again."
 
 
@@ -43,20 +49,20 @@ class Place:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the table, if anything is."""
-        names = (*self.sites, *self.kinds, self.block or "")
+        names = *self.sites, *self.kinds, "" if self.block is None else self.block
         if not all(isinstance(name, str) for name in names):
             yield f"names {names}"
         if not len(self.sites) == len(self.kinds) == len(self.counts) <= 2:
             yield f"{len(self.sites)} sites, {len(self.kinds)} kinds, {self.counts}"
         for numbers in self.counts:
             whole = all(type(n) is int and n >= 0 for n in numbers)
-            few = 2 <= len(numbers) <= MOST_COUNTS
+            few = 1 <= len(numbers) <= MOST_COUNTS
             if not (whole and few and [*numbers] == sorted({*numbers})):
                 yield f"counts of {reprlib.repr([*numbers])}"
         if len(self.times) != math.prod(map(len, self.counts)):
             yield f"{len(self.times)} times for {self.counts}"
         for time in self.times:
-            if not (isinstance(time, (int, float)) and 0 <= time < math.inf):
+            if time not in TIMES:
                 yield f"a time of {reprlib.repr(time)}"
 
 
@@ -67,6 +73,8 @@ class Profile:
     Attributes:
         encoder: name of the encoder's class
         size: number of features of its residual stream
+        parameters, macs: what the encoder has, and computes for this audio, with all
+            units, by which another one is told from it
         seconds: length in seconds of the audio
         runtime: what computed: `torch` or `onnxruntime`
         threads: on so many threads
@@ -79,6 +87,8 @@ class Profile:
 
     encoder: str
     size: int
+    parameters: int
+    macs: int
     seconds: float
     runtime: str
     threads: int
@@ -118,20 +128,24 @@ class Profile:
             for name, kind in TYPES.items():
                 if type(value := values[name]) is not kind:
                     raise TypeError(f"{name} is {reprlib.repr(value)}")
-            if profile.runtime not in RUNTIMES or profile.threads < 1:
-                raise ValueError(f"{profile.runtime} on {profile.threads} threads")
+            check("command line", {"--threads": profile.threads})
+            check("sparsity_goal_conf", {"seconds": profile.seconds})
+            if profile.runtime not in RUNTIMES or (
+                profile.int8 and profile.runtime == RUNTIMES[0]
+            ):
+                raise ValueError(f"{profile.runtime} with int8 {profile.int8}")
             if len(places) > MOST_PLACES:
                 raise ValueError(f"it has {len(places)} places")
-            numbers = profile.seconds, profile.fixed, profile.spread
-            sound = all(0 < number < math.inf for number in numbers)
+            numbers = profile.fixed, profile.spread
+            sound = all(number in TIMES and number for number in numbers)
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(
                 f"{where} is damaged ({type(e).__name__}: {e}). {REMEDY}"
             ) from e
         if not sound:
             raise ValueError(
-                f"{where} has seconds {profile.seconds!r}, fixed {profile.fixed!r} and "
-                f"spread {profile.spread!r}; expected numbers above 0. {REMEDY}"
+                f"{where} has fixed {profile.fixed!r} and spread {profile.spread!r}; "
+                f"expected {TIMES} above 0. {REMEDY}"
             )
         for place in profile.places:
             for problem in place.problems():

@@ -14,6 +14,7 @@ from espnet_l0prune.core.profile import REMEDY, Place, Profile
 from espnet_l0prune.core.sites import Site, Units
 
 AXES = 2  # of a table, at most
+SHARED = {"frontend_channels"}  # two tables may have the same convolution
 
 
 class Timing:
@@ -92,7 +93,10 @@ class Timing:
         shares = torch.cat([one, opened[:, 0]]) if len(opened) else one
         left = numbers[self._counted] * shares[self._wholes]  # (places, axes)
         steps = (left[..., None] - self._counts[..., :-1]) / self._counts.diff()
-        passed = steps.clamp(0, 1)  # how far each interval lies behind
+        # how far each interval lies behind; at a measured number, the slope is that of
+        # what closing a unit saves, and not that of both sides
+        inside = (steps > 0) & (steps <= 1)
+        passed = torch.where(inside, steps, steps.detach().clamp(0, 1))
         edge = torch.ones_like(passed[..., :1]), torch.zeros_like(passed[..., :1])
         weights = torch.cat([edge[0], passed], -1) - torch.cat([passed, edge[1]], -1)
         first, second = weights.unbind(1)
@@ -104,26 +108,36 @@ def _check(
     profile: Profile, by_name: Mapping[str, Site], rows: Mapping[Units, int]
 ) -> None:
     """Raise ValueError for a profile of another encoder, or one that lacks gates."""
+    measured: set[tuple[str | None, str | None]] = set()
     for place in profile.places:
         _check_place(place, by_name)
-    measured = {
-        pair for x in profile.places for pair in zip(x.sites, x.kinds, strict=True)
-    }
+        pairs: set[tuple[str | None, str | None]] = {
+            *zip(place.sites, place.kinds, strict=True)
+        } or {(place.block, None)}
+        if pairs & measured and not SHARED & {*place.kinds}:
+            raise ValueError(f"the profile has one place twice: {pairs}. {REMEDY}")
+        measured |= pairs
     names = {name for name, _ in measured}
+    for name, site in by_name.items():
+        if site.sizes.get("blocks") and (name, None) not in measured:
+            raise ValueError(
+                f"the profile has no times of {name}, which this encoder has: it is a "
+                f"profile of another encoder. {REMEDY}"
+            )
     for site, kind in rows:
         whole = site.name in names and site.kinds[:1] == (kind,)
         if kind != "blocks" and not whole and (site.name, kind) not in measured:
             known = dict.fromkeys(x for place in profile.places for x in place.kinds)
             raise ValueError(
-                f"the profile has no times for fewer {kind}, which have gates at "
-                f"{site.name}; it has those of {', '.join(known)}. Expected units among "
-                "these, or no target in time and no profile."
+                f"the profile has no times for fewer {kind} at {site.name}, which have "
+                f"gates; it has those of {', '.join(known)}. Expected units among these, "
+                "or no target in time and no profile."
             )
 
 
 def _check_place(place: Place, by_name: Mapping[str, Site]) -> None:
     block = None if place.block is None else by_name.get(place.block)
-    if place.block is not None and block is None:
+    if place.block is not None and (block is None or "blocks" not in block.sizes):
         raise ValueError(
             f"the profile has a block {place.block}, which this encoder has not. {REMEDY}"
         )

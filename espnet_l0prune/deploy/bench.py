@@ -1,9 +1,10 @@
 """A model's encoder is measured: its multiply-accumulates and its real-time factor."""
 
+import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +129,17 @@ def encoder_macs(model: nn.Module, seconds: float, rate: int) -> int:
     return count_macs(measured(model), encoder_call(model, speech))
 
 
+@contextlib.contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """Let torch use a number of threads within a `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def real_time_factors(
     models: dict[str, nn.Module],
@@ -150,9 +162,7 @@ def real_time_factors(
     """
     seconds = sum(len(wave) for wave in waves) / rate
     times = {name: [0.0] * (rounds + 1) for name in models}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         for wave in waves:
             calls = {name: encoder_call(model, wave) for name, model in models.items()}
             networks = {name: measured(model) for name, model in models.items()}
@@ -161,8 +171,6 @@ def real_time_factors(
                     begin = time.perf_counter()
                     calls[name](networks[name])
                     times[name][i] += time.perf_counter() - begin
-    finally:
-        torch.set_num_threads(threads)
     return {name: statistics.median(spent[1:]) / seconds for name, spent in times.items()}
 
 

@@ -4,7 +4,7 @@ Encoders are timed as a whole, on any runtime, and differ in one kind of place a
 two blocks with all units, with one kind of branch emptied or partly cut in both, and no
 block at all. Differences of their times are those of the places. Blocks with the same
 branches share them. At last they are stretched by one factor, with which the sum over all
-places is the time of the whole dense encoder.
+places is the time of the whole dense encoder, but for noise.
 """
 
 import copy
@@ -20,16 +20,17 @@ import torch
 from torch import nn
 
 from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.profile import Place, Profile, rising
 from espnet_l0prune.core.sites import Site
 from espnet_l0prune.core.steps import Step
-from espnet_l0prune.deploy.timer import Terms, time_encoders
+from espnet_l0prune.deploy.timer import Conditions, time_encoders
 from espnet_l0prune.networks.branch import BranchSite
 from espnet_l0prune.networks.depth import BlockSite
 from espnet_l0prune.networks.frontend import FrontendSite
 from espnet_l0prune.networks.sites import find_sites
-from espnet_l0prune.plugin.counting import encoder_name
+from espnet_l0prune.plugin.counting import encoder_name, make_budget
 from espnet_l0prune.plugin.heads import output_size_of
 
 MEASURED = 2  # blocks
@@ -50,6 +51,7 @@ def counts_of(size: int, least: int) -> tuple[int, ...]:
         size: the number of all of them
         least: the fewest that a cut can leave
     """
+    # odd numbers, as most gates leave: multiples of 8 run a little faster
     some = (max(round(share * size) - (size > 16), 1) for share in SHARES)
     return tuple(sorted({least, 1, *some, size}))
 
@@ -92,8 +94,10 @@ class Variants:
         self.kinds: dict[tuple, BlockKind] = {}
         for block in self.blocks:
             groups = _groups_of(block, sites)
-            alike = tuple((group, len(members)) for group, members in groups.items())
-            kind = self.kinds.setdefault(alike, BlockKind([], []))
+            alike = [(group, len(members)) for group, members in groups.items()]
+            # in an encoder for several speakers, some lists of blocks run more often
+            where, _, _ = block.name.rpartition(".")
+            kind = self.kinds.setdefault((where, *alike), BlockKind([], []))
             kind.blocks.append(block)
             kind.groups.append(groups)
         self.thin: Kept = {site.name: {"frontend_channels": [0]} for site in self.front}
@@ -178,12 +182,14 @@ def _cut(model: nn.Module, kept: Kept) -> nn.Module:
 
 
 @torch.no_grad()
-def profile_model(model: nn.Module, terms: Terms, rate: int, step: Step) -> Profile:
+def profile_model(
+    model: nn.Module, conditions: Conditions, rate: int, step: Step
+) -> Profile:
     """Measure how long each place of a model's encoder computes on this machine.
 
     Args:
         model: ESPnet's model, without gates
-        terms: what is timed
+        conditions: under which it is timed
         rate: the audio's samples per second
         step: is told what is done, and how long it will take
 
@@ -192,19 +198,22 @@ def profile_model(model: nn.Module, terms: Terms, rate: int, step: Step) -> Prof
         ValueError: see `Variants` and `time_encoders`
     """
     variants = Variants(model.encoder)
+    totals = make_budget(model, Goal(seconds=conditions.seconds)).totals
     plans = dict(variants.plans())
     names = {str(number): key for number, key in enumerate(plans)}
     models = {name: _cut(model, plans[key]) for name, key in names.items()}
     with tempfile.TemporaryDirectory() as folder:
-        times, spread = time_encoders(models, terms, rate, Path(folder), step)
+        times, spread = time_encoders(models, conditions, rate, Path(folder), step)
     fixed, places = places_of(variants, {names[name]: t for name, t in times.items()})
     return Profile(
         encoder=encoder_name(model.encoder),
         size=output_size_of(model.encoder),
-        seconds=terms.seconds,
-        runtime=terms.runtime,
-        threads=terms.threads,
-        int8=terms.int8,
+        parameters=round(totals["params"]),
+        macs=round(totals["macs"]),
+        seconds=conditions.seconds,
+        runtime=conditions.runtime,
+        threads=conditions.threads,
+        int8=conditions.int8,
         machine=f"{platform.machine()}, torch {torch.__version__}",
         spread=spread,
         fixed=fixed,

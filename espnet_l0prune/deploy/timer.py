@@ -1,4 +1,4 @@
-"""Networks are timed in turns, on a device's terms, until their times are certain."""
+"""Networks are timed in turns, under given conditions, until their times are certain."""
 
 import contextlib
 import ctypes
@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from espnet_l0prune.core.steps import Step
-from espnet_l0prune.deploy.bench import encoder_input, random_speech
+from espnet_l0prune.deploy.bench import encoder_input, on_threads, random_speech
 from espnet_l0prune.deploy.exports.graphs import EncoderGraph
 from espnet_l0prune.deploy.exports.onnx import (
     exportable,
@@ -21,6 +22,7 @@ from espnet_l0prune.deploy.exports.onnx import (
     require_onnx,
     write_graph,
 )
+from espnet_l0prune.plugin.inputs import input_size_of
 from espnet_l0prune.plugin.onnx import OnnxGraph
 
 FEWEST, MOST = 5, 40  # rounds
@@ -29,15 +31,15 @@ CERTAIN = 0.005  # of the longest time, where no more rounds are needed
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The `Terms` say what is timed.
+class Conditions:
+    """The `Conditions` say under which encoders are timed.
 
     Args:
         seconds: length of the audio, which is encoded at once
         runtime: `torch` or `onnxruntime`
         threads: number of threads
         int8: whether matrix products are quantized, which onnxruntime does
-        minutes: after so long no further round begins
+        minutes: after so long no round begins beyond the fewest
 
     Raises:
         ValueError: int8 in torch
@@ -63,33 +65,33 @@ class Terms:
 
 
 @contextlib.contextmanager
-def on_threads(number: int) -> Iterator[None]:
-    """Let torch use a number of threads within a `with` block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def keep_memory_() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc.
+def memory_kept() -> Iterator[None]:
+    """Let this process keep the memory that it frees within a `with` block, where the C
+    library is glibc.
 
     By default glibc returns large pieces to the system, or not, by what else lies around
     them. Where it does, each forward waits for new pages: the same encoder takes a third
-    more time in one process than in another.
+    more time in one process than in another. Afterwards glibc has its first defaults.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65_536)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 @torch.no_grad()
 def time_encoders(
     models: Mapping[str, nn.Module],
-    terms: Terms,
+    conditions: Conditions,
     rate: int,
     folder: Path,
     step: Step,
@@ -99,7 +101,7 @@ def time_encoders(
 
     Args:
         models: ESPnet's models, without gates, by name
-        terms: what is timed
+        conditions: under which they are timed
         rate: the audio's samples per second
         folder: an empty folder, for graphs
         step: is told what is done, and how long it will take
@@ -111,27 +113,31 @@ def time_encoders(
 
     Raises:
         ImportError: onnxruntime is to run, and is not installed
-        ValueError: audio that is too short, an encoder of which there is no graph
+        ValueError: encoders that read different features, audio that is too short, an
+            encoder of which there is no graph
     """
-    keep_memory_()
     first = next(iter(models.values()))
+    sizes = {name: input_size_of(model) for name, model in models.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"the encoders read features of sizes {sizes}; expected the same of all"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        speech, _ = random_speech(first, terms.seconds, rate)
+        speech, _ = random_speech(first, conditions.seconds, rate)
     args, kwargs = encoder_input(first, speech)
     times: dict[str, list[float]] = {name: [] for name in models}
     calls: dict[str, Callable[[], object]] = {}
-    with on_threads(terms.threads):
+    with on_threads(conditions.threads), memory_kept():
         for i, (name, model) in enumerate(models.items()):
-            if terms.runtime == "torch":
-                calls[name] = _torch_call(model.encoder.eval(), args, kwargs)
+            if conditions.runtime == "torch":
+                calls[name] = partial(model.encoder.eval(), *args, **kwargs)
                 continue
             step(f"writing graph {i + 1} of {len(models)}")
-            graph = _graph(model, folder / f"{i}.onnx", terms.int8)
-            calls[name] = _graph_call(graph, args[0])
+            graph = _graph(model, folder / f"{i}.onnx", conditions.int8)
+            calls[name] = partial(graph, feats=args[0])
         begin, names = time.monotonic(), [*models]
-        spread = 1.0
-        for number in range(MOST + 1):
+        for number in range(max(MOST, fewest) + 1):
             names = [*names[1:], names[0]]
             for name in names:
                 calls[name]()  # its weights are in the caches then, as where it is alone
@@ -140,25 +146,13 @@ def time_encoders(
                 times[name].append(time.perf_counter() - start)
             taken = time.monotonic() - begin
             if number == 0:  # nothing is warm yet
-                step(
-                    f"{len(models)} encoders, some {taken * fewest:.0f} s to "
-                    f"{min(taken * MOST, 60 * terms.minutes):.0f} s"
-                )
-                continue
-            if number < max(fewest, 2):
-                continue
-            spread = _spread([one[1:] for one in times.values()])
-            if spread <= CERTAIN or taken > 60 * terms.minutes:
-                break
-    return {name: statistics.median(one[1:]) for name, one in times.items()}, spread
-
-
-def _torch_call(encoder: nn.Module, args: tuple, kwargs: dict) -> Callable[[], object]:
-    return lambda: encoder(*args, **kwargs)
-
-
-def _graph_call(graph: OnnxGraph, feats: torch.Tensor) -> Callable[[], object]:
-    return lambda: graph(feats=feats)
+                least, most = taken * fewest, min(taken * MOST, 60 * conditions.minutes)
+                step(f"{len(models)} encoders, {least:.0f} s to {max(least, most):.0f} s")
+            elif number >= max(fewest, 2):
+                late = taken > 60 * conditions.minutes
+                if late or _spread(times) <= CERTAIN:
+                    break
+    return {k: statistics.median(one[1:]) for k, one in times.items()}, _spread(times)
 
 
 def _graph(model: nn.Module, file: Path, int8: bool) -> OnnxGraph:
@@ -172,12 +166,13 @@ def _graph(model: nn.Module, file: Path, int8: bool) -> OnnxGraph:
     return OnnxGraph(str(file))
 
 
-def _spread(times: list[list[float]]) -> float:
-    """Return how uncertain medians are: half of the middle half's width, over the root of
-    the number of rounds, at most, as a share of the longest median."""
-    longest = max(map(statistics.median, times))
-    widths = []
-    for one in times:
-        low, _, high = statistics.quantiles(one, n=4)
+def _spread(times: Mapping[str, list[float]]) -> float:
+    """Return how uncertain medians are, without the first round: half of the middle
+    half's width over the root of the number of rounds, at most, as a share of the longest
+    median."""
+    medians, widths = [], []
+    for _, *one in times.values():
+        low, middle, high = statistics.quantiles(one, n=4)
+        medians.append(middle)
         widths.append((high - low) / 2 / len(one) ** 0.5)
-    return max(widths) / longest
+    return max(widths) / max(medians)

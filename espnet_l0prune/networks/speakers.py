@@ -1,6 +1,11 @@
 """An encoder for several speakers answers for each of them."""
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def hears_speakers(model: nn.Module) -> bool:
+    """Return whether a model answers for each of several speakers (`pit_espnet`)."""
+    return hasattr(model, "pit_ctc")
 
 
 def one_after_another(output: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

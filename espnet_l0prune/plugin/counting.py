@@ -12,7 +12,7 @@ from espnet_l0prune.core.goal import NETWORKS, Goal
 from espnet_l0prune.core.parts import split
 from espnet_l0prune.core.profile import Profile
 from espnet_l0prune.core.sites import Call, Shapes, Site
-from espnet_l0prune.core.terms import terms_of
+from espnet_l0prune.core.terms import count_parameters, terms_of
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.espnet_modules import TOO_SHORT
 from espnet_l0prune.networks.s3prl import attending_by_layers
@@ -52,8 +52,17 @@ def make_budget(model: nn.Module, goal: Goal) -> Budget:
         shapes = call_shapes(network, lambda: run(model, goal))
     profile = goal.measured
     if profile is not None:
-        check_profiled(encoder=network, profile=profile)
-    return Budget(sites, terms_of(network, sites, shapes), profile)
+        check_profiled(network, profile)
+    budget = Budget(sites, terms_of(network, sites, shapes), profile)
+    if profile is not None:
+        has = {"params": profile.parameters, "macs": profile.macs}
+        found = {cost: round(budget.totals[cost]) for cost in has}
+        if found != has:
+            raise ValueError(
+                f"the profile is that of an encoder with {has}, this one has {found}; "
+                "expected a profile of this one, before anything is pruned"
+            )
+    return budget
 
 
 def promised_time(encoder: nn.Module, profile: Profile) -> float:
@@ -69,6 +78,11 @@ def promised_time(encoder: nn.Module, profile: Profile) -> float:
             "a dense experiment, or one that was cut"
         )
     check_profiled(encoder, profile)
+    if (count := count_parameters(encoder)) > profile.parameters:
+        raise ValueError(
+            f"the encoder has {count:,} parameters, and that of the profile has "
+            f"{profile.parameters:,}; expected that one, or one that was cut from it"
+        )
     return Budget(sites, [], profile).totals[TIME]
 
 

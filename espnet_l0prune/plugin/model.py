@@ -18,6 +18,7 @@ from espnet_l0prune.core.distillation import (
 )
 from espnet_l0prune.core.disturbance import disturb_speech
 from espnet_l0prune.core.ranges import check
+from espnet_l0prune.networks.speakers import hears_speakers
 from espnet_l0prune.networks.views import in_two_views, warped_alike
 from espnet_l0prune.networks.whisper import augmenting
 from espnet_l0prune.plugin.compared_layers import layer_losses, measure_layers_
@@ -170,7 +171,7 @@ class L0Distilled(MixedWith):
                 f"model_conf: layer_map is {layer_map!r}, layer_input is 'teacher'; "
                 "expected layer_map: same, as blocks at the same place read the same"
             )
-        if hasattr(self, "pit_ctc") and (layer_map, layer_input) != ("same", "student"):
+        if hears_speakers(self) and (layer_map, layer_input) != ("same", "student"):
             raise ValueError(
                 f"model_conf: layer_map is {layer_map!r}, layer_input is "
                 f"{layer_input!r}; expected 'same' and 'student', as some blocks run for "

@@ -39,7 +39,8 @@ CHOICES = (sparsity_goal_choices, sparsity_scheduler_choices, sparsity_constrain
 # The values that replace null in a training that is pruned.
 DEFAULTS = {"sparsity_goal": "share", "sparsity_constraint": "projected"}
 PRUNING_OPTIONS = [f"{choice.name}{end}" for choice in CHOICES for end in ("", "_conf")]
-GOAL_OPTIONS = [field.name for field in dataclasses.fields(Goal)]
+# Versions up to 0.1.0 had these in `sparsity_scheduler_conf`, before there were profiles
+GOAL_OPTIONS = [x.name for x in dataclasses.fields(Goal) if x.name != "profile"]
 
 
 def is_pruned(args: argparse.Namespace) -> bool:

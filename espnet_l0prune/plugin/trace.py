@@ -13,7 +13,7 @@ from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.networks.sites import layers_of
-from espnet_l0prune.networks.speakers import one_after_another
+from espnet_l0prune.networks.speakers import hears_speakers, one_after_another
 from espnet_l0prune.networks.streaming import in_time
 from espnet_l0prune.networks.whisper import augmenting
 from espnet_l0prune.plugin.heads import ctcs_of, joint_network_of, logits_of
@@ -140,8 +140,9 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
     def on_block(i, block, args, kwargs, output):
         trace.block_args[i], trace.block_kwargs[i] = args, kwargs
         hidden = in_time(model.encoder, block_of(block).stream(output))
-        before = [trace.blocks[i]] if i in trace.blocks else []  # of other speakers
-        trace.blocks[i] = torch.cat([*before, hidden]) if before else hidden
+        if i in trace.blocks and hears_speakers(model):  # it ran for another one before
+            hidden = torch.cat([trace.blocks[i], hidden])
+        trace.blocks[i] = hidden
 
     def on_decoder(_, args, output):
         # a transducer also decodes later, to report error rates, and st translates text
@@ -191,7 +192,7 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
         hooks.append(block.register_forward_hook(on_this, with_kwargs=True))
     if model.decoder is not None:
         hooks.append(model.decoder.register_forward_hook(on_decoder))
-    if hasattr(model, "pit_ctc"):
+    if hears_speakers(model):
         hooks.append(model.pit_ctc.register_forward_hook(on_speakers))
     for name, ctc in ctcs_of(model).items():
         hooks.append(ctc.register_forward_pre_hook(partial(on_ctc_loss, name)))

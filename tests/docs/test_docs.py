@@ -114,6 +114,8 @@ def test_the_readme_by_hand(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_tutorial_and_the_how_tos(reader, monkeypatch, capsys):
     monkeypatch.chdir(reader)
+    # a test's machine is busy, and would be told to measure again
+    monkeypatch.setattr("espnet_l0prune.core.profile.NOISIEST", 100.0)
     lines = commands(DOCS / "tutorial.md")
     assert len(lines) >= 8
     printed = follow(lines, capsys)

@@ -38,6 +38,7 @@ from espnet_l0prune.networks.espnet_modules import (
     RelPositionalEncoding,
     TransducerEncoder,
 )
+from espnet_l0prune.networks.speakers import hears_speakers
 from espnet_l0prune.networks.streaming import is_streaming
 from espnet_l0prune.networks.whisper import reads_waveform
 from espnet_l0prune.plugin.inputs import has_prompt
@@ -120,7 +121,7 @@ def refuse_without_graph(model: nn.Module) -> None:
             "the features, which no graph here does; expected an encoder that reads "
             "features alone. Export it as a plugin or a stock model."
         )
-    if hasattr(model, "pit_ctc"):
+    if hears_speakers(model):
         raise ValueError(
             f"the encoder, a {type(model.encoder).__name__}, answers for several "
             "speakers, which no graph here does; expected an encoder for one. Export "
