@@ -427,6 +427,13 @@ def test_from_a_profile_to_a_cut_that_keeps_its_promise(tmp_path, capsys, monkey
     profile = read_profile(file)
     assert profile.seconds == config["sparsity_goal_conf"]["seconds"] == 0.8
 
+    assert main(["report", str(out), "--out", str(tmp_path / "page")]) == 0
+    assert "of the time" in (tmp_path / "page/index.html").read_text()
+    capsys.readouterr()
+    assert main(["inspect", str(out / "pruned"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["actual_sparsity"]["time"] == pytest.approx(report["sparsity"]["time"])
+
     experiments = [str(dense), str(out / "cut")]
     bench = ["bench", *experiments, "--profile", str(file), "--rounds", "2", "--json"]
     assert main(bench) == 0, capsys.readouterr().err
