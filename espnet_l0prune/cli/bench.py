@@ -40,10 +40,85 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "threads; --rounds are then the fewest",
     )
 
+    add_path(
+        parser,
+        "--decode",
+        FILE,
+        nargs="+",
+        metavar="AUDIO",
+        help="time the whole decoding of these files, part by part, and not the encoder",
+    )
+    parser.add_argument(
+        "--beam_size",
+        type=int,
+        default=10,
+        help=f"of --decode, {RANGE['--beam_size']}; default: 10",
+    )
+    parser.add_argument(
+        "--ctc_weight",
+        type=float,
+        default=0.3,
+        help=f"of --decode, {RANGE['--ctc_weight']}; default: 0.3",
+    )
+
 
 def run(args: argparse.Namespace) -> Answer:
-    """Time the encoders of experiments, which take turns."""
+    """Time the encoders of experiments, or their whole decoding, in turns."""
     import_espnet()
+    return _decoding(args) if args.decode else _encoders(args)
+
+
+def _decoding(args: argparse.Namespace) -> Answer:
+    """Time features, encoder, CTC and beam search of experiments."""
+    from rich.table import Table
+
+    from espnet_l0prune.core.ranges import check
+    from espnet_l0prune.deploy.decoding import (
+        rate_of,
+        read_audio,
+        recognizer,
+        time_decoding,
+    )
+    from espnet_l0prune.plugin.experiment import last_of
+
+    search = {"beam_size": args.beam_size, "ctc_weight": args.ctc_weight}
+    numbers = {f"--{name}": value for name, value in search.items()}
+    check("command line", numbers | {"--rounds": args.rounds})
+    recognizers, waves = {}, []
+    for folder in args.experiments:
+        config = folder / "config.yaml"
+        weights = folder / (args.checkpoint or last_of(folder))
+        recognizers[str(folder)] = recognizer(config, weights, search)
+        waves = read_audio(args.decode, rate := rate_of(config))
+    seconds = sum(map(len, waves)) / rate
+    with busy(f"{seconds:.0f} s of audio, on one thread") as track:
+        found = time_decoding(recognizers, waves, args.rounds, track)
+    first, rows = found[next(iter(found))], []
+    for name, times in found.items():
+        row: dict[str, Any] = {"experiment": name}
+        row |= {k: getattr(times, k) for k in ("features", "encoder", "ctc", "greedy")}
+        row |= {k: getattr(times, k) for k in ("search", "joint")}
+        row |= {"speed_up": first.joint / times.joint}
+        rows.append(row)
+    table = Table(title=f"ms for a second of audio, beam of {args.beam_size}, one thread")
+    table.add_column("experiment", overflow="fold")
+    parts = ("features", "encoder", "ctc", "greedy", "search", "joint")
+    for column in ("features", "encoder", "CTC", "greedy: all", "search", "joint: all"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("speed-up", justify="right", no_wrap=True)
+    for row in rows:
+        times = [row[part] for part in parts]
+        shown = ["" if t is None else f"{1000 * t / seconds:.2f}" for t in times]
+        table.add_row(row["experiment"], *shown, f"{row['speed_up']:.2f}x")
+    share = max(row["search"] / row["joint"] for row in rows)
+    told = f"the beam search takes up to {share:.0%} of the joint decoding"
+    if share > 0.5:
+        told += ": a smaller encoder saves little of it"
+    return Answer({"seconds": seconds, "rows": rows}, [table, told])
+
+
+def _encoders(args: argparse.Namespace) -> Answer:
+    """Time encoders, and compare them with a profile if there is one."""
     from rich.table import Table
 
     from espnet_l0prune.core.ranges import check

@@ -130,6 +130,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "--finetune_epochs": Range(1, COUNT, whole=True),
         "--seconds": SECONDS,
         "--rounds": Range(1, COUNT, whole=True),
+        "--beam_size": Range(1, COUNT, whole=True),
+        "--ctc_weight": Range(0, 1),
         "--threads": Range(1, 1024, whole=True),
         "--minutes": Range(0, 1440),
         "--reconstruct": Range(8, COUNT, whole=True),
