@@ -17,6 +17,7 @@ from espnet_l0prune.core.reconstruction import (
 )
 from espnet_l0prune.core.steps import Step, quiet
 from espnet_l0prune.networks.espnet_modules import TOO_SHORT
+from espnet_l0prune.networks.speakers import hears_speakers
 from espnet_l0prune.networks.transducer import chunks_fixed
 from espnet_l0prune.networks.writers import writers_of
 from espnet_l0prune.plugin.counting import sites_of
@@ -65,14 +66,20 @@ class Reconstructor:
         count: number of utterances
 
     Raises:
-        ValueError: too few utterances, no teacher, one of another size, or data or files
-            that cannot be read; see also `writers_of`
+        ValueError: several speakers, too few utterances, no teacher, one of another size,
+            or data or files that cannot be read; see also `writers_of`
         ImportError: see `read_utterances`
     """
 
     def __init__(
         self, model: nn.Module, args: argparse.Namespace, plan: Plan, count: int
     ):
+        if hears_speakers(model):
+            raise ValueError(
+                "the model answers for several speakers, and a layer that they share "
+                "would be fitted to what it says of the first; expected a model of one. "
+                "Cut without --reconstruct."
+            )
         conf = args.model_conf or {}
         config, weights = conf.get("teacher_config"), conf.get("teacher_model_file")
         if config is None or weights is None:

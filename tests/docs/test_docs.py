@@ -16,6 +16,7 @@ from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.testing import s3prl
 from espnet_l0prune.testing.runs import CONFIG, data_options, make_data, run
 from espnet_l0prune.testing.whisper import NAME, publish, save_whisper
+from tests.plugin import test_standalone_transducer
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
@@ -56,6 +57,9 @@ def reader(tmp_path_factory):
     run(folder, folder / "exp/asr_dense", **DENSE)
     save_whisper(folder / "exp/asr_whisper", publish(folder))
     s3prl.save_dense(folder / "exp/asr_hubert", s3prl.publish(folder))
+    test_standalone_transducer.save_dense(
+        folder / "exp/asr_transducer", test_standalone_transducer.options("in chunks")
+    )
     yield folder
     del whisper._MODELS[NAME]
 

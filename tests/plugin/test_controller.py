@@ -269,7 +269,7 @@ def test_phases_of_no_update_are_refused():
 
 
 def test_targets_in_what_was_not_counted():
-    with pytest.raises(ValueError, match="target has flops, which were not counted"):
+    with pytest.raises(ValueError, match="target has flops, which this budget does not"):
         check_reachable(budget(model()), {"flops": 0.3})
 
 

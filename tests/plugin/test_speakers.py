@@ -12,6 +12,7 @@ from espnet_l0prune.cli import main
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.deploy.exports.stock import to_stock
+from espnet_l0prune.deploy.reconstruct import Reconstructor
 from espnet_l0prune.deploy.verify import difference_of, outputs, require_equal
 from espnet_l0prune.networks.speakers import one_after_another, reordered
 from espnet_l0prune.plugin.building import note_input_
@@ -130,6 +131,12 @@ def test_there_is_no_graph_for_several_speakers(tmp_path, capsys):
     command = ["export", "onnx", str(tmp_path), "--checkpoint", "model.pth"]
     assert main([*command, "--out", str(tmp_path / "onnx.zip")]) == 1
     assert "answers for several speakers, which no graph" in capsys.readouterr().err
+
+
+def test_what_speakers_share_is_not_fitted_to_one_of_them():
+    model, args = build()
+    with pytest.raises(ValueError, match="would be fitted to what it says of the first"):
+        Reconstructor(model, args, plan_of(model.encoder.sites()), 64)
 
 
 @pytest.mark.parametrize("choice", [{"layer_map": "dynamic"}, {"layer_input": "teacher"}])
