@@ -9,6 +9,7 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import FILE, add_path
 from espnet_l0prune.cli.progress import busy, steps
+from espnet_l0prune.cli.tables import table_of
 from espnet_l0prune.core.ranges import RANGES
 
 RANGE = RANGES["command line"]
@@ -70,8 +71,6 @@ def run(args: argparse.Namespace) -> Answer:
 
 def _decoding(args: argparse.Namespace) -> Answer:
     """Time features, encoder, CTC and beam search of experiments."""
-    from rich.table import Table
-
     from espnet_l0prune.core.ranges import check
     from espnet_l0prune.deploy.decoding import (
         rate_of,
@@ -84,12 +83,15 @@ def _decoding(args: argparse.Namespace) -> Answer:
     search = {"beam_size": args.beam_size, "ctc_weight": args.ctc_weight}
     numbers = {f"--{name}": value for name, value in search.items()}
     check("command line", numbers | {"--rounds": args.rounds})
-    recognizers, waves = {}, []
-    for folder in args.experiments:
-        config = folder / "config.yaml"
-        weights = folder / (args.checkpoint or last_of(folder))
-        recognizers[str(folder)] = recognizer(config, weights, search)
-        waves = read_audio(args.decode, rate := rate_of(config))
+    configs = {folder: folder / "config.yaml" for folder in args.experiments}
+    for rate in {rate_of(config) for config in configs.values()}:
+        waves = read_audio(args.decode, rate)  # which are of one rate, or refused
+    recognizers = {
+        str(folder): recognizer(
+            config, folder / (args.checkpoint or last_of(folder)), search
+        )
+        for folder, config in configs.items()
+    }
     seconds = sum(map(len, waves)) / rate
     with busy(f"{seconds:.0f} s of audio, on one thread") as track:
         found = time_decoding(recognizers, waves, args.rounds, track)
@@ -100,16 +102,20 @@ def _decoding(args: argparse.Namespace) -> Answer:
         row |= {k: getattr(times, k) for k in ("search", "joint")}
         row |= {"speed_up": first.joint / times.joint}
         rows.append(row)
-    table = Table(title=f"ms for a second of audio, beam of {args.beam_size}, one thread")
-    table.add_column("experiment", overflow="fold")
     parts = ("features", "encoder", "ctc", "greedy", "search", "joint")
-    for column in ("features", "encoder", "CTC", "greedy: all", "search", "joint: all"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("speed-up", justify="right", no_wrap=True)
-    for row in rows:
-        times = [row[part] for part in parts]
-        shown = ["" if t is None else f"{1000 * t / seconds:.2f}" for t in times]
-        table.add_row(row["experiment"], *shown, f"{row['speed_up']:.2f}x")
+    heads = ("features", "encoder", "CTC", "greedy: all", "search", "joint: all")
+    table = table_of(
+        f"ms for a second of audio, beam of {args.beam_size}, one thread",
+        ("experiment", *heads, "speed-up"),
+        (
+            (
+                row["experiment"],
+                *(_milliseconds(row[part], seconds) for part in parts),
+                f"{row['speed_up']:.2f}x",
+            )
+            for row in rows
+        ),
+    )
     share = max(row["search"] / row["joint"] for row in rows)
     told = f"the beam search takes up to {share:.0%} of the joint decoding"
     if share > 0.5:
@@ -117,10 +123,12 @@ def _decoding(args: argparse.Namespace) -> Answer:
     return Answer({"seconds": seconds, "rows": rows}, [table, told])
 
 
+def _milliseconds(time: float | None, seconds: float) -> str:
+    return "" if time is None else f"{1000 * time / seconds:.2f}"
+
+
 def _encoders(args: argparse.Namespace) -> Answer:
     """Time encoders, and compare them with a profile if there is one."""
-    from rich.table import Table
-
     from espnet_l0prune.core.ranges import check
     from espnet_l0prune.core.terms import count_parameters
     from espnet_l0prune.deploy.bench import (
@@ -163,18 +171,20 @@ def _encoders(args: argparse.Namespace) -> Answer:
     ]
     both = any(len(measured(model)) > 1 for model in models.values())
     what = "front ends and encoders" if both else "encoders"
-    table = Table(title=f"{what}, {args.seconds:g} s of audio, one thread")
-    table.add_column("experiment", overflow="fold")
-    for column in ("parameters", "MACs", "RTF", "speed-up"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["experiment"],
-            f"{row['encoder_parameters']:,}",
-            f"{row['macs'] / 1e6:,.1f} M",
-            f"{row['rtf']:.4f}",
-            f"{row['speed_up']:.2f}x",
-        )
+    table = table_of(
+        f"{what}, {args.seconds:g} s of audio, one thread",
+        ("experiment", "parameters", "MACs", "RTF", "speed-up"),
+        (
+            (
+                row["experiment"],
+                f"{row['encoder_parameters']:,}",
+                f"{row['macs'] / 1e6:,.1f} M",
+                f"{row['rtf']:.4f}",
+                f"{row['speed_up']:.2f}x",
+            )
+            for row in rows
+        ),
+    )
     return Answer({"seconds": args.seconds, "rows": rows}, [table])
 
 
@@ -182,8 +192,6 @@ def _beside_promises(
     models: dict[str, Any], profile: Any, rate: int, rounds: int
 ) -> Answer:
     """Return the measured times of encoders beside those that a profile promises."""
-    from rich.table import Table
-
     from espnet_l0prune.deploy.timer import Conditions, time_encoders
     from espnet_l0prune.plugin.counting import promised_time
 
@@ -202,18 +210,20 @@ def _beside_promises(
         }
         for name in models
     ]
-    table = Table(title=f"encoders, {how}")
-    table.add_column("experiment", overflow="fold")
-    for column in ("promised", "measured", "difference", "speed-up"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["experiment"],
-            f"{1000 * row['promised']:.1f} ms",
-            f"{1000 * row['measured']:.1f} ms",
-            f"{row['difference']:+.1%}",
-            f"{row['speed_up']:.2f}x",
-        )
+    table = table_of(
+        f"encoders, {how}",
+        ("experiment", "promised", "measured", "difference", "speed-up"),
+        (
+            (
+                row["experiment"],
+                f"{1000 * row['promised']:.1f} ms",
+                f"{1000 * row['measured']:.1f} ms",
+                f"{row['difference']:+.1%}",
+                f"{row['speed_up']:.2f}x",
+            )
+            for row in rows
+        ),
+    )
     told = (
         f"measured times are certain to {spread:.1%}; promises, to {profile.spread:.1%}"
     )

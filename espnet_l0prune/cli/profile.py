@@ -7,6 +7,7 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import FILE, add_path
 from espnet_l0prune.cli.progress import steps
+from espnet_l0prune.cli.tables import table_of
 from espnet_l0prune.core.profile import RUNTIMES, Profile
 from espnet_l0prune.core.ranges import RANGES
 
@@ -47,8 +48,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Answer:
     """Measure on this machine how long each place of an encoder computes."""
     import_espnet()
-    from rich.table import Table
-
     from espnet_l0prune.core.files import check_file, replace
     from espnet_l0prune.core.ranges import check
     from espnet_l0prune.deploy.profiling import profile_model, summary
@@ -68,15 +67,21 @@ def run(args: argparse.Namespace) -> Answer:
     Profile.from_plain(profile.plain(), "what was measured")  # refuses noise
     text = json.dumps(profile.plain(), indent=1)
     replace(args.out, lambda part: part.write_text(text, "utf-8"), args.force)
-    table = Table(title=f"the encoder, {how}")
-    table.add_column("place", overflow="fold")
-    for column in ("ms", "of all", "ms with half", "ms with none"):
-        table.add_column(column, justify="right", no_wrap=True)
     rows = summary(profile)
-    for row in rows:
-        times = [row["ms"], row["share"], row["half"], row["none"]]
-        shown = [f"{times[0]:.1f}", f"{times[1]:.0%}", *map(_shown, times[2:])]
-        table.add_row(str(row["place"]), *shown)
+    table = table_of(
+        f"the encoder, {how}",
+        ("place", "ms", "of all", "ms with half", "ms with none"),
+        (
+            (
+                str(row["place"]),
+                f"{row['ms']:.1f}",
+                f"{row['share']:.0%}",
+                _shown(row["half"]),
+                _shown(row["none"]),
+            )
+            for row in rows
+        ),
+    )
     return Answer(
         {"out": args.out, "spread": profile.spread, "places": rows},
         [table, f"{args.out}: measured times are certain to {profile.spread:.1%}"],

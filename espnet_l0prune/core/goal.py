@@ -1,5 +1,6 @@
 """A goal says what a pruning must reach; options, cut and report all share this value."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class Goal:
                 f"{measured.seconds:g} s; expected the same"
             )
 
-    @property
+    @functools.cached_property
     def measured(self) -> Profile | None:
         """Return the profile, checked; None without one."""
         if self.profile is None:

@@ -95,9 +95,8 @@ class Variants:
         for block in self.blocks:
             groups = _groups_of(block, sites)
             alike = [(group, len(members)) for group, members in groups.items()]
-            # in an encoder for several speakers, some lists of blocks run more often
-            where, _, _ = block.name.rpartition(".")
-            kind = self.kinds.setdefault((where, *alike), BlockKind([], []))
+            # for several speakers, the blocks that they share run once for each
+            kind = self.kinds.setdefault((block.blocks, *alike), BlockKind([], []))
             kind.blocks.append(block)
             kind.groups.append(groups)
         self.thin: Kept = {site.name: {"frontend_channels": [0]} for site in self.front}

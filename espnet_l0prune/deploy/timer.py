@@ -70,7 +70,7 @@ def memory_kept() -> Iterator[None]:
     library is glibc.
 
     By default glibc returns large pieces to the system, or not, by what else lies around
-    them. Where it does, each forward waits for new pages: the same encoder takes a third
+    them. Where it does, each forward waits for new pages, so that the same encoder takes
     more time in one process than in another. Afterwards glibc has its first defaults.
     """
     try:

@@ -61,6 +61,32 @@ def make_data(folder, shortest: int = 50, longest: int = 80) -> None:
         (folder / name).write_text("\n".join(lines) + "\n")
 
 
+def make_audio(folder, samples: int = 8000) -> dict[str, list]:
+    """Write random audio and texts, and return the options of ESPnet's command for them.
+
+    Args:
+        folder: the folder to write into
+        samples: length of each utterance, at 16 kHz
+    """
+    rng = np.random.default_rng(0)
+    lines: dict[str, list[str]] = {"wav.scp": [], "text": [], "shape": []}
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", rng.standard_normal(samples) * 0.1, 16_000)
+        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
+        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
+        lines["shape"].append(f"u{i} {samples}")
+    for name, entries in lines.items():
+        (folder / name).write_text("\n".join(entries) + "\n")
+    options: dict[str, list] = {}
+    for part in ("train", "valid"):
+        options[f"{part}_data_path_and_name_and_type"] = [
+            [f"{folder}/wav.scp", "speech", "sound"],
+            [f"{folder}/text", "text", "text"],
+        ]
+        options[f"{part}_shape_file"] = [f"{folder}/shape"]
+    return options
+
+
 def train_on_noise(folder, **changes) -> None:
     """Train a stock model of ESPnet's for an epoch on random audio, into folder/dense.
 
@@ -68,15 +94,6 @@ def train_on_noise(folder, **changes) -> None:
         folder: the folder that the audio is written into
         changes: options that differ from CONFIG's, or that it lacks
     """
-    rng = np.random.default_rng(0)
-    lines: dict[str, list[str]] = {"wav.scp": [], "text": [], "shape": []}
-    for i in range(8):
-        soundfile.write(folder / f"{i}.wav", rng.standard_normal(8000) * 0.1, 16_000)
-        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
-        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
-        lines["shape"].append(f"u{i} 8000")
-    for name, entries in lines.items():
-        (folder / name).write_text("\n".join(entries) + "\n")
     config = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
     config |= {
         "model": "espnet",
@@ -86,12 +103,7 @@ def train_on_noise(folder, **changes) -> None:
         "best_model_criterion": [["valid", "acc", "max"]],
         "output_dir": str(folder / "dense"),
     }
-    for part in ("train", "valid"):
-        config[f"{part}_data_path_and_name_and_type"] = [
-            [f"{folder}/wav.scp", "speech", "sound"],
-            [f"{folder}/text", "text", "text"],
-        ]
-        config[f"{part}_shape_file"] = [f"{folder}/shape"]
+    config |= make_audio(folder)
     file = folder / "dense.yaml"
     file.write_text(yaml.safe_dump(config | changes))
     ASRTask.main(cmd=["--config", str(file)])

@@ -4,9 +4,7 @@ import argparse
 import copy
 import shlex
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from espnet2.asr_transducer.encoder.encoder import Encoder
@@ -39,7 +37,7 @@ from espnet_l0prune.plugin.counting import make_budget
 from espnet_l0prune.plugin.experiment import load_model, read_weights
 from espnet_l0prune.plugin.network import L0TransducerEncoder
 from espnet_l0prune.testing.models import TOKENS, disturb_
-from espnet_l0prune.testing.runs import CONFIG, data_options, make_data
+from espnet_l0prune.testing.runs import CONFIG, data_options, make_audio, make_data
 from espnet_l0prune.testing.updates import batch
 from tests.plugin.networks import (
     TRANSDUCERS,
@@ -419,28 +417,6 @@ def test_plain_espnet_has_one_width_for_both():
         to_stock(*cut_model("whole", 2, narrow="ebranchformer"))
 
 
-def make_speech(folder) -> dict:
-    """Noise and texts; the options that name them."""
-    rng = np.random.default_rng(0)
-    lines: dict[str, list[str]] = {"wav.scp": [], "text": [], "shape": []}
-    for i in range(8):
-        soundfile.write(folder / f"{i}.wav", rng.standard_normal(RATE) * 0.1, RATE)
-        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
-        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
-        lines["shape"].append(f"u{i} {RATE}")
-    for name, entries in lines.items():
-        (folder / name).write_text("\n".join(entries) + "\n")
-    data = [
-        [f"{folder}/wav.scp", "speech", "sound"],
-        [f"{folder}/text", "text", "text"],
-    ]
-    found: dict[str, list] = {}
-    for part in ("train", "valid"):
-        found[f"{part}_data_path_and_name_and_type"] = data
-        found[f"{part}_shape_file"] = [f"{folder}/shape"]
-    return found
-
-
 def decoded(variant: str, config, weights) -> tuple[list, torch.Tensor]:
     """What ESPnet's own decoding makes of audio, as a whole, and as one speaks: texts,
     and their scores."""
@@ -496,7 +472,7 @@ def test_the_whole_line_from_adopt_to_the_text(variant, tmp_path, capsys):
         "input_size": None,
         "frontend_conf": {"fs": RATE, "n_fft": 256, "hop_length": 128, "n_mels": 20},
     }
-    args = options(variant, **frontend, **make_speech(tmp_path))
+    args = options(variant, **frontend, **make_audio(tmp_path, RATE))
     args.normalize = "utterance_mvn" if variant == "whole" else None
     dense, out = tmp_path / "dense", tmp_path / "l0"
     save_dense(dense, args)

@@ -17,9 +17,10 @@ from espnet_l0prune.networks.sites import find_sites, layers_of
 def widths_of(network: nn.Module) -> Iterator[tuple[int, int]]:
     """Yield for each block how many channels its widest feed-forward module has left,
     and how many both halves of its cgMLP; 0 for what it has not, or no more."""
+    sites = find_sites(network)
     for layer in layers_of(network):
         feed_forward, gating = [0], 0
-        for site in find_sites(network):
+        for site in sites:
             if isinstance(site, FeedForwardSite) and site.block.module is layer:
                 feed_forward.append(site.sizes["ffn_channels"])
             elif isinstance(site, SpatialGatingSite) and site.block.module is layer:
