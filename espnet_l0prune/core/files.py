@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -54,6 +54,38 @@ def check_file(path: Path, force: bool = False) -> None:
         raise ValueError(f"{path} is no file; expected the name of one to write")
     if not force:
         raise ValueError(f"{path} exists; choose another --out, or give --force")
+
+
+def check_folder(path: Path, force: bool, files: Collection[str], what: str) -> None:
+    """Raise ValueError where a folder may not be written.
+
+    That is where one exists and `force` is not set, or where it is not an earlier one of
+    the same kind, or has more in it, which would be lost.
+
+    Args:
+        path: the folder
+        force: whether to replace an earlier one
+        files: what an earlier one has in it; by the first it is known
+        what: what an earlier one is called
+    """
+    if not path.exists():
+        return
+    mark, *_ = files
+    if not force:
+        raise ValueError(
+            f"{path} exists; expected a new folder. Choose another, or give --force to "
+            "replace it."
+        )
+    if not (path / mark).exists():
+        raise ValueError(
+            f"{path} is no earlier {what} (it has no {mark}), so --force does not "
+            "replace it; choose another --out."
+        )
+    if more := {file.name for file in path.iterdir()} - {*files}:
+        raise ValueError(
+            f"{path} has {', '.join(sorted(more))} beside an earlier {what}, which "
+            "--force would take away; choose another --out."
+        )
 
 
 def save(state: object, path: Path) -> None:

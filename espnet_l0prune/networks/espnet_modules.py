@@ -69,6 +69,8 @@ from espnet2.asr_transducer.encoder.modules.convolution import (
 )
 from espnet2.asr_transducer.normalization import RMSNorm
 from espnet2.asr_transducer.utils import TooShortUttError as TransducerTooShortUttError
+from espnet2.layers.global_mvn import GlobalMVN
+from espnet2.layers.utterance_mvn import UtteranceMVN
 from espnet2.mt.frontend.embedding import Embedding, PatchEmbedding
 from torch import nn
 
@@ -103,6 +105,7 @@ __all__ = [
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
     "FastSelfAttention",
+    "GlobalMVN",
     "LabelSmoothingLoss",
     "MultiConvConformerEncoder",
     "MultiConvolutionalGatingMLP",
@@ -128,10 +131,12 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerLayer",
+    "UtteranceMVN",
     "WhisperAttention",
     "WhisperLayer",
     "WhisperNorm",
     "check_short_utt",
+    "make_pad_mask",
 ]
 
 _PLACES = ("espnet.nets", "espnet2.legacy.nets")
@@ -171,6 +176,7 @@ TooShortUttError = _find("transformer.subsampling", "TooShortUttError")
 # has an error of its own
 TOO_SHORT = TooShortUttError, TransducerTooShortUttError
 check_short_utt = _find("transformer.subsampling", "check_short_utt")
+make_pad_mask = _find("nets_utils", "make_pad_mask")
 BatchScorerInterface = _find("scorer_interface", "BatchScorerInterface", folder="")
 MultiLayeredConv1d = _find("transformer.multi_layer_conv", "MultiLayeredConv1d")
 Conv1dLinear = _find("transformer.multi_layer_conv", "Conv1dLinear")

@@ -37,6 +37,7 @@ from espnet_l0prune.networks.espnet_modules import (
     PositionalEncoding,
     RelPositionalEncoding,
     TransducerEncoder,
+    make_pad_mask,
 )
 from espnet_l0prune.networks.speakers import hears_speakers
 from espnet_l0prune.networks.streaming import is_streaming
@@ -51,6 +52,7 @@ FLOAT_TOLERANCE = 1e-4  # in float32: of log-probabilities, otherwise relative
 # real speech and for random features; random weights in 8 to 16 features, up to 0.034.
 # At 0.05 nats, a probability is off by at most 0.16 on the mean (Pinsker's inequality).
 INT8_TOLERANCE = 0.05
+TRACEABLE = "_make_pad_mask_traceable"  # ESPnet's function
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -233,7 +235,7 @@ def write_graph(graph: Graph, file: Path) -> None:
     """
     inputs = graph.example(FRAMES)
     try:
-        with _quiet():
+        with _quiet(), linear_masks():
             program = torch.onnx.export(
                 graph,
                 inputs,
@@ -253,6 +255,41 @@ def write_graph(graph: Graph, file: Path) -> None:
     for part in (program.model, whole_graph, *whole_graph.all_nodes()):
         part.metadata_props.clear()  # half of a small file, with local paths
     program.save(file, external_data=False)
+
+
+@contextlib.contextmanager
+def linear_masks() -> Iterator[None]:
+    """Let ESPnet's masks of padding take memory that grows with the length.
+
+    What ESPnet has for graphs grows with its square, and that in 8 bytes and in frames of
+    features: 29 GB for 10 minutes.
+    """
+    names = make_pad_mask.__globals__
+    inner = names[TRACEABLE]
+    names[TRACEABLE] = padding_mask
+    try:
+        yield
+    finally:
+        names[TRACEABLE] = inner
+
+
+def padding_mask(
+    lengths: Tensor, xs: Tensor | None, length_dim: int, maxlen: int | None = None
+) -> Tensor:
+    """Return where there is padding; it takes what ESPnet's function of `TRACEABLE` does.
+
+    Args:
+        lengths: numbers of valid entries, (batch,)
+        xs: a tensor of the mask's shape, of two or three dimensions, if any
+        length_dim: the dimension of `xs` that has the entries
+        maxlen: the number of entries; None for that of `xs`, or for the largest length
+    """
+    longest = lengths.max() if maxlen is None else maxlen
+    longest = longest if xs is None else xs.size(length_dim)
+    mask = torch.arange(longest, device=lengths.device) >= lengths[:, None]
+    if xs is None or xs.dim() == 2:
+        return mask
+    return (mask[:, :, None] if length_dim == 1 else mask[:, None]).expand_as(xs)
 
 
 @contextlib.contextmanager

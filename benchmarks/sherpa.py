@@ -1,0 +1,169 @@
+"""sherpa-onnx beside torch: error rates, time, size and memory of greedy CTC.
+
+Both decode the same test set on one thread, by the best token of the CTC in each frame:
+torch with ESPnet's model, and sherpa-onnx with what `export sherpa` writes, in float and
+in int8, in a process of its own that has nothing else. Intervals are those of the
+difference from torch's WER with the same model, 95%, by a bootstrap over speakers.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import groupby
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+from common import (
+    RATE,
+    arguments,
+    pair_parser,
+    read_test_set,
+    resident,
+    save_experiment,
+    start_pair,
+    table,
+    write,
+)
+from espnet2.tasks.asr import ASRTask
+from espnet2.text.build_tokenizer import build_tokenizer
+from rich.progress import track
+
+from espnet_l0prune.deploy.card import About, load_finished
+from espnet_l0prune.deploy.sherpa import export_sherpa
+from espnet_l0prune.plugin.experiment import average_of
+from espnet_l0prune.report.bootstrap import wer_difference_interval
+
+SMALL = {"attention_heads": 4, "linear_units": 256, "num_blocks": 1}
+RUNTIME = """
+import json, sys, time
+import numpy as np, sherpa_onnx
+folder, route, waves, rate = sys.argv[1:]
+begin = time.perf_counter()
+load = getattr(sherpa_onnx.OfflineRecognizer, route)
+by = load(model=f"{folder}/model.onnx", tokens=f"{folder}/tokens.txt", num_threads=1)
+loaded, texts, spent = time.perf_counter() - begin, [], 0.0
+for wave in np.load(waves).values():
+    begin = time.perf_counter()
+    stream = by.create_stream()
+    stream.accept_waveform(int(rate), wave)
+    by.decode_stream(stream)
+    spent += time.perf_counter() - begin
+    texts.append(stream.result.text)
+peak = [x for x in open("/proc/self/status") if x.startswith("VmHWM:")]
+print(json.dumps([texts, spent, loaded, int(peak[0].split()[1]) * 1024]))
+"""
+
+
+@torch.no_grad()
+def by_torch(experiment: Path, waves: list[np.ndarray]) -> tuple[list[str], float, int]:
+    """Texts, seconds, and bytes of the weights that the CTC needs."""
+    model, args = load_finished(experiment, average_of(experiment))
+    tokenizer = build_tokenizer("char" if args.token_type == "char" else "word")
+    if args.token_type == "bpe":
+        tokenizer = build_tokenizer("bpe", args.bpemodel)
+    texts, spent = [], 0.0
+    for wave in track(waves, f"torch, {experiment.name}"):
+        begin = time.perf_counter()
+        audio = torch.from_numpy(wave)[None]
+        encoded, _ = model.encode(audio, torch.tensor([audio.size(1)]))
+        best = model.ctc.argmax(encoded)[0].tolist()
+        tokens = [args.token_list[i] for i, _ in groupby(best) if i]
+        texts.append(tokenizer.tokens2text(tokens).strip())
+        spent += time.perf_counter() - begin
+    parts = (model.encoder, model.ctc)
+    return texts, spent, sum(4 * p.numel() for part in parts for p in part.parameters())
+
+
+def by_sherpa(folder: Path, route: str, waves: Path) -> list:
+    """Texts, seconds, seconds to load, and bytes of memory, of a process of its own."""
+    command = [sys.executable, "-c", RUNTIME, str(folder), route, str(waves), str(RATE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"sherpa-onnx failed: {done.stderr[-1000:]}")
+    return json.loads(done.stdout)
+
+
+def by_speaker(
+    reference: list[str], said: list[str], speakers: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and words of each speaker."""
+    each = [jiwer.process_words(r, s) for r, s in zip(reference, said, strict=True)]
+    errors = [e.substitutions + e.deletions + e.insertions for e in each]
+    counts = [len(text.split()) for text in reference]
+    who = np.unique(speakers, return_inverse=True)[1]
+    return np.bincount(who, errors), np.bincount(who, counts)
+
+
+def measure(
+    name: str,
+    experiment: Path,
+    waves: list[np.ndarray],
+    reference: list[str],
+    speakers: list[str],
+    folder: Path,
+) -> list[dict]:
+    """One row for torch, and one each for sherpa-onnx in float and in int8."""
+    seconds = sum(map(len, waves)) / RATE
+    texts, spent, size = by_torch(experiment, waves)
+    first, words = by_speaker(reference, texts, speakers)
+
+    def row(by: str, said: list[str], spent: float, size: int, peak: int) -> dict:
+        errors, _ = by_speaker(reference, said, speakers)
+        low, high = wer_difference_interval(errors, first, words)
+        return {
+            "model": name,
+            "by": by,
+            "WER (%)": 100 * errors.sum() / words.sum(),
+            "CER (%)": 100 * jiwer.cer(reference, said),
+            "difference (points)": f"[{100 * low:+.2f}, {100 * high:+.2f}]",
+            "time per second of audio (ms)": 1000 * spent / seconds,
+            "size (MB)": size / 1e6,
+            "peak memory (MB)": peak / 1e6,
+        }
+
+    rows = [row("torch", texts, spent, size, resident(peak=True))]
+    file = folder / "waves.npz"
+    np.savez(file, *waves)
+    for int8 in (False, True):
+        by = "sherpa-onnx, int8" if int8 else "sherpa-onnx"
+        out, checkpoint = (
+            folder / re.sub(r"\W+", "_", f"{name} {by}"),
+            average_of(experiment),
+        )
+        done = export_sherpa(experiment, checkpoint, out, About(name), int8=int8)
+        said, spent, loaded, peak = by_sherpa(out, done.route, file)
+        size = (out / "model.onnx").stat().st_size
+        rows.append(row(by, [s.strip() for s in said], spent, size, peak))
+        rows[-1] |= {"load (s)": loaded, "route": done.route.removeprefix("from_")}
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = pair_parser(__doc__).parse_args(argv)
+    start_pair(args)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        experiments = {"dense": args.dense, "cut": args.pruned}
+        if args.quick:
+            small = arguments("librispeech100", encoder_conf=SMALL)
+            small.decoder_conf["num_blocks"], small.normalize = 1, None
+            experiments = {"dense": folder / "exp"}
+            save_experiment(experiments["dense"], small, ASRTask.build_model(small))
+            waves = [0.1 * torch.randn(RATE).numpy() for _ in range(2)]
+            texts, speakers = ["noise", "more noise"], ["a", "b"]
+        else:
+            waves, texts = read_test_set(args.data)
+            speakers = [*table(args.data / "utt2spk").values()]
+        rows = []
+        for model, experiment in experiments.items():
+            rows += measure(model, experiment, waves, texts, speakers, folder)
+        write(args, rows)
+
+
+if __name__ == "__main__":
+    main()
