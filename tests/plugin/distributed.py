@@ -13,6 +13,8 @@ from espnet_l0prune.testing.runs import CONFIG, run
 
 TEACHER = {"teacher_config": "config.yaml", "teacher_model_file": "model.pth"}
 PLAIN = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0, "use_cnn_module": False}
+START = {"gate_start": "taylor", "warmup_steps": 20}
+EPOCHS = 11  # of three updates
 DECODER = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}
 
 
@@ -39,7 +41,7 @@ def train(folder: Path, rank: int | None) -> None:
         history.append(copy.deepcopy(state))
 
     register_optimizer_step_post_hook(note)  # behind those of the optimizer itself
-    HardConcrete.forward = HardConcrete.values  # no sampling
+    HardConcrete.noisy = lambda gate, alpha, noise: gate.noise_free(alpha)
     torch.set_num_threads(1)
     more = []
     if rank is not None:
@@ -54,6 +56,8 @@ def train(folder: Path, rank: int | None) -> None:
         "train_dtype": "float64",
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},
+        "sparsity_scheduler_conf": {**CONFIG["sparsity_scheduler_conf"], **START},
+        "max_epoch": EPOCHS,
     }
     run(folder, out, *more, **conf)
     torch.save(history, folder / f"{rank}.pth")
