@@ -1,11 +1,11 @@
 """Gates can start from an importance that the warm-up measures, instead of all alike.
 
 In the warm-up all gates are 1, and the weights train as ever. The mean of (dL/dz)^2 over
-the updates says how the loss L depends on a unit's gate z to the first order (Molchanov
-et al. 2019, arXiv 1906.10771). Adam has it as the mean square of a gate's gradients, so
-that the latest updates count most, and it is saved and resumed with the optimizer.
-Divided by what the unit costs, it ranks the units, and the gate of rank k among n, from 1
-for the lowest, starts at
+the updates says how the training's loss L, with distillation, depends on a unit's gate z
+to the first order (Molchanov et al. 2019, arXiv 1906.10771). Adam has it as the mean
+square of a gate's gradients, as clipping leaves them. So the latest updates count most,
+and it is saved and resumed with the optimizer. Divided by what the unit costs, it ranks
+the units, and the gate of rank k among n, from 1 for the lowest, starts at
 
     log_alpha = a + d (2 r - 1),    r = (k - 1/2) / n
 
