@@ -54,6 +54,8 @@ def train(folder: Path, rank: int | None) -> None:
         "encoder_conf": {**CONFIG["encoder_conf"], **PLAIN},
         "decoder_conf": {**CONFIG["decoder_conf"], **DECODER},
         "train_dtype": "float64",
+        # CTC's loss is in float32: at a larger rate, the rest drifts apart in the warm-up
+        "optim_conf": {**CONFIG["optim_conf"], "lr": 1e-5},
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},
         "sparsity_scheduler_conf": {**CONFIG["sparsity_scheduler_conf"], **START},
