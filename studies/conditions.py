@@ -80,6 +80,13 @@ def load(experiment: Path, decode: Path = DECODE) -> Speech2Text:
     return Speech2Text(experiment / "config.yaml", checkpoint, **search)
 
 
+def best_of(found: tuple | list) -> str:
+    """The text of the best hypothesis that Speech2Text has found; with intermediate CTC,
+    it returns what that recognizes, too."""
+    hypotheses = found[0] if isinstance(found, tuple) else found
+    return hypotheses[0][0]
+
+
 def count_errors(
     models: dict[str, Speech2Text],
     waves: list[np.ndarray],
@@ -93,7 +100,7 @@ def count_errors(
     for i, (wave, text) in enumerate(track([*zip(waves, texts, strict=True)], condition)):
         changed = CONDITIONS[condition](wave, np.random.default_rng([seed, i]))
         for model, speech2text in models.items():
-            heard = speech2text(changed.astype("float32"))[0][0]
+            heard = best_of(speech2text(changed.astype("float32")))
             for unit, process in UNITS.items():
                 found = process(text, heard)
                 edits = found.substitutions + found.deletions + found.insertions

@@ -60,6 +60,7 @@ FINETUNE_TUNED = {
 YAMLS = ("prune", "finetune")  # that `adopt` writes
 BY_ADOPT = "# By espnet-l0prune adopt"  # their first line
 DISTURBED = {"model_conf.disturb_probability": 0.5}
+IMPORTANCE = {"sparsity_scheduler_conf.gate_start": "taylor"}
 
 # Leaves asr_finetuned in the cell's folder; may return options of the search for it.
 Method = Callable[[Cell], Path | None]
@@ -351,6 +352,7 @@ METHODS: dict[str, Method] = {
     "l0_adopted_at_peak": AdoptedAtPeak(),
     "l0_tuned": AdoptedAtPeak(TUNED, FINETUNE_TUNED),
     "l0_adopted_disturbed": Adopted(DISTURBED, DISTURBED),
+    "l0_adopted_importance": Adopted(IMPORTANCE),
     "even_adopted": AdoptedAtOnce(importance="magnitude_l2_even"),
     "random_adopted": AdoptedAtOnce(importance="random"),
     "even_reconstructed": AdoptedAtOnce(cut="--reconstruct 64"),

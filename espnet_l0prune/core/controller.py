@@ -17,6 +17,7 @@ from espnet_l0prune.core.constraints import (
 )
 from espnet_l0prune.core.feasibility import check_targets
 from espnet_l0prune.core.freezing import decide_
+from espnet_l0prune.core.gate_start import start_by_importance_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
@@ -99,12 +100,19 @@ class SparsityController:
         backward has computed the gradients, as often as the trainer accumulates them.
         """
         progress, constraint = self.optimizer.progress, self.constraint
-        moves = self._moves
+        moves, measures = self._moves, self._measures
         targets = self.scheduler.targets(progress.update, self.goal.targets)
         following = self.scheduler.targets(progress.update + 1, self.goal.targets)
         projects = isinstance(constraint, AbsProjection)
-        self.optimizer.move_(**moves, gate_lr=0.0 if projects else None)
+        self.optimizer.move_(
+            weights=moves["weights"],
+            gates=moves["gates"] or measures,
+            gate_lr=0.0 if projects or measures else None,
+        )
         progress.update += 1
+        if measures and self._training:
+            for budget in self.parts.values():
+                start_by_importance_(budget, self.optimizer, self.goal.targets)
         if moves["gates"] and isinstance(constraint, AbsPenalty):
             for name, cost, expected, _ in self._expected():
                 shortfall = targets[cost] - float(expected)
@@ -174,6 +182,11 @@ class SparsityController:
     @property
     def _training(self) -> bool:
         return self.phase in ("ramp", "hold")
+
+    @property
+    def _measures(self) -> bool:
+        """Return whether this update measures what the gates start from."""
+        return self.scheduler.gate_start is not None and self.phase == "warmup"
 
     @property
     def _moves(self) -> dict[str, bool]:
@@ -311,7 +324,7 @@ class SparsityController:
         if self.phase == self._announced:
             return
         for gate in self._gates():
-            gate.sampling = self._training
+            gate.sampling, gate.measuring = self._training, self._measures
         if self.phase == "frozen":
             self._freeze()
         self._announced = self.phase

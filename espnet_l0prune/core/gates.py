@@ -22,6 +22,7 @@ from torch import Tensor, nn
 LEFT, RIGHT, BETA = -0.1, 1.1, 2 / 3
 SHIFT = -BETA * math.log(-LEFT / RIGHT)  # P(z > 0) = sigmoid(log_alpha + SHIFT)
 DECIDED = 100.0  # |log_alpha| of a gate fixed to 0 or 1, in any float type
+SLOPE = 2.0**-20  # so small that no norm of all gradients, as in clipping, changes by it
 
 
 class LogAlpha(nn.Parameter):
@@ -49,6 +50,8 @@ class HardConcrete(nn.Module):
         log_alpha: (n,), in float32 or wider
         sampling: whether the gates are drawn in training mode; in evaluation they never
             are
+        measuring: whether log_alpha has the gradient `SLOPE` dL/dz in training, although
+            the gate is 1 and would have none; the gates are not drawn then
         noise: the last draw from the logistic distribution, (n,); None before the first
     """
 
@@ -63,7 +66,7 @@ class HardConcrete(nn.Module):
         self.open_probability, self.round_to = open_probability, round_to
         self.uniform = uniform
         self.log_alpha = LogAlpha(torch.empty(size))
-        self.sampling = False
+        self.sampling = self.measuring = False
         self.noise: Tensor | None = None
         self.espnet_initialization_fn()
 
@@ -91,8 +94,11 @@ class HardConcrete(nn.Module):
 
     @property
     def _start(self) -> float:
-        p = self.open_probability
-        return math.log(p / (1 - p)) - self.shift
+        return self.log_alpha_at(self.open_probability)
+
+    def log_alpha_at(self, probability: float) -> float:
+        """Return the log_alpha of a gate that is open with a probability in (0, 1)."""
+        return math.log(probability / (1 - probability)) - self.shift
 
     @property
     def way_to_close(self) -> float:
@@ -120,6 +126,9 @@ class HardConcrete(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the gates of this forward, (n,) in [0, 1]: sampled ones in training."""
+        if self.measuring and self.training:
+            alpha = self.log_alpha
+            return self.values().detach() + SLOPE * (alpha - alpha.detach())
         if not (self.sampling and self.training):
             return self.values()
         if self.noise is None:

@@ -194,6 +194,11 @@ class L0AdamW(torch.optim.AdamW):
             )
         return mean, square
 
+    def forget_(self, gates: Iterable[LogAlpha]) -> None:
+        """Drop Adam's moments of some gates, so that they are computed anew."""
+        for gate in gates:
+            self.state.pop(gate, None)
+
     def updates_to_move(self, distance: float) -> int:
         """Return how many updates, at least, move a log_alpha by a distance.
 

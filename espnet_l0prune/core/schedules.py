@@ -16,6 +16,8 @@ from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_scheduler_conf"
 LENGTHS = "warmup_steps", "ramp_steps", "hold_steps"
+GATE_STARTS = ("taylor",)  # see `gate_start`
+MEASURED = 20  # updates of a warm-up, at least, that measures importances
 
 
 class AbsSparsityScheduler(ABC):
@@ -27,13 +29,17 @@ class AbsSparsityScheduler(ABC):
         ramp_steps: length of the ramp, in updates, in which the targets rise
         hold_steps: length of the hold, in updates, in which the gates settle
         in_epochs: whether the lengths are in epochs instead; they need not be whole then
+        gate_start: null for gates that all begin alike; with `taylor`, the warm-up
+            measures how much each unit matters for its cost, and units that matter less
+            begin nearer to closing
 
     Attributes:
         scale: number of updates in one unit of the lengths, which is 1 until the length
             of an epoch is known
 
     Raises:
-        ValueError: a start or a length out of its range
+        ValueError: a start or a length out of its range, an unknown gate_start, or one
+            with a warm-up that is too short for it
     """
 
     def __init__(
@@ -43,8 +49,10 @@ class AbsSparsityScheduler(ABC):
         ramp_steps: float = 10000,
         hold_steps: float = 10000,
         in_epochs: bool = False,
+        gate_start: str | None = None,
     ):
         self.start, self.in_epochs, self.scale = start, in_epochs, 1
+        self.gate_start = gate_start
         self.lengths = warmup_steps, ramp_steps, hold_steps
         lengths = dict(zip(LENGTHS, self.lengths, strict=True))
         check(WHERE, {"start": start, **lengths})
@@ -59,15 +67,23 @@ class AbsSparsityScheduler(ABC):
                 f"{WHERE}: ramp_steps and hold_steps are both 0; expected some updates "
                 "in which the gates can train"
             )
+        if gate_start not in (None, *GATE_STARTS):
+            raise ValueError(
+                f"{WHERE}: gate_start is {gate_start!r}; expected "
+                f"{', '.join(GATE_STARTS)}, or null for gates that begin alike"
+            )
+        if not in_epochs:  # otherwise once an epoch's length is known
+            self._check_warmup()
 
     def fit_(self, updates: int) -> None:
         """Take an epoch's length in updates, for phases that are in epochs.
 
         Raises:
             ValueError: a ramp or a hold that is too small a part of an epoch to have an
-                update
+                update, or a warm-up that is too short for `gate_start`
         """
         self.scale = updates
+        self._check_warmup()
         phases = {
             "ramp_steps": self.hold_begins - self.ramp_begins,
             "hold_steps": self.frozen_begins - self.hold_begins,
@@ -78,6 +94,20 @@ class AbsSparsityScheduler(ABC):
                     f"{WHERE}: {name} is {asked} epochs, which is no update where an "
                     f"epoch has {updates}; expected {1 / updates:.3g} or more, or 0"
                 )
+
+    def _check_warmup(self) -> None:
+        if self.ramp_begins < self.least_warmup:
+            raise ValueError(
+                f"{WHERE}: warmup_steps is {self.lengths[0]:g}, which makes "
+                f"{self.ramp_begins} updates, but gate_start is {self.gate_start!r}; "
+                f"expected warmup_steps of {self.least_warmup / self.scale:.3g} or more, "
+                "in which the importances are measured, or no gate_start"
+            )
+
+    @property
+    def least_warmup(self) -> int:
+        """Return how many updates the warm-up must have at least."""
+        return 0 if self.gate_start is None else MEASURED
 
     @property
     def ramp_begins(self) -> int:
@@ -101,6 +131,7 @@ class AbsSparsityScheduler(ABC):
             "sparsity_scheduler": type(self).__name__,
             "start": self.start,
             "in_epochs": self.in_epochs,
+            "gate_start": self.gate_start,
             **dict(zip(LENGTHS, self.lengths, strict=True)),
         }
 
@@ -202,8 +233,10 @@ class StaircaseSparsityScheduler(AbsSparsityScheduler):
         hold_steps: float = 10000,
         in_epochs: bool = False,
         stairs: int = 5,
+        gate_start: str | None = None,
     ):
-        super().__init__(start, warmup_steps, ramp_steps, hold_steps, in_epochs)
+        lengths = warmup_steps, ramp_steps, hold_steps
+        super().__init__(start, *lengths, in_epochs, gate_start)
         check(WHERE, {"stairs": stairs})
         self.stairs = stairs
 

@@ -189,12 +189,14 @@ def rehearse(adopted: Adopted, step: Step = quiet) -> Rehearsal:
 
 
 def fast_forward(scheduler: AbsSparsityScheduler) -> dict[str, int]:
-    """Return lengths of some 25 updates in all, in the proportions of a schedule's."""
+    """Return lengths of some 25 updates in all, in the proportions of a schedule's.
+
+    A warm-up that measures importances is as long as it must be.
+    """
     total = sum(scheduler.lengths)
-    return {
-        name: math.ceil(GATED * length / total)
-        for name, length in zip(LENGTHS, scheduler.lengths, strict=True)
-    }
+    warmup, *others = (math.ceil(GATED * length / total) for length in scheduler.lengths)
+    lengths = max(warmup, scheduler.least_warmup), *others
+    return dict(zip(LENGTHS, lengths, strict=True))
 
 
 def _train(adopted: Adopted, log: Path, batches: int, lengths: dict[str, int]) -> dict:

@@ -19,7 +19,7 @@ from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.goal import PARTS, SCOPES, Goal
 from espnet_l0prune.core.optim import ORDERS, L0AdamW
 from espnet_l0prune.core.ranges import RANGES, SHARE
-from espnet_l0prune.core.schedules import SCHEDULERS
+from espnet_l0prune.core.schedules import GATE_STARTS, SCHEDULERS
 from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
@@ -44,6 +44,7 @@ def schema() -> dict:
     share = {"type": "number", **SHARE.schema()}
     goal["target"]["anyOf"] = [share, closed(dict.fromkeys(COSTS, share))]
     goal["profile"]["anyOf"].append({"type": "string"})  # or the path of a file
+    schedule["gate_start"]["enum"] = [*GATE_STARTS, None]
     goal["scope"]["enum"] = [*SCOPES]
     goal["per"]["enum"] = [*PARTS]
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)

@@ -125,6 +125,7 @@ def test_defaults_that_experiments_rely_on():
         "ramp_steps": 10000,
         "hold_steps": 10000,
         "in_epochs": False,
+        "gate_start": None,
     }
     assert defaults(LinearSparsityScheduler) == schedule
     stairs = defaults(StaircaseSparsityScheduler)

@@ -338,6 +338,12 @@ def test_what_is_too_short_for_its_gates_is_told(tmp_path, capsys):
     assert "ramp_steps and hold_steps of 67.5 epochs in all" in told("again")
     assert "to close one takes" not in told("longer", "--epochs", "90")
     command = ["adopt", str(dense), "--out", str(tmp_path / "none")]
+    start = ["--set", "sparsity_scheduler_conf.gate_start=taylor"]
+    assert main([*command, *start]) == 1
+    assert "makes 2 updates, but gate_start is 'taylor'" in capsys.readouterr().err
+    told("measured", "--epochs", "120", *start)
+    written = yaml.safe_load((tmp_path / "measured/prune.yaml").read_text("utf-8"))
+    assert written["sparsity_scheduler_conf"]["gate_start"] == "taylor"
     shape.write_text("".join(f"u{i} {50 + i},20\n" for i in range(5)))  # 1 update
     assert main([*command, "--epochs", "1"]) == 1
     assert "hold_steps is 0.125 epochs, which is no update" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import yaml
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.cli.parser import COMMANDS, get_parser
-from espnet_l0prune.core.schedules import LinearSparsityScheduler
+from espnet_l0prune.core.schedules import MEASURED, LinearSparsityScheduler
 from espnet_l0prune.deploy.rehearsal import Rehearsal, fast_forward
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.runs import UTTERANCES, make_data
@@ -99,6 +99,9 @@ def test_it_needs_the_data(dense, tmp_path, capsys):
 def test_the_schedule_keeps_its_proportions(lengths, fast):
     scheduler = LinearSparsityScheduler(0.0, *lengths, in_epochs=True)
     assert list(fast_forward(scheduler).values()) == fast
+    measuring = LinearSparsityScheduler(0.0, *lengths, True, "taylor")
+    least = [max(fast[0], MEASURED), *fast[1:]]
+    assert list(fast_forward(measuring).values()) == least
 
 
 def test_what_is_wrong_is_told_with_a_remedy():

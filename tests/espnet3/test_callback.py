@@ -106,6 +106,27 @@ def test_a_resumed_run_is_the_one_that_never_stopped(stop, whole, data, tmp_path
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_gates_start_from_what_the_warm_up_measures(data, tmp_path):
+    """In a run that is stopped within the warm-up, and at its end, as in one that never
+    stopped."""
+    lengths = {"warmup_steps": 7 * EPOCH, "ramp_steps": 3, "hold_steps": 2}
+    conf = with_model(sparsity_scheduler_conf={**lengths, "gate_start": "taylor"})
+    nine, out = with_trainer(max_epochs=9), tmp_path / "parts"
+    run(data, tmp_path / "whole", conf, nine)
+    resume = {"fit": {"ckpt_path": str(out / "last.ckpt")}}
+    for (epoch, batch), more, begun in (((3, 1), {}, False), ((7, 0), resume, True)):
+        stop = {"_target_": STOP, "epoch": epoch, "batch": batch}
+        callbacks = with_trainer(callbacks=[CALLBACK, stop], max_epochs=9)
+        with pytest.raises(SystemExit):
+            run(data, out, conf, callbacks, more)
+        starts = torch.cat([w for name, w in weights(out).items() if "log_alpha" in name])
+        assert (len(starts.unique()) > 1) == begun
+    run(data, out, conf, nine, resume)
+    assert progress(out) == progress(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(out)[name]), name
+
+
 def test_a_checkpoint_of_the_middle_of_an_epoch(data, tmp_path):
     """Lightning would go on without the seed and the schedule of the epoch."""
     keep = {

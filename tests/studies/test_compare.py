@@ -60,7 +60,10 @@ def test_every_variant_of_the_gates_can_reach_its_budget(cell):
         check_compatible(counted, goal)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("l0_adopted", 1), ("l0_tuned", 10)])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("l0_adopted", 1), ("l0_adopted_importance", 2), ("l0_tuned", 10)],
+)
 def test_what_is_left_to_adopt(name, settings, cell):
     words = METHODS[name].options(cell(name, 0.8)).split()
     args = get_parser().parse_args(["adopt", "dense", "--out", "l0", *words])
