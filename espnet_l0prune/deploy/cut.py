@@ -14,7 +14,7 @@ from torch import nn
 from espnet_l0prune.core.budget import Budget
 from espnet_l0prune.core.costs import TIME
 from espnet_l0prune.core.cutting import cut_
-from espnet_l0prune.core.files import new_folder, save
+from espnet_l0prune.core.files import check_folder, new_folder, save
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import NETWORKS, Goal
@@ -261,23 +261,7 @@ def cut_experiment(
 
 def _check_free(out: Path, force: bool) -> None:
     """Raise ValueError unless `out` is new, or a cut that --force may replace."""
-    if not out.exists():
-        return
-    if not force:
-        raise ValueError(
-            f"{out} exists; expected a new folder. Choose another, or give --force to "
-            "replace it."
-        )
-    if not (out / REPORT).exists():
-        raise ValueError(
-            f"{out} is no earlier cut (it has no {REPORT}), so --force does not replace "
-            "it; choose another --out."
-        )
-    if more := {file.name for file in out.iterdir()} - {*FILES}:
-        raise ValueError(
-            f"{out} has {', '.join(sorted(more))} beside an earlier cut, which --force "
-            "would take away; choose another --out."
-        )
+    check_folder(out, force, "cut", REPORT, FILES)
 
 
 def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force) -> None:
