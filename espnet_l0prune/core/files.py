@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -56,21 +57,23 @@ def check_file(path: Path, force: bool = False) -> None:
         raise ValueError(f"{path} exists; choose another --out, or give --force")
 
 
-def check_folder(path: Path, force: bool, files: Collection[str], what: str) -> None:
+def check_folder(
+    path: Path, force: bool, what: str, mark: str, patterns: Iterable[str]
+) -> None:
     """Raise ValueError where a folder may not be written.
 
     That is where one exists and `force` is not set, or where it is not an earlier one of
-    the same kind, or has more in it, which would be lost.
+    its kind, or holds other files beside it.
 
     Args:
-        path: the folder
-        force: whether to replace an earlier one
-        files: what an earlier one has in it; by the first it is known
-        what: what an earlier one is called
+        path: path of the folder
+        force: whether an earlier one may be replaced
+        what: what the folder is, for messages
+        mark: the name of a file that each folder of its kind has
+        patterns: names of all files that it may have, as `fnmatch` reads them
     """
     if not path.exists():
         return
-    mark, *_ = files
     if not force:
         raise ValueError(
             f"{path} exists; expected a new folder. Choose another, or give --force to "
@@ -79,12 +82,14 @@ def check_folder(path: Path, force: bool, files: Collection[str], what: str) -> 
     if not (path / mark).exists():
         raise ValueError(
             f"{path} is no earlier {what} (it has no {mark}), so --force does not "
-            "replace it; choose another --out."
+            "replace it; choose another folder."
         )
-    if more := {file.name for file in path.iterdir()} - {*files}:
+    names = [file.name for file in path.iterdir()]
+    more = [x for x in names if not any(fnmatchcase(x, one) for one in patterns)]
+    if more:
         raise ValueError(
             f"{path} has {', '.join(sorted(more))} beside an earlier {what}, which "
-            "--force would take away; choose another --out."
+            "--force would take away; choose another folder."
         )
 
 

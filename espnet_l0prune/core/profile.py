@@ -21,7 +21,7 @@ RUNTIMES = "torch", "onnxruntime"
 TIMES = Range(0, 3600)  # seconds of a place
 TYPES = {
     **{"encoder": str, "size": int, "parameters": int, "macs": int},
-    **{"runtime": str, "int8": bool},
+    **{"runtime": str, "int8": bool, "machine": str},
 }
 REMEDY = "Expected what `espnet-l0prune profile` wrote: measure again."
 
@@ -177,3 +177,32 @@ def rising(times: Sequence[float]) -> list[float]:
         least = max(least, time)
         found.append(least)
     return found
+
+
+def summary(profile: Profile) -> list[dict[str, Any]]:
+    """Return a row for each kind of place, and one for what never goes: milliseconds of
+    all places of the kind, their share of the whole time, and what they take with half of
+    the units and with the fewest."""
+    dense = profile.fixed + sum(place.times[-1] for place in profile.places)
+    rows: dict[str, dict[str, Any]] = {}
+    for place in profile.places:
+        name = " x ".join(place.kinds) or "the rest of the blocks"
+        row = rows.setdefault(name, dict.fromkeys(("ms", "half", "none"), 0.0))
+        row["ms"] += 1000 * place.times[-1]
+        row["none"] += 1000 * place.times[0]
+        row["half"] += 1000 * _at_half(place)
+    found = [{"place": name, **row} for name, row in rows.items()]
+    fixed = {"place": "what never goes", "ms": 1000 * profile.fixed}
+    found.append({**fixed, "half": None, "none": None})
+    return [row | {"share": row["ms"] / 1000 / dense} for row in found]
+
+
+def _at_half(place: Place) -> float:
+    """Return the seconds of a place with about half of its units on each axis."""
+    index = 0
+    for numbers in place.counts:
+        nearest = min(
+            range(len(numbers)), key=lambda i: abs(numbers[i] - numbers[-1] / 2)
+        )
+        index = index * len(numbers) + nearest
+    return place.times[index]

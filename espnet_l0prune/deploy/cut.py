@@ -47,7 +47,7 @@ STRUCTURE_FILES = {
     "decoder": "decoder_structure.yaml",
 }
 CONFIG, MODEL, PLAN, REPORT = "config.yaml", "model.pth", "plan.json", "cut.json"
-FILES = (REPORT, CONFIG, MODEL, PLAN, *STRUCTURE_FILES.values())
+FILES = (CONFIG, MODEL, PLAN, REPORT, *STRUCTURE_FILES.values())
 
 
 @dataclass
@@ -261,7 +261,7 @@ def cut_experiment(
 
 def _check_free(out: Path, force: bool) -> None:
     """Raise ValueError unless `out` is new, or a cut that --force may replace."""
-    check_folder(out, force, FILES, "cut")
+    check_folder(out, force, "cut", REPORT, FILES)
 
 
 def _write(out: Path, model, config: dict, plan: Plan, report: CutReport, force) -> None:

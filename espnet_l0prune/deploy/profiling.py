@@ -9,7 +9,6 @@ places is the time of the whole dense encoder, but for noise.
 
 import copy
 import itertools
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import nn
 
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.goal import Goal
+from espnet_l0prune.core.measuring import machine_of
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.profile import Place, Profile, rising
 from espnet_l0prune.core.sites import Site
@@ -136,6 +136,29 @@ class Variants:
             cut = {s.name: {"frontend_channels": [*range(n)]} for s, n in channels}
             yield ("front", numbers), self.none | cut
 
+    def models(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return what is timed, by name: copies of a model, whose encoders are cut."""
+        return {self.name_of(key): _cut(model, kept) for key, kept in self.plans()}
+
+    def name_of(self, key: tuple) -> str:
+        """Return in words what is timed for a key of `plans`; no two have the same."""
+        if key == ("dense",):
+            return "the whole encoder"
+        if key[0] == "front":
+            numbers = ", ".join(map(str, key[1]))
+            return (
+                f"no block, with {numbers} channels in front" if numbers else "no block"
+            )
+        number, *fewer = key[1:] if key[0] == "blocks" else key
+        kind = [*self.kinds.values()][number]
+        name = f"only {', '.join(block.name for block in kind.blocks[:MEASURED])}"
+        if not fewer:
+            return name
+        group, count = fewer
+        branches = [s for groups in kind.groups[:MEASURED] for s in groups[group]]
+        sites = ", ".join(site.name for site in branches)
+        return f"{name}, with {count} {_units_of(branches[0])} in each of {sites}"
+
     def channels(self) -> list[tuple[int, ...]]:
         """Return the numbers of channels to measure of each convolution in front."""
         return [counts_of(s.sizes["frontend_channels"], least=1) for s in self.front]
@@ -197,23 +220,54 @@ def profile_model(
         ValueError: see `Variants` and `time_encoders`
     """
     variants = Variants(model.encoder)
-    totals = make_budget(model, Goal(seconds=conditions.seconds)).totals
-    plans = dict(variants.plans())
-    names = {str(number): key for number, key in enumerate(plans)}
-    models = {name: _cut(model, plans[key]) for name, key in names.items()}
+    about = about_encoder(model, conditions.seconds)
     with tempfile.TemporaryDirectory() as folder:
-        times, spread = time_encoders(models, conditions, rate, Path(folder), step)
-    fixed, places = places_of(variants, {names[name]: t for name, t in times.items()})
+        times, spread = time_encoders(
+            variants.models(model), conditions, rate, Path(folder), step
+        )
+    machine = machine_of(conditions.runtime)
+    return make_profile(variants, about, conditions, machine, times, spread)
+
+
+def about_encoder(model: nn.Module, seconds: float) -> dict[str, Any]:
+    """Return by what an encoder is told from another one: its name, size, parameters, and
+    MACs for so many seconds of audio, by their names in `Profile`."""
+    totals = make_budget(model, Goal(seconds=seconds)).totals
+    return {
+        "encoder": encoder_name(model.encoder),
+        "size": output_size_of(model.encoder),
+        "parameters": round(totals["params"]),
+        "macs": round(totals["macs"]),
+    }
+
+
+def make_profile(
+    variants: Variants,
+    about: Mapping[str, Any],
+    conditions: Conditions,
+    machine: str,
+    times: Mapping[str, float],
+    spread: float,
+) -> Profile:
+    """Return the profile that measured times make.
+
+    Args:
+        variants: what was timed
+        about: see `about_encoder`
+        conditions: under which it was timed
+        machine: where it was timed
+        times: the seconds of each variant, by its name
+        spread: the largest uncertainty of them, as a share of the longest
+    """
+    by_key = {key: times[variants.name_of(key)] for key, _ in variants.plans()}
+    fixed, places = places_of(variants, by_key)
     return Profile(
-        encoder=encoder_name(model.encoder),
-        size=output_size_of(model.encoder),
-        parameters=round(totals["params"]),
-        macs=round(totals["macs"]),
+        **about,
         seconds=conditions.seconds,
         runtime=conditions.runtime,
         threads=conditions.threads,
         int8=conditions.int8,
-        machine=f"{platform.machine()}, torch {torch.__version__}",
+        machine=machine,
         spread=spread,
         fixed=fixed,
         places=tuple(places),
@@ -286,32 +340,3 @@ def _front(variants: Variants, times: Mapping[tuple, float]) -> list[Place]:
         both = (counts[i], counts[i + 1])
         places.append(Place(None, (first.name, second.name), (kind, kind), both, flat))
     return places
-
-
-def summary(profile: Profile) -> list[dict[str, Any]]:
-    """Return a row for each kind of place, and one for what never goes: milliseconds of
-    all places of the kind, their share of the whole time, and what they take with half of
-    the units and with the fewest."""
-    dense = profile.fixed + sum(place.times[-1] for place in profile.places)
-    rows: dict[str, dict[str, Any]] = {}
-    for place in profile.places:
-        name = " x ".join(place.kinds) or "the rest of the blocks"
-        row = rows.setdefault(name, dict.fromkeys(("ms", "half", "none"), 0.0))
-        row["ms"] += 1000 * place.times[-1]
-        row["none"] += 1000 * place.times[0]
-        row["half"] += 1000 * _at_half(place)
-    found = [{"place": name, **row} for name, row in rows.items()]
-    fixed = {"place": "what never goes", "ms": 1000 * profile.fixed}
-    found.append({**fixed, "half": None, "none": None})
-    return [row | {"share": row["ms"] / 1000 / dense} for row in found]
-
-
-def _at_half(place: Place) -> float:
-    """Return the seconds of a place with about half of its units on each axis."""
-    index = 0
-    for numbers in place.counts:
-        nearest = min(
-            range(len(numbers)), key=lambda i: abs(numbers[i] - numbers[-1] / 2)
-        )
-        index = index * len(numbers) + nearest
-    return place.times[index]

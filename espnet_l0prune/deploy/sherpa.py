@@ -122,14 +122,14 @@ def export_sherpa(
             export; files that are missing or damaged
         OSError: `out` cannot be written
     """
-    check_folder(out, force, FILES, "export")
+    _check_free(out, force)
     require_onnx()
     step(f"loading {experiment}: {how_long(experiment / checkpoint)}")
     model, args = load_finished(experiment, checkpoint)
     route = route_of(model)
     tokens = tokens_of(args.token_list, args.token_type)
     out = out.resolve()  # a link to a folder is kept
-    with new_folder(out, lambda: check_folder(out, force, FILES, "export")) as folder:
+    with new_folder(out, lambda: _check_free(out, force)) as folder:
         step("writing the graph, and comparing it")
         verified = write_model(route, folder / MODEL, int8)
         step(f"writing {out}")
@@ -138,6 +138,10 @@ def export_sherpa(
         (folder / README).write_text(_readme(about, route, int8), "utf-8")
         (folder / REPORT).write_text(json.dumps(vars(report), indent=1), "utf-8")
     return report
+
+
+def _check_free(out: Path, force: bool) -> None:
+    check_folder(out, force, "export", REPORT, FILES)
 
 
 def tokens_of(token_list: Sequence[str], token_type: str) -> str:

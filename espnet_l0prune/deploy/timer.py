@@ -1,10 +1,6 @@
-"""Networks are timed in turns, under given conditions, until their times are certain."""
+"""The encoders of models are timed under given conditions, in torch or onnxruntime."""
 
-import contextlib
-import ctypes
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from espnet_l0prune.core.measuring import (
+    FEWEST,
+    graph_calls,
+    medians_of,
+    memory_kept,
+    time_in_turns,
+)
 from espnet_l0prune.core.steps import Step
 from espnet_l0prune.deploy.bench import encoder_input, on_threads, random_speech
 from espnet_l0prune.deploy.exports.graphs import EncoderGraph
@@ -23,11 +26,6 @@ from espnet_l0prune.deploy.exports.onnx import (
     write_graph,
 )
 from espnet_l0prune.plugin.inputs import input_size_of
-from espnet_l0prune.plugin.onnx import OnnxGraph
-
-FEWEST, MOST = 5, 40  # rounds
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-CERTAIN = 0.005  # of the longest time, where no more rounds are needed
 
 
 @dataclass(frozen=True)
@@ -64,30 +62,6 @@ class Conditions:
         return f"{self.seconds:g} s of audio, {self.runtime}{int8}, {threads}"
 
 
-@contextlib.contextmanager
-def memory_kept() -> Iterator[None]:
-    """Let this process keep the memory that it frees within a `with` block, where the C
-    library is glibc.
-
-    By default glibc returns large pieces to the system, or not, by what else lies around
-    them. Where it does, each forward waits for new pages, so that the same encoder takes
-    more time in one process than in another. Afterwards glibc has its first defaults.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
-    except (OSError, AttributeError):  # another C library
-        yield
-        return
-    try:
-        yield
-    finally:
-        libc.mallopt(M_MMAP_MAX, 65_536)
-        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
-        libc.malloc_trim(0)
-
-
 @torch.no_grad()
 def time_encoders(
     models: Mapping[str, nn.Module],
@@ -116,6 +90,34 @@ def time_encoders(
         ValueError: encoders that read different features, audio that is too short, an
             encoder of which there is no graph
     """
+    args, kwargs = input_of(models, conditions.seconds, rate)
+    calls: dict[str, Callable[[], object]]
+    with on_threads(conditions.threads), memory_kept():
+        if conditions.runtime == "torch":
+            calls = {
+                name: partial(model.encoder.eval(), *args, **kwargs)
+                for name, model in models.items()
+            }
+        else:
+            files = write_graphs(models, conditions.int8, folder, step)
+            calls = graph_calls(files, args[0].shape, conditions.threads, step)
+        times = time_in_turns(calls, step, conditions.minutes, fewest)
+    return medians_of(times)
+
+
+def input_of(
+    models: Mapping[str, nn.Module], seconds: float, rate: int
+) -> tuple[tuple, dict]:
+    """Return what ESPnet's models give their encoders for the same random audio.
+
+    Args:
+        models: ESPnet's models that read the same, by name
+        seconds: length of the audio
+        rate: its samples per second
+
+    Raises:
+        ValueError: encoders that read different features, audio that is too short
+    """
     first = next(iter(models.values()))
     sizes = {name: input_size_of(model) for name, model in models.items()}
     if len(set(sizes.values())) > 1:
@@ -124,55 +126,34 @@ def time_encoders(
         )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        speech, _ = random_speech(first, conditions.seconds, rate)
-    args, kwargs = encoder_input(first, speech)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    calls: dict[str, Callable[[], object]] = {}
-    with on_threads(conditions.threads), memory_kept():
-        for i, (name, model) in enumerate(models.items()):
-            if conditions.runtime == "torch":
-                calls[name] = partial(model.encoder.eval(), *args, **kwargs)
-                continue
-            step(f"writing graph {i + 1} of {len(models)}")
-            graph = _graph(model, folder / f"{i}.onnx", conditions.int8)
-            calls[name] = partial(graph, feats=args[0])
-        begin, names = time.monotonic(), [*models]
-        for number in range(max(MOST, fewest) + 1):
-            names = [*names[1:], names[0]]
-            for name in names:
-                calls[name]()  # its weights are in the caches then, as where it is alone
-                start = time.perf_counter()
-                calls[name]()
-                times[name].append(time.perf_counter() - start)
-            taken = time.monotonic() - begin
-            if number == 0:  # nothing is warm yet
-                least, most = taken * fewest, min(taken * MOST, 60 * conditions.minutes)
-                step(f"{len(models)} encoders, {least:.0f} s to {max(least, most):.0f} s")
-            elif number >= max(fewest, 2):
-                late = taken > 60 * conditions.minutes
-                if late or _spread(times) <= CERTAIN:
-                    break
-    return {k: statistics.median(one[1:]) for k, one in times.items()}, _spread(times)
+        speech, _ = random_speech(first, seconds, rate)
+    return encoder_input(first, speech)
 
 
-def _graph(model: nn.Module, file: Path, int8: bool) -> OnnxGraph:
-    """Return an encoder's graph, without gradients, loaded."""
+@torch.no_grad()
+def write_graphs(
+    models: Mapping[str, nn.Module], int8: bool, folder: Path, step: Step
+) -> dict[str, Path]:
+    """Write the graphs of models' encoders into a folder, and return the files by name.
+
+    Args:
+        models: ESPnet's models, without gates, by name
+        int8: whether to quantize matrix products
+        folder: an empty folder
+        step: is told what is done
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed
+        ValueError: an encoder of which there is no graph
+    """
     require_onnx()
-    refuse_without_graph(model)
-    with torch.random.fork_rng():
-        write_graph(EncoderGraph(exportable(model)), file)
-    if int8:
-        quantize(file)
-    return OnnxGraph(str(file))
-
-
-def _spread(times: Mapping[str, list[float]]) -> float:
-    """Return how uncertain medians are, without the first round: half of the middle
-    half's width over the root of the number of rounds, at most, as a share of the longest
-    median."""
-    medians, widths = [], []
-    for _, *one in times.values():
-        low, middle, high = statistics.quantiles(one, n=4)
-        medians.append(middle)
-        widths.append((high - low) / 2 / len(one) ** 0.5)
-    return max(widths) / max(medians)
+    files = {}
+    for i, (name, model) in enumerate(models.items()):
+        step(f"writing graph {i + 1} of {len(models)}")
+        refuse_without_graph(model)
+        files[name] = folder / f"{i}.onnx"
+        with torch.random.fork_rng():
+            write_graph(EncoderGraph(exportable(model)).eval(), files[name])
+        if int8:
+            quantize(files[name])
+    return files

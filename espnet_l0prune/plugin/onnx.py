@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_l0prune.core.measuring import open_graph
 from espnet_l0prune.core.reading import open_binary
 from espnet_l0prune.networks.espnet_modules import (
     AbsDecoder,
@@ -46,17 +47,10 @@ class OnnxGraph:
         self._made_of = file, inputs, outputs
         self.file = file
         try:
-            import onnxruntime
+            with open_binary(file):  # onnxruntime would wait for a pipe's writer
+                self._session = open_graph(file, torch.get_num_threads())
         except ImportError as e:
             raise ImportError(f"{file} needs onnxruntime: pip install onnxruntime") from e
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # errors are raised, so need not be logged
-        try:
-            with open_binary(file):  # onnxruntime would wait for a pipe's writer
-                self._session = onnxruntime.InferenceSession(
-                    file, options, providers=["CPUExecutionProvider"]
-                )
         except Exception as e:  # onnxruntime's errors have no common base
             raise ValueError(
                 f"onnxruntime cannot load {file} ({_line(e)}); expected a graph that "

@@ -22,9 +22,9 @@ from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.importance import per_cost
 from espnet_l0prune.core.plan import Plan, plan_of
-from espnet_l0prune.core.profile import Profile, rising
+from espnet_l0prune.core.profile import Profile, rising, summary
 from espnet_l0prune.core.selection import select
-from espnet_l0prune.deploy.profiling import Variants, places_of, profile_model, summary
+from espnet_l0prune.deploy.profiling import Variants, places_of, profile_model
 from espnet_l0prune.deploy.timer import Conditions, time_encoders
 from espnet_l0prune.plugin.counting import make_budget, promised_time
 from espnet_l0prune.plugin.options import read_profile
@@ -230,6 +230,7 @@ def test_measured_differences_are_the_tables(kind):
             plan[name] |= kinds
         cut_(small, small.sites(), Plan(plan))
         times[key] = by_hand(profile, small.sites())
+    assert len({variants.name_of(key) for key in times}) == len(times)
     fixed, places = places_of(variants, times)
     assert fixed == pytest.approx(profile.fixed)
     for mine, theirs in zip(places, profile.places, strict=True):
