@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import espnet
+import jiwer
 import numpy as np
 import soundfile
 import torch
@@ -143,6 +144,17 @@ def read_test_set(data: Path) -> tuple[list[np.ndarray], list[str]]:
             raise SystemExit(f"{path} has {rate} samples a second; expected {RATE}")
         waves.append(wave)
     return waves, [texts[utterance] for utterance in paths]
+
+
+def errors_by_speaker(
+    texts: list[str], spoken: list[str], speakers: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wrong words of each speaker, and words in all, (speakers,)."""
+    found = (jiwer.process_words(*pair) for pair in zip(texts, spoken, strict=True))
+    errors = [e.substitutions + e.deletions + e.insertions for e in found]
+    words = [len(text.split()) for text in texts]
+    who = np.unique(speakers, return_inverse=True)[1]
+    return np.bincount(who, errors), np.bincount(who, words)
 
 
 def take_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import torch
 from common import (
     RATE,
     arguments,
+    errors_by_speaker,
     pair_parser,
     read_test_set,
     save_experiment,
@@ -78,12 +78,6 @@ def load(
     return found
 
 
-def errors_of(texts: list[str], spoken: list[str]) -> np.ndarray:
-    """Wrong words in each utterance, (utterances,)."""
-    found = (jiwer.process_words(*pair) for pair in zip(texts, spoken, strict=True))
-    return np.array([e.substitutions + e.deletions + e.insertions for e in found])
-
-
 def measure(
     found: dict, waves: list[Tensor], texts: list[str], speakers: list[str]
 ) -> list[dict]:
@@ -102,12 +96,11 @@ def measure(
     networks = {name: made.asr_model for name, (made, _) in found.items()}
     encoders = real_time_factors(networks, waves[:TIMED], RATE)
     seconds, rows = sum(len(wave) for wave in waves) / RATE, []
-    of_speaker = np.array(speakers) == np.unique(speakers)[:, None]
-    words = of_speaker @ np.array([len(text.split()) for text in texts])
     for name, (_, size) in found.items():
         torch_float = spoken[name.split()[0]]
-        errors = [of_speaker @ errors_of(texts, s) for s in (spoken[name], torch_float)]
-        low, high = wer_difference_interval(*errors, words)
+        errors, words = errors_by_speaker(texts, spoken[name], speakers)
+        others, _ = errors_by_speaker(texts, torch_float, speakers)
+        low, high = wer_difference_interval(errors, others, words)
         same = sum(a == b for a, b in zip(spoken[name], torch_float, strict=True))
         rows.append(
             {

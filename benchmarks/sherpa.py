@@ -21,6 +21,7 @@ import torch
 from common import (
     RATE,
     arguments,
+    errors_by_speaker,
     pair_parser,
     read_test_set,
     resident,
@@ -88,17 +89,6 @@ def by_sherpa(folder: Path, route: str, waves: Path) -> list:
     return json.loads(done.stdout)
 
 
-def by_speaker(
-    reference: list[str], said: list[str], speakers: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and words of each speaker."""
-    each = [jiwer.process_words(r, s) for r, s in zip(reference, said, strict=True)]
-    errors = [e.substitutions + e.deletions + e.insertions for e in each]
-    counts = [len(text.split()) for text in reference]
-    who = np.unique(speakers, return_inverse=True)[1]
-    return np.bincount(who, errors), np.bincount(who, counts)
-
-
 def measure(
     name: str,
     experiment: Path,
@@ -110,10 +100,10 @@ def measure(
     """One row for torch, and one each for sherpa-onnx in float and in int8."""
     seconds = sum(map(len, waves)) / RATE
     texts, spent, size = by_torch(experiment, waves)
-    first, words = by_speaker(reference, texts, speakers)
+    first, words = errors_by_speaker(reference, texts, speakers)
 
     def row(by: str, said: list[str], spent: float, size: int, peak: int) -> dict:
-        errors, _ = by_speaker(reference, said, speakers)
+        errors, _ = errors_by_speaker(reference, said, speakers)
         low, high = wer_difference_interval(errors, first, words)
         return {
             "model": name,
