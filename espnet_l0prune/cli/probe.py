@@ -17,7 +17,7 @@ from espnet_l0prune.core.ranges import RANGES
 
 if TYPE_CHECKING:
     from espnet_l0prune.deploy.probe import Probe
-RANGE, UTTERANCES = RANGES["command line"], 16
+RANGE, UTTERANCES = RANGES["command line"], 8
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +85,8 @@ def _tables(probe: "Probe") -> Iterator[object]:
                 f"{short(worth.place)} {worth.kind or '(whole block)'}",
                 f"{worth.whole.units}/{worth.size}",
                 *(f"{worth.whole.saved[cost]:.1%}" for cost in costs),
-                "" if worth.half is None else f"{worth.half.harm.kl:.3g}",
-                f"{worth.whole.harm.kl:.3g}",
+                "" if worth.half is None else _digits(worth.half.harm.kl),
+                _digits(worth.whole.harm.kl),
                 f"{worth.whole.harm.loss - probe.loss:+.3g}",
             )
             for worth in probe.worths
@@ -99,8 +99,8 @@ def _tables(probe: "Probe") -> Iterator[object]:
             (
                 f"{point.target:.0%} of the {COSTS[cost].label}",
                 *(f"{point.closed.saved[c]:.1%}" for c in costs),
-                f"{point.closed.harm.kl:.3g}",
-                f"{point.closed.harm.loss:.3g}",
+                _digits(point.closed.harm.kl),
+                _digits(point.closed.harm.loss),
             )
             for cost, points in probe.curves.items()
             for point in points
@@ -123,6 +123,11 @@ def _verdict(probe: "Probe") -> Iterator[str]:
         "This is before any training, which recovers much of what is lost: take it for a "
         "floor of what training reaches, and for no forecast."
     )
+
+
+def _digits(x: float) -> str:
+    """Return three digits, or all of a large number, without an exponent."""
+    return f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
 COMMAND = Command(

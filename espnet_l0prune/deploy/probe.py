@@ -6,7 +6,6 @@ units that do least harm for their cost are closed together, for a row of target
 """
 
 import argparse
-import inspect
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from espnet_l0prune.core.candidates import (
     left_out,
     scores_of,
 )
+from espnet_l0prune.core.draws import same_draws
 from espnet_l0prune.core.goal import NETWORKS
 from espnet_l0prune.core.importance import FREE, Scores, per_cost
 from espnet_l0prune.core.ranges import check
@@ -42,6 +42,7 @@ from espnet_l0prune.plugin.divergence import (
     Utterance,
     harms_of,
     long_enough,
+    without_error_rates_,
 )
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.models import our_name
@@ -50,7 +51,6 @@ from espnet_l0prune.plugin.utterances import read_utterances
 
 TARGETS = [tenth / 10 for tenth in range(1, 10)]
 CHEAP = 0.1  # the rise of the loss, as a share of the loss, up to which a target is cheap
-REPORTS = "report_cer", "report_wer", "report_bleu"  # which take a search in evaluation
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ def probe_experiment(
         read = read_source(source, checkpoint, Path(folder) / "dense", choice, step)
         model, args = gated(*read, choice, step)
         step("reading utterances")
-        found = read_utterances(args, utterances, data)
+        with same_draws():  # preprocessors draw
+            found = read_utterances(args, utterances, data)
     goal = make_goal(args)
     budget = make_budget(model, goal)
     if not budget.gates:
@@ -217,12 +218,11 @@ def gated(
     refuse_adapters(args)
     dense = modernize(without_run(config, choice))
     trained = load_dense(config, config_file, model_file, step)
-    has = inspect.signature(type(trained)).parameters
-    conf = pruning(dense, choice, units_of(trained, choice), {})
-    conf["model_conf"] |= ALL_HEADS | {name: False for name in REPORTS if name in has}
+    conf = pruning(dense, choice, units_of(trained, choice), ALL_HEADS)
     args = parse({**dense, "model": model_name, **conf})
     step("building it with gates")
     model = build_model(args)
+    without_error_rates_(model)
     state = {**model.state_dict(), **trained.state_dict()}  # its gates are new
     model.load_state_dict(state)
     return model.eval(), args
@@ -293,7 +293,7 @@ def _curves(
     utterances: Sequence[Utterance],
     step: Step,
 ) -> dict[str, list[Point]]:
-    """Return what closing the units of the lowest scores does, for targets in each cost."""
+    """Return what closing units of low scores does, for some targets in each cost."""
     reachable = budget.reachable()
     curves: dict[str, list[Point]] = {cost: [] for cost in reachable}
     tried = [(c, t) for c in reachable for t in TARGETS if t <= reachable[c]]

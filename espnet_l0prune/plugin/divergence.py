@@ -1,16 +1,14 @@
 """A model with closed gates is compared with the open one, by what both predict."""
 
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from espnet_l0prune.core.candidates import Closing, closing
+from espnet_l0prune.core.draws import same_draws
 from espnet_l0prune.core.steps import Step, how_far, quiet
 from espnet_l0prune.networks.espnet_modules import TOO_SHORT
 from espnet_l0prune.networks.transducer import chunks_fixed
@@ -32,6 +30,12 @@ ALL_HEADS = {
     "temperature": 1.0,
     "cr_ctc_weight": 0.0,
 }
+# What lets ESPnet's models search for the best text of each utterance in evaluation
+ERROR_RATES = (
+    *("error_calculator", "error_calculator_trans"),
+    *("asr_error_calculator", "mt_error_calculator"),
+    *("report_cer", "report_wer"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class Harm:
     """A `Harm` is what closed units do to a model, as the mean over utterances.
 
     Attributes:
-        kls: for each head (`ctc`, `att`, `transducer`, ...), the KL divergence of its predictions from those with all gates
-            open, in nats, summed over positions as in distillation (see `L0Distilled`)
+        kls: for each head, such as `ctc`, `att` or `transducer`, the KL divergence of
+            what it predicts from what it does with all gates open, in nats, summed over
+            positions as in distillation (see `L0Distilled`)
         loss: ESPnet's loss of the model with the closed units
     """
 
@@ -53,6 +58,12 @@ class Harm:
         return sum(self.kls.values())
 
 
+def without_error_rates_(model: L0Distilled) -> None:
+    """Let a model report no error rates, which can take far longer than all else."""
+    for name in ERROR_RATES:
+        setattr(model, name, None)
+
+
 @torch.no_grad()
 def long_enough(model: L0Distilled, utterances: Sequence[Utterance]) -> list[Utterance]:
     """Return the utterances that are not too short for the model's front end.
@@ -61,7 +72,7 @@ def long_enough(model: L0Distilled, utterances: Sequence[Utterance]) -> list[Utt
     """
     heard = []
     for utterance in utterances:
-        with _same_each_time(model):
+        with evaluation(model):
             try:
                 _predict(model, utterance)
             except TOO_SHORT:
@@ -89,7 +100,7 @@ def harms_of(
     begun = time.monotonic()
     for i, utterance in enumerate(utterances):
         step(how_far(i, len(utterances), "utterance", time.monotonic() - begun))
-        with _same_each_time(model):
+        with evaluation(model):
             opened, _ = _predict(model, utterance)
             _keep_predictions_(model, opened)
             for total, units in zip(totals, closings, strict=True):
@@ -98,9 +109,10 @@ def harms_of(
                 kls = model.distill(found, opened, utterance["text_lengths"])
                 for name, (_, kl) in kls.items():
                     head = name.removeprefix("loss_").removesuffix("_kl")
-                    total[head] = total.get(head, 0.0) + float(kl)
+                    # rounded, it may be a little below 0
+                    total[head] = total.get(head, 0.0) + max(float(kl), 0.0)
                 total["loss"] = total.get("loss", 0.0) + loss
-        n = len(utterances)
+    n = len(utterances)
     means = [{name: value / n for name, value in total.items()} for total in totals]
     return [Harm(loss=mean.pop("loss"), kls=mean) for mean in means]
 
@@ -111,10 +123,7 @@ def _predict(model: L0Distilled, utterance: Utterance) -> tuple[Trace, float]:
     The utterance is copied, since ESPnet normalizes features in place. What is drawn at
     random, such as Mask-CTC's masks, is the same in each call.
     """
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
-    with record(model) as trace:
+    with same_draws(), chunks_fixed(model.encoder), record(model) as trace:
         _, stats, _ = model(**{name: value.clone() for name, value in utterance.items()})
     return trace, float(stats["loss_task"])
 
@@ -126,15 +135,3 @@ def _keep_predictions_(model: L0Distilled, trace: Trace) -> None:
         trace.between_out = {
             i: logits_of(ctc)(hidden) for i, hidden in trace.between.items()
         }
-
-
-@contextmanager
-def _same_each_time(model: L0Distilled) -> Iterator[None]:
-    """Evaluate a model, and leave its modes and the random state as they were."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(), evaluation(model), chunks_fixed(model.encoder):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)

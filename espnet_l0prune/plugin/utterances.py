@@ -32,26 +32,21 @@ def read_utterances(
     """
     data = getattr(args, "train_data_path_and_name_and_type", None) or []
     shapes = getattr(args, "train_shape_file", None) or []
-    whose, expected = (
-        "the experiment's training data",
-        (
-            "of its configuration; expected them where training had them, and to be called "
-            "in the folder that it was started from"
-        ),
-    )
+    whose = "the experiment's training data"
+    expected = "them where training had them, and to be called in the folder that it was "
+    expected += "started from"
     if folder is not None and data:
         _check_names([path for path, *_ in data])
         data = [(str(folder / Path(path).name), *more) for path, *more in data]
         shapes = [data[0][0]]  # it has the utterances' names too
-        whose, expected = (
-            "the data",
-            f"in {folder}; expected all files that are named as the training's",
-        )
+        whose = f"data like {whose}"
+        expected = f"files in {folder} with the names of the training's"
     files = dict.fromkeys([*(path for path, *_ in data), *shapes])
     missing = [str(file) for file in files if not Path(file).exists()]
     if missing or not (data and shapes):
         raise ValueError(
-            f"{whose} are not here: {', '.join(missing) or 'no file'} {expected}"
+            f"{whose} are not here: {', '.join(missing) or 'no file'} of its "
+            f"configuration; expected {expected}"
         )
     of_training: dict[str, Any] = {
         "data_path_and_name_and_type": data,

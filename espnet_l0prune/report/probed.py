@@ -1,7 +1,7 @@
 """The pictures of a probe: what each place is worth, and losses against sparsities."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
@@ -16,35 +16,47 @@ BLOCK_COLUMN = "block"  # all that can go of a block
 
 
 def pictures(probe: Probe) -> Iterator[Picture]:
-    """Yield a heat map of each network that has units to close, and the curves."""
+    """Yield a heat map of each network that has units to close, and the curves.
+
+    Each has its caption as a title.
+    """
     for network in NETWORKS:
-        if any(worth.place.startswith(f"{network}.") for worth in probe.worths):
-            yield _heat_map(probe, network)
-    yield _curves(probe)
+        worths = [w for w in probe.worths if w.place.startswith(f"{network}.")]
+        if worths:
+            figure = _heat_map(worths, network)
+            caption = (
+                f"KL divergence in nats, if all that can go at a place of the {network} "
+                "is closed; dark is much, light is little."
+            )
+            yield _titled(Picture(figure, f"worth_{network}", caption))
+    caption = (
+        "Loss with the cheapest units closed, before any training, which reaches less: "
+        "this is no forecast."
+    )
+    yield _titled(Picture(_curves(probe), "curves", caption))
 
 
-def _heat_map(probe: Probe, network: str) -> Picture:
-    places: dict[str, Worth] = {}  # of several kinds at a place, what harms most
-    for worth in probe.worths:
+def _titled(picture: Picture) -> Picture:
+    picture.figure.suptitle(picture.caption, fontsize="small", wrap=True)
+    return picture
+
+
+def _heat_map(worths: Sequence[Worth], network: str) -> Figure:
+    places: dict[str, float] = {}  # of several kinds at a place, what harms most
+    for worth in worths:
         whole = worth.kind in (None, "blocks")
         path = f"{worth.place}.{BLOCK_COLUMN}" if whole else worth.place
-        if path not in places or worth.whole.harm.kl > places[path].whole.harm.kl:
-            places[path] = worth
-    most = math.log1p(max(worth.whole.harm.kl for worth in places.values())) or 1.0
+        places[path] = max(worth.whole.harm.kl, places.get(path, 0.0))
+    most = math.log1p(max(places.values())) or 1.0
     cells = {
-        path: (math.log1p(worth.whole.harm.kl) / most, f"{worth.whole.harm.kl:.2g}")
-        for path, worth in sorted(places.items())
+        path: (math.log1p(kl) / most, f"{kl:.2g}" if kl < 100 else f"{kl:,.0f}")
+        for path, kl in sorted(places.items())
     }
     names = columns({path: {} for path in cells}, network)
-    figure = cells_figure(arrange(cells, names, network), [*names.values()])
-    caption = (
-        f"The KL divergence, in nats an utterance, if all that can go at a place of the "
-        f"{network} is closed; dark is much, light is little."
-    )
-    return Picture(figure, f"worth_{network}", caption)
+    return cells_figure(arrange(cells, names, network), [*names.values()])
 
 
-def _curves(probe: Probe) -> Picture:
+def _curves(probe: Probe) -> Figure:
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     for i, (cost, points) in enumerate(probe.curves.items()):
@@ -55,12 +67,7 @@ def _curves(probe: Probe) -> Picture:
             color=colour(i),
             label=COSTS[cost].label,
         )
-    axes.set_yscale("log")
     axes.set_xlabel("sparsity (%)")
     axes.set_ylabel("loss before any training")
     axes.legend(frameon=False)
-    caption = (
-        "The loss once the cheapest units are closed, before any training, which reaches "
-        "less: this is no forecast."
-    )
-    return Picture(figure, "curves", caption)
+    return figure
