@@ -23,17 +23,14 @@ def how_long(file: Path) -> str:
     return f"{size / 1e6:,.0f} MB of weights, about {1 + size / RATE:,.0f} s in all"
 
 
-def how_far(done: int, total: int, item: str, seconds: float) -> str:
-    """Return which of some items is next, and about how long it and the rest will take.
+def how_far(item: str, done: int, total: int, seconds: float) -> str:
+    """Return what is being done, and about how long it and all that follows will take.
 
     Args:
-        done: number of items that are done
-        total: number of items
-        item: what an item is
+        item: what is being done
+        done: number of equal parts of the whole work that are done, at least 1
+        total: number of parts
         seconds: how long those that are done took
     """
-    text = f"{item} {done + 1} of {total}"
-    if not done:
-        return text
-    rest = round(seconds / done * (total - done))
-    return f"{text}, about {humanfriendly.format_timespan(rest, max_units=2)} left"
+    left = round(seconds / done * (total - done))
+    return f"{item}, about {humanfriendly.format_timespan(left, max_units=2)} left"

@@ -97,12 +97,13 @@ def harms_of(
         step: is called with how much is done, and how long the rest will take
     """
     totals: list[dict[str, float]] = [{} for _ in closings]
-    begun = time.monotonic()
+    begun, n, passes = time.monotonic(), len(utterances), len(closings) + 1
     for i, utterance in enumerate(utterances):
-        step(how_far(i, len(utterances), "utterance", time.monotonic() - begun))
         with evaluation(model):
             opened, _ = _predict(model, utterance)
             _keep_predictions_(model, opened)
+            item, seconds = f"utterance {i + 1} of {n}", time.monotonic() - begun
+            step(how_far(item, i * passes + 1, n * passes, seconds))
             for total, units in zip(totals, closings, strict=True):
                 with closing(units):
                     found, loss = _predict(model, utterance)
@@ -112,7 +113,6 @@ def harms_of(
                     # rounded, it may be a little below 0
                     total[head] = total.get(head, 0.0) + max(float(kl), 0.0)
                 total["loss"] = total.get("loss", 0.0) + loss
-    n = len(utterances)
     means = [{name: value / n for name, value in total.items()} for total in totals]
     return [Harm(loss=mean.pop("loss"), kls=mean) for mean in means]
 

@@ -19,6 +19,7 @@ from espnet_l0prune.core.candidates import candidates_of, closing
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import plan_of
+from espnet_l0prune.core.steps import how_far
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.probe import gated, probe, probe_experiment
@@ -152,6 +153,12 @@ def test_it_is_the_same_each_time_and_on_the_utterances_asked_for(dense):
     assert probe_experiment(dense, None, choice, 100).utterances == UTTERANCES
     others = probe_experiment(dense, None, choice, 3, dense.parent)  # the same files
     assert others == found
+
+
+def test_how_long_the_rest_takes():
+    assert how_far("one", 1, 4, 10.0) == "one, about 30 seconds left"
+    assert how_far("all", 2, 2, 99.0) == "all, about 0 seconds left"
+    assert how_far("two", 10, 4000, 10.0) == "two, about 1 hour and 6 minutes left"
 
 
 def test_what_machines_and_people_get(dense, tmp_path, capsys):
