@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> Answer:
 
 
 def _tables(probe: "Probe") -> Iterator[object]:
-    costs = [*probe.totals]
+    costs = [*probe.reachable]
     labels = [COSTS[cost].label for cost in costs]
     yield table_of(
         "closed one at a time: the least KL divergence for what it saves comes first",

@@ -176,16 +176,16 @@ def probe_experiment(
     with tempfile.TemporaryDirectory() as folder:
         read = read_source(source, checkpoint, Path(folder) / "dense", choice, step)
         model, args = gated(*read, choice, step)
+        goal = make_goal(args)
+        budget = make_budget(model, goal)
+        if not budget.gates:
+            raise ValueError(
+                f"nothing in the {goal.scope} of {source} has such units; expected a "
+                "network that can be pruned. Choose another --scope, or other --units."
+            )
         step("reading utterances")
         with same_draws():  # preprocessors draw
             found = read_utterances(args, utterances, data)
-    goal = make_goal(args)
-    budget = make_budget(model, goal)
-    if not budget.gates:
-        raise ValueError(
-            f"nothing in the {goal.scope} of {source} has such units; expected a network "
-            "that can be pruned. Choose another --scope, or other --units."
-        )
     heard = long_enough(model, found)
     if not heard:
         raise ValueError(
