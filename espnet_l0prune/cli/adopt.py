@@ -9,7 +9,7 @@ import yaml
 
 from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
-from espnet_l0prune.cli.options import FILE, add_path
+from espnet_l0prune.cli.options import FILE, add_path, add_what_is_pruned, units_of
 from espnet_l0prune.cli.progress import steps
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.ranges import RANGES, SHARE
@@ -34,15 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         FILE,
         help="what `profile` wrote, which --time needs; MACs are counted for its audio",
     )
-    parser.add_argument(
-        "--scope",
-        choices=("frontend", "encoder", "model"),
-        default="encoder",
-        help="what is pruned; frontend is a self-supervised model of s3prl's",
-    )
-    parser.add_argument(
-        "--units", default="default", help="default, paper, all, or kinds with commas"
-    )
+    add_what_is_pruned(parser)
     for name, what in (("--epochs", "pruning"), ("--finetune_epochs", "fine-tuning")):
         parser.add_argument(name, type=int, help=f"of the {what}, {RANGE[name]}")
     for name, file in (("--set", "prune.yaml"), ("--set_finetune", "finetune.yaml")):
@@ -95,14 +87,13 @@ def run(args: argparse.Namespace) -> Answer:
     from espnet_l0prune.deploy.adopt import adopt as adopt_experiment
     from espnet_l0prune.deploy.choice import Choice, with_settings
     from espnet_l0prune.deploy.rehearsal import rehearse
-    from espnet_l0prune.networks.units import WORDS
 
     target = {cost: getattr(args, cost) for cost in COSTS}
     target = {cost: value for cost, value in target.items() if value is not None}
     choice = Choice(
         target=target or DEFAULT,
         scope=args.scope,
-        units=args.units if args.units in WORDS else args.units.split(","),
+        units=units_of(args),
         epochs=(args.epochs, args.finetune_epochs),
         profile=args.profile,
         data=not args.no_data,

@@ -7,6 +7,7 @@ from espnet_l0prune.cli.command import Answer, Command
 from espnet_l0prune.cli.espnet import import_espnet
 from espnet_l0prune.cli.options import add_path
 from espnet_l0prune.cli.progress import busy
+from espnet_l0prune.cli.tables import short
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +44,8 @@ def run(args: argparse.Namespace) -> Answer:
             for kind, (size, left) in row.units.items()
             if (size, left) != (1, 1)
         )
-        module = row.module
-        for network in ("encoder", "decoder"):  # their blocks are named after them
-            module = module.replace(f"{network}.{network}s.", f"{network}s.")
-        module = module.replace("upstream.upstream.model.", "")  # of a front end
         table.add_row(
-            module,
+            short(row.module),
             units,
             f"{row.amounts['params']:,} {row.shares['params']:6.1%}",
             f"{row.amounts['macs'] / 1e6:,.1f} {row.shares['macs']:6.1%}",

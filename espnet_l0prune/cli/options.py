@@ -16,6 +16,26 @@ def add_path(
     option.complete = complete
 
 
+def add_what_is_pruned(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that choose what can be pruned."""
+    parser.add_argument(
+        "--scope",
+        choices=("frontend", "encoder", "model"),
+        default="encoder",
+        help="what is pruned; frontend is a self-supervised model of s3prl's",
+    )
+    parser.add_argument(
+        "--units", default="default", help="default, paper, all, or kinds with commas"
+    )
+
+
+def units_of(args: argparse.Namespace) -> str | list[str]:
+    """Return what --units says: a word, or kinds of units."""
+    from espnet_l0prune.networks.units import WORDS
+
+    return args.units if args.units in WORDS else args.units.split(",")
+
+
 def add_card_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that write a model card."""
     parser.add_argument("--checkpoint", help="default: the experiment's average")

@@ -22,3 +22,10 @@ def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) 
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def short(module: str) -> str:
+    """Return a module's path in a model without what each of its network's has."""
+    for network in ("encoder", "decoder"):  # their blocks are named after them
+        module = module.replace(f"{network}.{network}s.", f"{network}s.")
+    return module.replace("upstream.upstream.model.", "")  # of a front end

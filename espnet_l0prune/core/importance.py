@@ -114,8 +114,7 @@ def removal(
     """Score a unit by its share of the harm that closing its group of units does.
 
     The units of a gate are grouped by their norm, so that a module has up to `groups`
-    groups, from weak to strong. Units that own no weights are whole modules or blocks, of
-    which a gate has one.
+    groups, from weak to strong (see `weakest_first`).
 
     Args:
         budget: counts the network
@@ -124,17 +123,27 @@ def removal(
             infinite scores
         groups: largest number of groups of a gate
     """
-    before, scores = harm(), []
-    squares = _over_groups(budget, lambda claim, w: w.square(), whole=False)
-    for ((_, kind), gate), total in zip(budget.gates.items(), squares, strict=True):
+    before, scores, orders = harm(), [], weakest_first(budget)
+    for ((_, kind), gate), order in zip(budget.gates.items(), orders, strict=True):
         score = torch.full_like(gate.log_alpha.detach(), torch.inf)
         if kinds is None or kind in kinds:
-            order = score.argsort() if total is None else total.argsort()
             for units in order.tensor_split(min(groups, len(order))):
                 with closed(gate, units):
                     score[units] = (harm() - before) / len(units)
         scores.append(score)
     return scores
+
+
+def weakest_first(budget: Budget) -> list[Tensor]:
+    """Return the numbers of each gate's units, (units,), by rising norm of their weights.
+
+    Units that own no weights are whole modules or blocks, of which a gate has one.
+    """
+    squares = _over_groups(budget, lambda claim, w: w.square(), whole=False)
+    return [
+        (torch.zeros_like(gate.log_alpha) if total is None else total).argsort()
+        for gate, total in zip(budget.gates.values(), squares, strict=True)
+    ]
 
 
 @contextmanager

@@ -135,6 +135,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "--threads": Range(1, 1024, whole=True),
         "--minutes": Range(0, 1440),
         "--reconstruct": Range(8, COUNT, whole=True),
+        "--utterances": Range(1, COUNT, whole=True),
     },
 }
 

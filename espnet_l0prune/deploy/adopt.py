@@ -1,7 +1,6 @@
 """Adopting makes a dense experiment prunable: it writes what is to be trained next."""
 
 import argparse
-import copy
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,8 @@ from espnet_l0prune.core.optim import L0AdamW, Progress
 from espnet_l0prune.core.pace import fit_to_run_, shortage, updates_to_close
 from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
-from espnet_l0prune.core.steps import Step, how_long, quiet
-from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.core.steps import Step, quiet
 from espnet_l0prune.deploy.choice import (
-    DATA,
     Choice,
     fine_tuning,
     pruning,
@@ -35,13 +32,12 @@ from espnet_l0prune.deploy.choice import (
 from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.espnet3 import as_espnet2, as_espnet3, is_espnet3
 from espnet_l0prune.deploy.espnet3 import commands as espnet3_commands
-from espnet_l0prune.deploy.foreign import TELLS, check_foreign
 from espnet_l0prune.deploy.rates import is_like_adam, number_of
+from espnet_l0prune.deploy.source import load_dense, read_source
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_name
-from espnet_l0prune.plugin.counting import make_budget, make_parts, sites_of
+from espnet_l0prune.plugin.counting import make_budget, make_parts
 from espnet_l0prune.plugin.epochs import updates_of_an_epoch
-from espnet_l0prune.plugin.experiment import average_of, load_trained, read_config
 from espnet_l0prune.plugin.models import our_name
 from espnet_l0prune.plugin.network import NETWORK_KINDS
 from espnet_l0prune.plugin.options import make_constraint, make_goal, make_scheduler
@@ -115,23 +111,8 @@ def adopt(
     }
     check("command line", {k: v for k, v in numbers.items() if v is not None})
     with claimed(out):
-        if source.is_file():
-            step(f"unpacking {source}")
-            config_file, model_file = unpack_model(source, out / "dense")
-            dense = vars(read_config(config_file))
-            dropped = TELLS if choice.data else (*TELLS, *DATA)
-            dense = {k: v for k, v in dense.items() if k not in dropped}
-            if is_espnet3(dense):
-                raise ValueError(
-                    f"{source} holds an experiment of ESPnet3, whose training has to go "
-                    "on from its own YAML; expected the experiment's folder"
-                )
-            check_foreign(without_run(dense, choice), out / "dense", config_file)
-        else:
-            config_file = source / "config.yaml"
-            model_file = source / (checkpoint or average_of(source))
-            dense = vars(read_config(config_file))
-        return _adopt(dense, config_file, model_file, out, choice, step)
+        read = read_source(source, checkpoint, out / "dense", choice, step)
+        return _adopt(*read, out, choice, step)
 
 
 def _adopt(
@@ -155,13 +136,7 @@ def _adopt(
     finetune = with_settings(finetune, choice.finetune_settings)
     finetune["init_param"] = [str(out / "cut" / "model.pth")]
     _as_trained(finetune, gpus)
-    step(f"loading {model_file}: {how_long(model_file)}")
-    trained = load_trained(argparse.Namespace(**copy.deepcopy(written)), model_file)
-    if any(site.gates for site in sites_of(trained)):
-        raise ValueError(
-            f"{config_file} has gates; expected a dense model, or one that was cut: "
-            "`espnet-l0prune cut` comes first"
-        )
+    trained = load_dense(written, config_file, model_file, step)
     prune = {**ours, **pruning(dense, choice, units_of(trained, choice), files)}
     prune = with_settings(prune, choice.settings)
     link = out / "dense.pth" if ":" in str(model_file) else None

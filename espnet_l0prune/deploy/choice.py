@@ -84,7 +84,7 @@ def units_of(model: nn.Module, choice: Choice) -> dict[str, str | list[str]]:
     return mine | {"encoder": [kind for kind in units if kind not in alone]}
 
 
-def pruning(dense: dict, choice: Choice, units: dict, files: dict[str, str]) -> dict:
+def pruning(dense: dict, choice: Choice, units: dict, files: Mapping[str, Any]) -> dict:
     """Return the options in which the pruning differs from the dense training.
 
     Args:

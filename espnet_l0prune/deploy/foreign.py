@@ -99,8 +99,9 @@ def _check_data(key: str, value: Any, where: Path) -> None:
             raise ValueError(
                 f"{where} has {key}: {reprlib.repr(entry)}; expected a list of [path, "
                 f"name, type], of the types {', '.join(DATA_TYPES)}: others, as "
-                "kaldi_ark, have lists that can run commands. Give --no_data, and name "
-                "your own data to the trainings."
+                "kaldi_ark, have lists that can run commands. Give --no_data to `adopt`, "
+                "and name your own data to the trainings. If you know who made the zip, "
+                "unpack it and give the folder of its config.yaml."
             )
 
 

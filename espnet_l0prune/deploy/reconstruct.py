@@ -3,10 +3,10 @@
 import argparse
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espnet_l0prune.core.draws import same_draws
 from espnet_l0prune.core.importance import loss_of
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.reconstruction import (
@@ -130,11 +130,8 @@ class Reconstructor:
     @torch.no_grad()
     def _loss(self, model: nn.Module) -> float:
         held_out = self.utterances[HELD_OUT - 1 :: HELD_OUT]
-        before = np.random.get_state()
-        np.random.seed(0)  # Mask-CTC draws by it
-        with chunks_fixed(model.encoder):
+        with same_draws(), chunks_fixed(model.encoder):  # Mask-CTC draws
             losses = [float(_task_loss(model, utterance)) for utterance in held_out]
-        np.random.set_state(before)
         return sum(losses) / len(losses)
 
     @torch.no_grad()

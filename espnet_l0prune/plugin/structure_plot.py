@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,25 +58,43 @@ def grid(
         modules: units by the path of each module in the model
         network: `frontend`, `encoder` or `decoder`
     """
-    front: list[Cell | None] = []
-    blocks: dict[int, dict[str, Cell]] = {}
+    cells = {}
     for path, units in modules.items():
-        convolution, module = CONVOLUTION.match(path), BLOCK.match(path)
         share = share_left(units)
         block = path.rpartition(".")[0]
         if not share_left(modules.get(block, {})):  # the whole block was cut
             share, units = 0.0, {"blocks": (1, 0)}
+        if share < 1 or not path.endswith(f".{WIDTH[0]}"):
+            cells[path] = share, label(units)
+    return arrange(cells, columns(modules, network), network)
+
+
+def arrange(
+    cells: Mapping[str, Cell], names: Iterable[str], network: str
+) -> dict[str, list[Cell | None]]:
+    """Return the cells of a network row by row.
+
+    The rows are its convolutions, its residual stream, and each block.
+
+    Args:
+        cells: by the path of each module in the model
+        names: what the blocks have, by their names in a path; None stands where a block
+            has no such module
+        network: `frontend`, `encoder` or `decoder`
+    """
+    front: list[Cell | None] = []
+    blocks: dict[int, dict[str, Cell]] = {}
+    for path, (share, text) in cells.items():
+        convolution, module = CONVOLUTION.match(path), BLOCK.match(path)
         if convolution and convolution[1] == network:
-            front.append((share, f"conv {len(front) + 1}\n{label(units)}"))
+            front.append((share, f"conv {len(front) + 1}\n{text}"))
         elif module and module[1] == network:
-            blocks.setdefault(int(module[2]), {})[module[3]] = share, label(units)
+            blocks.setdefault(int(module[2]), {})[module[3]] = share, text
     rows = {"front end": front} if front else {}
-    stream = modules.get(f"{network}.stream", {})
-    if share_left(stream) < 1:
-        rows["stream"] = [(share_left(stream), label(stream))]
-    kinds = columns(modules, network)
-    for i, cells in sorted(blocks.items()):
-        rows[f"block {i + 1}"] = [cells.get(kind) for kind in kinds]
+    if f"{network}.{WIDTH[0]}" in cells:
+        rows["stream"] = [cells[f"{network}.{WIDTH[0]}"]]
+    for i, found in sorted(blocks.items()):
+        rows[f"block {i + 1}"] = [found.get(name) for name in names]
     return rows
 
 
@@ -107,7 +125,18 @@ def draw_structure(
     Args:
         modules, network: see `grid`
     """
-    rows, names = grid(modules, network), [*columns(modules, network).values()]
+    draw_cells(axes, grid(modules, network), [*columns(modules, network).values()])
+
+
+def draw_cells(
+    axes: Axes, rows: Mapping[str, Sequence[Cell | None]], names: Sequence[str]
+) -> None:
+    """Draw cells with their texts, the darker the larger their shares are.
+
+    Args:
+        rows: what `arrange` has returned; the first one is at the bottom
+        names: the labels of the columns
+    """
     colours = colormaps["cividis_r"]
     for y, cells in enumerate(rows.values()):
         for x, cell in enumerate(cells):
@@ -137,10 +166,17 @@ def draw_structure(
 
 def structure_figure(modules: Mapping[str, Units], network: str) -> Figure:
     """Return a figure as large as the grid needs; see `grid` for the arguments."""
-    width = 1.4 + max(len(columns(modules, network)), 3)
-    height = 0.9 + 0.32 * len(grid(modules, network))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    draw_structure(figure.subplots(), modules, network)
+    names = [*columns(modules, network).values()]
+    return cells_figure(grid(modules, network), names)
+
+
+def cells_figure(
+    rows: Mapping[str, Sequence[Cell | None]], names: Sequence[str]
+) -> Figure:
+    """Return a figure as large as the cells need; see `draw_cells` for the arguments."""
+    size = 1.4 + max(len(names), 3), 0.9 + 0.32 * len(rows)
+    figure = Figure(figsize=size, layout="constrained")
+    draw_cells(figure.subplots(), rows, names)
     return figure
 
 

@@ -18,8 +18,8 @@ from espnet_l0prune.testing.experiments import save_experiment
 
 HEARD = {"frontend": "default", "input_size": None}
 NAMES = [
-    "doctor", "inspect", "profile", "adopt", "cut", "verify", "bench", "export", "card",
-    "report", "schema", "completion", "enable", "disable",
+    "doctor", "inspect", "profile", "probe", "adopt", "cut", "verify", "bench", "export",
+    "card", "report", "schema", "completion", "enable", "disable",
 ]  # fmt: skip
 
 

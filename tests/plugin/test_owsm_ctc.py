@@ -1,6 +1,7 @@
 """OWSM-CTC: from a training of ESPnet's own to long audio, decoded from a zip."""
 
 import copy
+import json
 import os
 import shlex
 import subprocess
@@ -245,6 +246,20 @@ def test_intermediate_posteriors_are_learnt_as_espnet_weighs_them(dense):
     assert len(between) == 3
     expected = 0.25 * last + 0.75 * sum(between) / 3
     assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_probe_of_it(dense, capsys):
+    """With the prompt, of which the preprocessor draws a part."""
+    found = []
+    for _ in range(2):
+        assert main(["probe", str(dense), "--utterances", "2", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+    places = {worth["place"]: worth["whole"] for worth in found[0]["worths"]}
+    assert "encoder.encoders.1.cross_attn" in places
+    for closed in places.values():
+        assert closed["harm"]["kls"].keys() == {"ctc"}
+        assert closed["harm"]["kls"]["ctc"] > 0
 
 
 @pytest.mark.slow

@@ -16,14 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.candidates import candidates_of
 from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.plan import plan_of
 from espnet_l0prune.deploy.archive import unpack_model
 from espnet_l0prune.deploy.bench import encoder_macs
+from espnet_l0prune.deploy.choice import Choice
 from espnet_l0prune.deploy.cut import cut_config
 from espnet_l0prune.deploy.exports.stock import to_stock
+from espnet_l0prune.deploy.probe import gated
+from espnet_l0prune.deploy.source import read_source
 from espnet_l0prune.deploy.verify import (
     difference_of,
     outputs,
@@ -34,8 +38,10 @@ from espnet_l0prune.deploy.verify import (
 from espnet_l0prune.networks.transducer import encode_chunks
 from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.counting import make_budget
+from espnet_l0prune.plugin.divergence import harms_of
 from espnet_l0prune.plugin.experiment import load_model, read_weights
 from espnet_l0prune.plugin.network import L0TransducerEncoder
+from espnet_l0prune.plugin.options import make_goal
 from espnet_l0prune.testing.models import TOKENS, disturb_
 from espnet_l0prune.testing.runs import CONFIG, data_options, make_audio, make_data
 from espnet_l0prune.testing.updates import batch
@@ -270,6 +276,19 @@ def test_it_is_espnets_model_with_a_teacher(variant, tmp_path):
     for parameter in model.encoder.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     assert all(heard(model, training=True)[x] > 1e-3 for x in names)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_closed_gates_do_is_seen_by_all_heads(variant, tmp_path):
+    save_dense(tmp_path / "dense", options(variant))
+    choice = Choice(units=["heads"])
+    read = read_source(tmp_path / "dense", WEIGHTS, tmp_path / "none", choice)
+    model, args = gated(*read, choice)
+    parts = [one.whole for one in candidates_of(make_budget(model, make_goal(args)))]
+    nothing, *harms = harms_of(model, [batch()], [{}, *parts])
+    assert nothing.kls == {"transducer": 0.0, "ctc": 0.0}
+    assert parts
+    assert all(kl > 0 for harm in harms for kl in harm.kls.values())
 
 
 def test_the_teacher_is_compared_where_the_student_is_trained(tmp_path):

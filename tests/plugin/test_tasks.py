@@ -24,17 +24,24 @@ from espnet2.tasks.st import STTask
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 from espnet_l0prune.cli import main
+from espnet_l0prune.core.candidates import candidates_of
+from espnet_l0prune.core.draws import same_draws
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.archive import unpack_model
+from espnet_l0prune.deploy.choice import Choice
+from espnet_l0prune.deploy.probe import gated
+from espnet_l0prune.deploy.source import read_source
 from espnet_l0prune.networks.espnet_modules import (
     ConformerEncoder,
     EBranchformerEncoder,
     MultiSpeakerTransformerEncoder,
 )
 from espnet_l0prune.plugin.building import build_model
-from espnet_l0prune.plugin.counting import call_shapes, run
+from espnet_l0prune.plugin.counting import call_shapes, make_budget, run
+from espnet_l0prune.plugin.divergence import harms_of
 from espnet_l0prune.plugin.experiment import check_sizes, load_model
 from espnet_l0prune.plugin.model import L0Distilled
+from espnet_l0prune.plugin.options import make_goal
 from espnet_l0prune.testing.models import ENCODER, TOKENS, disturb_
 from espnet_l0prune.testing.runs import CONFIG, make_data
 from espnet_l0prune.testing.updates import batch
@@ -329,6 +336,25 @@ def test_it_is_espnets_model_with_a_teacher(kind, tmp_path):
         parameter.data += 0.05 * torch.randn_like(parameter)
     mine = losses(model, kind, training=True)
     assert all(mine[x] > 1e-3 for x in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_closed_gates_do_is_seen_by_all_heads(kind, tmp_path):
+    save_dense(tmp_path / "dense", kind)
+    choice = Choice(units=["ffn_channels"])
+    read = read_source(tmp_path / "dense", WEIGHTS, tmp_path / "none", choice)
+    model, args = gated(*read, choice)
+    parts = [one.whole for one in candidates_of(make_budget(model, make_goal(args)))]
+    nothing, *harms = harms_of(model, [batch_of(kind)], [{}, *parts])
+    heads = {name.removesuffix("_kl") for name in KINDS[kind][3] - {"layer"}}
+    if kind == "st with two decoders":
+        heads |= {"att"}  # which is not distilled, as it reads another decoder's states
+    assert nothing.kls == dict.fromkeys(heads, 0.0)
+    with same_draws(), torch.no_grad():
+        assert nothing.loss == float(model(**batch_of(kind))[1]["loss_task"])
+    assert len(parts) >= 2
+    assert all(harm.kls.keys() == heads for harm in harms)
+    assert all(max(harm.kls[head] for harm in harms) > 0 for head in heads)
 
 
 def search_of(kind: str):
