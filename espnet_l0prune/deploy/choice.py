@@ -21,7 +21,8 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 # Names of networks of which only our kinds can be built where the published model is not
-PUBLISHED = ("whisper", "s3prl")
+PUBLISHED = ("whisper", "s3prl", "espnet_ssl")
+HELD = "freeze_encoder_steps"  # for which a front end of ESPnet's own does not train
 # Lists that ESPnet's command line adds to, where it replaces other options: one who names
 # the data there would have each entry twice.
 APPENDED = (*DATA, "fold_length")
@@ -173,8 +174,12 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
             )
         options[part] = name
         options[f"{part}_conf"] = {**conf_of(dense, part), **conf}
-        if part == "frontend" and within and conf_of(dense, part).get("layer", -1) != -1:
+        if part != "frontend" or not within:
+            continue
+        if conf_of(dense, part).get("layer", -1) != -1:
             options["unused_parameters"] = True  # of the blocks after that layer
+        if HELD in conf_of(dense, part):  # gates have to move
+            options["frontend_conf"][HELD] = 0
     return options
 
 

@@ -40,11 +40,14 @@ from espnet2.asr.encoder.transformer_encoder_multispkr import (
     TransformerEncoder as MultiSpeakerTransformerEncoder,
 )
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
+from espnet2.asr.frontend.cnn import CNNFrontend, Dim1LayerNorm, TransposedLayerNorm
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.frontend.espnet_ssl import ESPnetSSLFrontend
 from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
+from espnet2.asr.preencoder.linear import LinearProjection
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.asr_transducer.encoder.blocks.branchformer import (
     Branchformer as TransducerBranchformer,
@@ -69,6 +72,7 @@ from espnet2.asr_transducer.encoder.modules.convolution import (
 )
 from espnet2.asr_transducer.normalization import RMSNorm
 from espnet2.asr_transducer.utils import TooShortUttError as TransducerTooShortUttError
+from espnet2.layers.utterance_mvn import UtteranceMVN
 from espnet2.mt.frontend.embedding import Embedding, PatchEmbedding
 from torch import nn
 
@@ -82,6 +86,7 @@ __all__ = [
     "BatchScorerInterface",
     "BranchformerEncoder",
     "BranchformerEncoderLayer",
+    "CNNFrontend",
     "ConformerEncoder",
     "ConformerLayer",
     "ContextualBlockConformerEncoder",
@@ -98,12 +103,15 @@ __all__ = [
     "ConvolutionalSpatialGatingUnit",
     "DecoderLayer",
     "DefaultFrontend",
+    "Dim1LayerNorm",
     "EBranchformerCTCEncoder",
     "EBranchformerCTCEncoderLayer",
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
+    "ESPnetSSLFrontend",
     "FastSelfAttention",
     "LabelSmoothingLoss",
+    "LinearProjection",
     "MultiConvConformerEncoder",
     "MultiConvolutionalGatingMLP",
     "MultiHeadedAttention",
@@ -128,6 +136,8 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerLayer",
+    "TransposedLayerNorm",
+    "UtteranceMVN",
     "WhisperAttention",
     "WhisperLayer",
     "WhisperNorm",
