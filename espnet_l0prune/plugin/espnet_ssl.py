@@ -8,6 +8,7 @@ import argparse
 import copy
 import logging
 import reprlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from espnet2.asr.frontend import espnet_ssl
 from espnet2.tasks.ssl import SSLTask
 from torch import nn
 
+from espnet_l0prune.networks.espnet_modules import ESPnetSSLFrontend
 from espnet_l0prune.networks.espnet_ssl import freeze_unused_in_ssl_
 from espnet_l0prune.plugin.experiment import read_mapping, read_weights
 from espnet_l0prune.plugin.upstream import WHERE, UpstreamNetwork
@@ -28,6 +29,8 @@ PARTS = ("frontend", "specaug", "normalize", "preencoder", "encoder", "model")
 NAMES = (*PARTS, *(f"{part}_conf" for part in PARTS), "input_size", "loss", "util")
 # Options of what only its pretraining needed, which are large
 CLASSES = ("num_classes", "final_dim")
+THEIRS = "that of a model that ESPnet's task ssl has trained"
+OURS = "what `espnet-l0prune cut` wrote"
 
 
 class ESPnetSSLNetwork(UpstreamNetwork):
@@ -64,7 +67,7 @@ class ESPnetSSLNetwork(UpstreamNetwork):
         def build_model_from_file(
             config_file: str | None, model_file: str, device: str
         ) -> tuple[nn.Module, argparse.Namespace]:
-            args = _read(config_file, model_file) if config is None else config
+            args = _read(config_file, model_file) if config is None else dict(config)
             model = _build(args)
             if config is None:
                 _load(model, model_file)
@@ -72,19 +75,33 @@ class ESPnetSSLNetwork(UpstreamNetwork):
             return model, argparse.Namespace(**args)
 
         if config is not None:
+            _check(config, f"{WHERE} {reprlib.repr(dict(config))}", OURS)
             options["path_or_url"] = "published.pth"  # which is not read
-        espnet_ssl.SSLTask = SimpleNamespace(build_model_from_file=build_model_from_file)
+        namespace: Any = sys.modules[ESPnetSSLFrontend.__module__]
+        namespace.SSLTask = SimpleNamespace(build_model_from_file=build_model_from_file)
         try:
             yield
         finally:
-            espnet_ssl.SSLTask = SSLTask
+            namespace.SSLTask = SSLTask
 
 
 def _read(config_file: str | None, model_file: str) -> dict[str, Any]:
-    """Return the configuration of a self-supervised model, or of one beside its file."""
+    """Return the configuration of a self-supervised model, which may be beside its file.
+
+    Raises:
+        ValueError: a file that is missing, or that is not such a configuration
+    """
     file = Path(config_file or Path(model_file).with_name("config.yaml"))
-    expected = "that of a model that ESPnet's task ssl has trained"
-    return read_mapping(file, "configuration", expected)
+    config = read_mapping(file, "configuration", THEIRS)
+    config = {"preencoder": None, **{f"{part}_conf": {} for part in PARTS}, **config}
+    _check(config, f"configuration {file}", THEIRS)
+    return config
+
+
+def _check(config: Mapping[str, Any], what: str, expected: str) -> None:
+    """Raise ValueError for options that are missing."""
+    if missing := [name for name in NAMES if name not in config]:
+        raise ValueError(f"{what} lacks {', '.join(missing)}; expected {expected}")
 
 
 def _load(model: nn.Module, model_file: str) -> None:
@@ -97,17 +114,7 @@ def _load(model: nn.Module, model_file: str) -> None:
 
 
 def _build(config: Mapping[str, Any]) -> nn.Module:
-    """Build a model of random weights.
-
-    Raises:
-        ValueError: options that are missing, or that describe no model
-    """
-    missing = [name for name in NAMES if name not in config]
-    if missing:
-        raise ValueError(
-            f"{WHERE} is {reprlib.repr(dict(config))}; expected what `espnet-l0prune "
-            f"cut` wrote: it lacks {', '.join(missing)}"
-        )
+    """Build a model of random weights."""
     chosen = copy.deepcopy({name: config[name] for name in NAMES})
     args = argparse.Namespace(**chosen, token_list=[], init=None)
     with tempfile.TemporaryDirectory() as folder:

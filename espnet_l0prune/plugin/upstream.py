@@ -28,10 +28,6 @@ class UpstreamNetwork(MixedWith):
             that model's file, so that a cut model can be loaded where the published one
             is not. `espnet-l0prune cut` and `export` write it; null loads the file, as
             ESPnet does
-
-    Attributes:
-        upstream_config: the same of this network, empty if it cannot be built without
-            the published model
     """
 
     upstream: nn.Module
@@ -54,7 +50,7 @@ class UpstreamNetwork(MixedWith):
             super().__init__(frontend_conf=options, **conf)
         if upstream_config is not None or conf.get("structure") is not None:
             self.pretrained_params: dict = {}  # they are not the published ones
-        self.upstream_config = found
+        self.upstream_config = found  # empty if this kind of model is always loaded
 
     @staticmethod
     def loading(

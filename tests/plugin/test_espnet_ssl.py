@@ -165,6 +165,9 @@ def test_a_published_model_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"path_or_url in .* is None; .* espnet/xeus"):
         L0ESPnetSSLFrontend()
     options = publish(tmp_path)
+    (tmp_path / "config.yaml").write_text("encoder: conformer")
+    with pytest.raises(ValueError, match=r"config.yaml lacks frontend, .* task ssl has"):
+        L0ESPnetSSLFrontend(**options)
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(ValueError, match=r"config.yaml cannot be read .* task ssl has"):
         L0ESPnetSSLFrontend(**options)
@@ -181,7 +184,7 @@ def test_weights_that_a_file_lacks_are_named(tmp_path, caplog):
 
 
 def test_what_cannot_build_a_model():
-    with pytest.raises(ValueError, match=r"upstream_config is .*; .* it lacks frontend,"):
+    with pytest.raises(ValueError, match=r"upstream_config .* lacks frontend, .* wrote"):
         L0ESPnetSSLFrontend(upstream_config={"encoder": "conformer"})
 
 
