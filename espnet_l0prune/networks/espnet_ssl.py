@@ -19,7 +19,7 @@ from espnet_l0prune.networks.espnet_modules import (
 )
 from espnet_l0prune.networks.frontend import FrontendSite
 
-MASKS = ("block_mask", "mask")  # in a model's `util_modules`
+MASKS = ("block_mask", "mask")  # names in `util_modules` of what hides states
 
 
 def ssl_encoder(network: nn.Module | None) -> tuple[str, nn.Module] | None:

@@ -125,13 +125,14 @@ def test_statistics_are_weights(tmp_path):
 
 
 def test_other_models_are_pruned_as_far_as_they_are_known(tmp_path):
-    """Channels that are convolved one by one stay, and so does a subsampling's norm."""
+    """Channels that are convolved one by one stay; a subsampling is pruned as any."""
     first = publish(tmp_path, encoder_conf={"input_layer": "linear"}, preencoder=None)
     sites = L0ESPnetSSLFrontend(**first).sites()
     assert sum("frontend.layers" in site.name for site in sites) == 7
-    shapes = [[1, 10, 5], [1, 3, 2]]
+    shapes = [[4, 10, 5], [4, 3, 2]]
     conf = {"frontend_conf": {"conv_mode": "depth_only", "shapes": shapes}}
     other = L0ESPnetSSLFrontend(**publish(tmp_path, **conf))
+    assert not [site for site in other.sites() if "frontend.layers" in site.name]
     assert {"heads", "cgmlp_channels"} <= {k for s in other.sites() for k in s.gates}
     features = {"frontend": "default", "frontend_conf": {"n_mels": 20}}
     features |= {"preencoder": None, "encoder_conf": {"input_layer": "conv2d"}}
