@@ -187,12 +187,12 @@ class Teacher:
     def _augmented_as(self, student: Trace) -> Iterator[None]:
         """Augment what the teacher hears by itself as the student did, frame by frame."""
         owner, switch = augmenting(self.model)
-        frontend, masks = self.model.frontend, masks_of(self.model.frontend)
-        switches = [switch]
+        frontend, switches = self.model.frontend, [switch]
+        masks = {k: m for k, m in masks_of(frontend).items() if k in student.masks}
         own, owner.specaug = owner.specaug, student.augmentation
-        if student.masks:
+        if masks:
             switches += [frontend, frontend.upstream]
-            again = {k: mask.by(masks[k]) for k, mask in student.masks.items()}
+            again = {k: student.masks[k].by(mask) for k, mask in masks.items()}
             frontend.upstream.util_modules.update(again)
         for module in switches:
             module.training = True  # of it alone: those in it stay as they are
@@ -202,5 +202,5 @@ class Teacher:
             for module in switches:
                 module.training = False
             owner.specaug = own
-            if student.masks:
+            if masks:
                 frontend.upstream.util_modules.update(masks)
