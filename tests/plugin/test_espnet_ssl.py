@@ -315,11 +315,19 @@ def test_from_a_stock_experiment_to_a_text(kind, scope, tmp_path, capsys):
     assert "frontend.upstream.frontend.layers.0.conv" in capsys.readouterr().out
     assert main(["export", "stock", finetuned, "--out", str(archive)]) == 1
     assert "need not have its published sizes" in capsys.readouterr().err
+    graphs = tmp_path / "onnx.zip"
+    assert main(["export", "onnx", finetuned, "--out", str(graphs)]) == 0
     assert main(["export", "plugin", finetuned, "--out", str(archive)]) == 0
 
     # where the published model is not, nor anything that was cached
     Path(options["frontend_conf"]["path_or_url"]).unlink()
     (tmp_path / "config.yaml").unlink()
+    onnx, _ = load_model(*unpack_model(graphs, tmp_path / "graphs"))
+    with torch.no_grad():
+        ours, graph = (
+            net.encode(HEARD[0][:1], HEARD[1][:1])[0] for net in (model, onnx.eval())
+        )
+    assert torch.allclose(ours, graph, rtol=1e-3, atol=1e-4)
     files = unpack_model(archive, tmp_path / "unpacked")
     again, _ = load_model(*files)
     state = model.state_dict()
