@@ -22,3 +22,13 @@ def fsdd() -> Path:
     if not (folder / "make_corpus.py").exists():
         pytest.skip("no real speech here: set ESPNET_L0PRUNE_FSDD to the FSDD folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mini_an4() -> Path:
+    """The archive of ESPnet's recipe mini_an4: real speech, outside this repository."""
+    shared = Path(__file__).parents[2] / "shared/data/mini_an4/downloads.tar.gz"
+    archive = Path(os.environ.get("ESPNET_L0PRUNE_MINI_AN4", shared))
+    if not archive.exists():
+        pytest.skip("no real speech here: set ESPNET_L0PRUNE_MINI_AN4 to the archive")
+    return archive

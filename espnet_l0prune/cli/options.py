@@ -22,7 +22,7 @@ def add_what_is_pruned(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=("frontend", "encoder", "model"),
         default="encoder",
-        help="what is pruned; frontend is a self-supervised model of s3prl's",
+        help="what is pruned; frontend is a self-supervised model",
     )
     parser.add_argument(
         "--units", default="default", help="default, paper, all, or kinds with commas"

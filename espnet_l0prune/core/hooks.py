@@ -116,14 +116,19 @@ class MaskInput(GateHook):
 
 @dataclass(frozen=True, eq=False)
 class SurvivorNorm(GateHook):
-    """This hook gives a LayerNorm over n units, (..., n), the open units' statistics.
+    """This hook gives a LayerNorm over n units the open units' statistics.
 
     The outputs of open units are then what the LayerNorm returns once the closed ones are
     cut. The outputs of closed units are 0. A unit with several gates is open if all of
     them are.
+
+    Attributes:
+        gates: the units' gates, of n units each
+        dim: the dimension of the units, in what the norm takes and returns
     """
 
     gates: list[HardConcrete]
+    dim: int = -1
 
     def attach_(self, layer: nn.Module) -> None:
         for hook in layer._forward_hooks.values():
@@ -137,12 +142,13 @@ class SurvivorNorm(GateHook):
         if bool(opened.all()):
             return output
         x = args[0].to(layer.weight.dtype)  # autocast may give half precision
+        x = x.movedim(self.dim, -1)
         mask = opened.to(x.dtype)
         n = mask.sum().clamp(min=1)
         centred = (x - (x * mask).sum(-1, keepdim=True) / n) * mask
         variance = centred.square().sum(-1, keepdim=True) / n
         normed = centred * torch.rsqrt(variance + layer.eps)
-        return normed * layer.weight + layer.bias * mask
+        return (normed * layer.weight + layer.bias * mask).movedim(-1, self.dim)
 
 
 class Residual(Protocol):

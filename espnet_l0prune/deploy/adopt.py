@@ -22,6 +22,7 @@ from espnet_l0prune.core.ranges import check
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.steps import Step, quiet
 from espnet_l0prune.deploy.choice import (
+    HELD,
     Choice,
     fine_tuning,
     pruning,
@@ -50,7 +51,7 @@ OF_A_LENGTH = (
 )
 
 # Front ends with self-supervised models that stay whole
-OF_OTHERS = ("huggingface", "espnet_ssl", "fused")
+OF_OTHERS = ("huggingface", "fused")
 
 # The command that trains a task's models, where it is not named after the task
 TRAIN = {"s2t_ctc": "espnet_l0prune.plugin.s2t_train_ctc"}
@@ -188,7 +189,7 @@ def _adopt(
         ),
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=[*_notes(config, held), *_left_whole(prune, choice), *pace],
+        notes=[*_notes(config, prune, held), *_left_whole(prune, choice), *pace],
         espnet3=espnet3,
     )
 
@@ -229,7 +230,7 @@ def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> l
     return [shlex.join(map(str, command)) for command in commands]
 
 
-def _notes(dense: dict, held: list[str]) -> list[str]:
+def _notes(dense: dict, prune: dict, held: list[str]) -> list[str]:
     notes = []
     if not is_like_adam(dense):
         notes.append(
@@ -248,6 +249,12 @@ def _notes(dense: dict, held: list[str]) -> list[str]:
     if held:
         notes.append(
             f"freeze_param: {', '.join(held)} is left out, as gates in it have to move"
+        )
+    steps = [(conf.get("frontend_conf") or {}).get(HELD) for conf in (dense, prune)]
+    if steps[0] and not steps[1]:
+        notes.append(
+            f"frontend_conf: {HELD}: {steps[0]} is left out, as gates in the front end "
+            "have to move"
         )
     return notes
 

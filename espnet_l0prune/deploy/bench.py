@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_l0prune.core.terms import count_parameters
 from espnet_l0prune.networks.espnet_modules import TOO_SHORT
-from espnet_l0prune.networks.s3prl import upstream_of
+from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.plugin.inputs import (
     input_size_of,
     length_of,
@@ -92,7 +92,7 @@ def measured(model: nn.Module) -> nn.ModuleList:
 
     If the front end is a self-supervised model, it is the first of two.
     """
-    heard = [] if upstream_of(model.frontend) is None else [model.frontend]
+    heard = [model.frontend] if layers_of(model.frontend) else []
     return nn.ModuleList([*heard, model.encoder])
 
 

@@ -21,7 +21,13 @@ DATA = tuple(
     for what in ("data_path_and_name_and_type", "shape_file")
 )
 # Names of networks of which only our kinds can be built where the published model is not
-PUBLISHED = ("whisper", "s3prl")
+PUBLISHED = ("whisper", "s3prl", "espnet_ssl")
+# ESPnet's encoders that are self-supervised models
+SELF_SUPERVISED = (
+    *("wav2vec2", "hubert", "hubert_pretrain", "torchaudiohubert"),
+    *("avhubert", "avhubert_pretrain", "beats"),
+)
+HELD = "freeze_encoder_steps"  # for which a front end of ESPnet's own does not train
 # Lists that ESPnet's command line adds to, where it replaces other options: one who names
 # the data there would have each entry twice.
 APPENDED = (*DATA, "fold_length")
@@ -167,14 +173,27 @@ def _networks(dense: dict, choice: Choice, more: Mapping[str, dict]) -> dict:
         conf = more[part] if within else {"units": []}
         if name not in known:
             able = ", ".join(name.removeprefix("l0_") for name in known)
+            remedy = "Choose another --scope or another experiment."
+            if part == "encoder" and stock in SELF_SUPERVISED:
+                fronts = " or ".join(
+                    x.removeprefix("l0_") for x in NETWORK_KINDS["frontend"]
+                )
+                remedy = (
+                    "HuBERT, wav2vec 2.0, WavLM and XEUS can be pruned as front ends: "
+                    f"train a recognizer with frontend: {fronts}, or choose another "
+                    "experiment."
+                )
             raise ValueError(
-                f"the experiment has {part}: {stock}; only {able} can be pruned. "
-                "Choose another --scope or another experiment."
+                f"the experiment has {part}: {stock}; only {able} can be pruned. {remedy}"
             )
         options[part] = name
         options[f"{part}_conf"] = {**conf_of(dense, part), **conf}
-        if part == "frontend" and within and conf_of(dense, part).get("layer", -1) != -1:
+        if part != "frontend" or not within:
+            continue
+        if conf_of(dense, part).get("layer", -1) != -1:
             options["unused_parameters"] = True  # of the blocks after that layer
+        if HELD in conf_of(dense, part):  # gates have to move
+            options["frontend_conf"][HELD] = 0
     return options
 
 

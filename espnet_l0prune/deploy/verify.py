@@ -12,7 +12,8 @@ from espnet_l0prune.networks.espnet_modules import (
     BaseTransformerDecoder,
     OpenAIWhisperDecoder,
 )
-from espnet_l0prune.networks.s3prl import in_own_type, upstream_of
+from espnet_l0prune.networks.s3prl import in_own_type
+from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.speakers import one_after_another
 from espnet_l0prune.networks.streaming import frames_of_blocks
 from espnet_l0prune.networks.transducer import (
@@ -152,7 +153,7 @@ def _outputs(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         if reads_chunks(model.encoder):
             chunks = encode_chunks(model.encoder, feats[:1], CHUNK)
             by_part["encoder in chunks"] = chunks
-    if upstream_of(model.frontend) is not None:
+    if layers_of(model.frontend):
         waves, frames = probe(STEP)
         with _converted(dtype, model.frontend), in_own_type(model.frontend):
             heard = model.frontend(waves.flatten(1).to(dtype), frames * STEP)

@@ -40,11 +40,14 @@ from espnet2.asr.encoder.transformer_encoder_multispkr import (
     TransformerEncoder as MultiSpeakerTransformerEncoder,
 )
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
+from espnet2.asr.frontend.cnn import CNNFrontend, Dim1LayerNorm, TransposedLayerNorm
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.frontend.espnet_ssl import ESPnetSSLFrontend
 from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
 from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.asr.layers.multiconv_cgmlp import MultiConvolutionalGatingMLP
+from espnet2.asr.preencoder.linear import LinearProjection
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.asr_transducer.encoder.blocks.branchformer import (
     Branchformer as TransducerBranchformer,
@@ -84,6 +87,7 @@ __all__ = [
     "BatchScorerInterface",
     "BranchformerEncoder",
     "BranchformerEncoderLayer",
+    "CNNFrontend",
     "ConformerEncoder",
     "ConformerLayer",
     "ContextualBlockConformerEncoder",
@@ -100,13 +104,16 @@ __all__ = [
     "ConvolutionalSpatialGatingUnit",
     "DecoderLayer",
     "DefaultFrontend",
+    "Dim1LayerNorm",
     "EBranchformerCTCEncoder",
     "EBranchformerCTCEncoderLayer",
     "EBranchformerEncoder",
     "EBranchformerEncoderLayer",
+    "ESPnetSSLFrontend",
     "FastSelfAttention",
     "GlobalMVN",
     "LabelSmoothingLoss",
+    "LinearProjection",
     "MultiConvConformerEncoder",
     "MultiConvolutionalGatingMLP",
     "MultiHeadedAttention",
@@ -131,6 +138,7 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerLayer",
+    "TransposedLayerNorm",
     "UtteranceMVN",
     "WhisperAttention",
     "WhisperLayer",

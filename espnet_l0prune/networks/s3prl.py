@@ -14,9 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_l0prune.core.claims import Claim, output_claims
-from espnet_l0prune.core.gates import HardConcrete
-from espnet_l0prune.core.hooks import GateHook, SurvivorNorm
+from espnet_l0prune.networks.audio_convolution import NORMS, AudioConvolutionSite
 from espnet_l0prune.networks.block import Skip
 from espnet_l0prune.networks.espnet_modules import S3prlFrontend
 from espnet_l0prune.networks.frontend import FrontendSite
@@ -30,7 +28,6 @@ from espnet_l0prune.networks.s3prl_modules import (
 )
 
 PATH = "upstream.upstream.model"  # of the self-supervised model in ESPnet's front end
-NORMS = (nn.LayerNorm, nn.GroupNorm)
 BLOCKS = (S3prlLayer, WavLMLayer, Skip)
 # Parts of a model that ESPnet uses; the others are of its pretraining
 USED = ("feature_extractor", "layer_norm", "post_extract_proj", "encoder")
@@ -71,29 +68,8 @@ def s3prl_blocks(network: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
         yield f"{PATH}.encoder.layers", model.encoder.layers
 
 
-class S3prlConvolutionSite(FrontendSite):
-    """A `S3prlConvolutionSite` has the channels of one convolution over the audio.
-
-    A norm that spans the channels takes its statistics over the open ones.
-
-    Args:
-        name: path of the convolution in the front end
-        extractor: all convolutions
-        conv: the convolution
-        norms: the norms of its channels
-        consumer: the next convolution, or the layer that makes the stream of the channels
-    """
-
-    def __init__(
-        self,
-        name: str,
-        extractor: nn.Module,
-        conv: nn.Module,
-        norms: list[nn.Module],
-        consumer: nn.Module,
-    ):
-        super().__init__(name, extractor, conv, consumer)
-        self.norms = norms
+class S3prlConvolutionSite(AudioConvolutionSite):
+    """A `S3prlConvolutionSite` is a convolution over the audio of a model of s3prl's."""
 
     @classmethod
     def find(cls, network: nn.Module) -> Iterator["FrontendSite"]:
@@ -113,19 +89,6 @@ class S3prlConvolutionSite(FrontendSite):
             if isinstance(after[0], (nn.Conv1d, nn.Linear)):
                 name = f"{PATH}.feature_extractor.conv_layers.{i}.0"
                 yield cls(name, model.feature_extractor, layer[0], norms, after[0])
-
-    def claims(self) -> Iterator[Claim]:
-        for norm in self.norms:
-            yield from output_claims(norm, "frontend_channels")
-        yield from super().claims()
-
-    def hooks(
-        self, kind: str, gate: HardConcrete
-    ) -> Iterator[tuple[nn.Module, GateHook]]:
-        yield from super().hooks(kind, gate)
-        for norm in self.norms:
-            if isinstance(norm, nn.LayerNorm):
-                yield norm, SurvivorNorm([gate])
 
 
 def attend_by_layers_(network: nn.Module) -> None:

@@ -11,6 +11,7 @@ from espnet_l0prune.networks.blocks import block_of
 from espnet_l0prune.networks.branch import BranchSite, ConstantSite
 from espnet_l0prune.networks.depth import BlockSite
 from espnet_l0prune.networks.espnet_modules import TransducerEncoder
+from espnet_l0prune.networks.espnet_ssl import find_ssl_sites, ssl_encoder
 from espnet_l0prune.networks.frontend import FrontendSite
 from espnet_l0prune.networks.s3prl import S3prlConvolutionSite, s3prl_blocks
 from espnet_l0prune.networks.stream import BlockWidthSite, Branch, StreamSite
@@ -35,10 +36,14 @@ def blocks_of(
         yield "encoders.blocks", network.encoders.blocks
     yield from whisper_blocks(network)
     yield from s3prl_blocks(network)
+    if (heard := ssl_encoder(network)) is not None:
+        path, encoder = heard
+        for name, blocks in blocks_of(encoder):
+            yield f"{path}.{name}", blocks
 
 
-def layers_of(network: nn.Module) -> list[nn.Module]:
-    """Return an encoder's or a decoder's blocks, in the order of computation."""
+def layers_of(network: nn.Module | None) -> list[nn.Module]:
+    """Return a network's blocks, in the order of computation; none for None."""
     return [layer for _, blocks in blocks_of(network) for layer in blocks]
 
 
@@ -62,6 +67,7 @@ def find_sites(network: nn.Module | None) -> list[Site]:
         *FrontendSite.find(network),
         *find_whisper_sites(network),
         *S3prlConvolutionSite.find(network),
+        *find_ssl_sites(network),
     ]
     by_block: list[tuple[str, Block, list[Branch]]] = []
     for name, blocks in blocks_of(network):

@@ -15,6 +15,7 @@ from espnet_l0prune.networks.espnet_modules import (
     ContextualBlockTransformerEncoder,
     EBranchformerCTCEncoder,
     EBranchformerEncoder,
+    ESPnetSSLFrontend,
     MultiConvConformerEncoder,
     MultiSpeakerTransformerEncoder,
     OpenAIWhisperDecoder,
@@ -29,6 +30,7 @@ from espnet_l0prune.networks.s3prl import attend_by_layers_
 from espnet_l0prune.networks.sites import find_sites
 from espnet_l0prune.networks.streaming import refuse_short_
 from espnet_l0prune.networks.units import choose_units
+from espnet_l0prune.plugin.espnet_ssl import ESPnetSSLNetwork
 from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.signature import check_options, show_stock_options
 from espnet_l0prune.plugin.transducer import TransducerNetwork
@@ -244,7 +246,13 @@ class L0WhisperDecoder(WhisperNetwork, L0Network, OpenAIWhisperDecoder):
 
 
 class L0S3prlFrontend(S3prlNetwork, L0Network, S3prlFrontend):
-    """This is `frontend: l0_s3prl`; see `L0Network` and `S3prlNetwork`."""
+    """This is `frontend: l0_s3prl`; see `L0Network` and `UpstreamNetwork`."""
+
+    conf_name = "frontend_conf"
+
+
+class L0ESPnetSSLFrontend(ESPnetSSLNetwork, L0Network, ESPnetSSLFrontend):
+    """This is `frontend: l0_espnet_ssl`; see `L0Network` and `UpstreamNetwork`."""
 
     conf_name = "frontend_conf"
 
@@ -263,7 +271,7 @@ ENCODERS = {
     "l0_transducer": L0TransducerEncoder,
 }
 DECODERS = {"l0_transformer": L0TransformerDecoder, "l0_whisper": L0WhisperDecoder}
-FRONTENDS = {"l0_s3prl": L0S3prlFrontend}
+FRONTENDS = {"l0_s3prl": L0S3prlFrontend, "l0_espnet_ssl": L0ESPnetSSLFrontend}
 # Our kinds of each network of a model, by the names that ESPnet knows them by
 NETWORK_KINDS: dict[str, Mapping[str, type[L0Network]]] = {
     "frontend": FRONTENDS,

@@ -15,20 +15,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from espnet_l0prune.core.files import save
 from espnet_l0prune.networks.s3prl import freeze_unused_, upstream_of
-from espnet_l0prune.plugin.signature import show_more_options
+from espnet_l0prune.plugin.upstream import WHERE, UpstreamNetwork
 
-if TYPE_CHECKING:
-    from espnet_l0prune.networks.espnet_modules import S3prlFrontend as MixedWith
-else:
-    MixedWith = object
-
-WHERE = "frontend_conf: upstream_config"
 LAYERS = "conv_feature_layers"
 MOST = 64  # convolutions
 # Where s3prl builds each kind of model, and by which name
@@ -42,58 +36,40 @@ SIZE_NOTHING = ("max_positions", "min_params_to_wrap")  # and are large
 TASK = ("normalize", "sample_rate", "label_rate")  # what a model needs of its task
 
 
-class S3prlNetwork(MixedWith):
-    """A `S3prlNetwork` adds an option to our front end `l0_s3prl`.
-
-    Args:
-        upstream_config: what s3prl has to know of the self-supervised model, instead of
-            that model's file, so that a cut model can be loaded where the published one
-            is not. `espnet-l0prune cut` and `export` write it; null loads the file, as
-            ESPnet does
+class S3prlNetwork(UpstreamNetwork):
+    """A `S3prlNetwork` is our front end `l0_s3prl`; see `UpstreamNetwork`.
 
     Raises:
         ValueError: a kind of model that s3prl does not know, or sizes that are missing
     """
 
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        show_more_options(cls, S3prlNetwork)
-
-    def __init__(
-        self,
-        frontend_conf: dict | None = None,
-        *,
-        upstream_config: Mapping[str, Any] | None = None,
-        **conf: Any,
-    ):
+    def __init__(self, **conf: Any):
         if importlib.util.find_spec("s3prl") is None:
             raise ImportError(
                 "frontend: l0_s3prl needs the package s3prl: pip install espnet-s3prl"
             )
-        found: dict[str, Any] = {}
-        options = dict(frontend_conf or {})
-        if upstream_config is None:
-            _check_upstream(options.get("upstream"))
-        with ExitStack() as loading:
-            if upstream_config is not None:
-                options |= loading.enter_context(_standing_in(upstream_config, options))
-            whole = upstream_config is None
-            loading.enter_context(reading_upstreams(found, whole))
-            super().__init__(frontend_conf=options, **conf)
-        if upstream_config is not None or conf.get("structure") is not None:
-            self.pretrained_params: dict = {}  # they are not the published ones
+        super().__init__(**conf)
         freeze_unused_(self)
-        expert = self.upstream.upstream
+        expert, found = self.upstream.upstream, self.upstream_config
         if found:
             vars(expert.model).pop("load_state_dict", None)
         if found.get("kind") == "wav2vec2":
             found["task_cfg"] = {"normalize": expert.wav_normalize}
-        self.upstream_config = found
 
-    def reload_pretrained_parameters(self) -> None:
-        """Take the published weights back, after ESPnet's `init` has changed them."""
-        if self.pretrained_params:
-            self.upstream.load_state_dict(self.pretrained_params, strict=False)
+    @staticmethod
+    @contextmanager
+    def loading(
+        options: dict[str, Any],
+        config: Mapping[str, Any] | None,
+        found: dict[str, Any],
+    ) -> Iterator[None]:
+        with ExitStack() as loading:
+            if config is None:
+                _check_upstream(options.get("upstream"))
+            else:
+                options |= loading.enter_context(_standing_in(config, options))
+            loading.enter_context(reading_upstreams(found, whole=config is None))
+            yield
 
     def __deepcopy__(self, memo: dict) -> Any:
         """Copy the network, and let s3prl read the hidden states of the copy."""
@@ -120,10 +96,8 @@ class S3prlNetwork(MixedWith):
         return again
 
     def portable_conf(self) -> dict[str, object]:
-        """Return options with which the network is built where only its weights are."""
-        if not self.upstream_config:
-            return {}
-        return {"upstream_config": dict(self.upstream_config), "download_dir": None}
+        conf = super().portable_conf()
+        return {**conf, "download_dir": None} if conf else {}
 
 
 def _check_upstream(name: object) -> None:

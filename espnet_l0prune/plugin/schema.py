@@ -25,7 +25,7 @@ from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled
 from espnet_l0prune.plugin.models import ALL_NAMES
 from espnet_l0prune.plugin.network import DECODERS, ENCODERS, FRONTENDS, L0Network
-from espnet_l0prune.plugin.s3prl import S3prlNetwork
+from espnet_l0prune.plugin.upstream import UpstreamNetwork
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -50,7 +50,7 @@ def schema() -> dict:
     constraint, optim = shared(CONSTRAINTS.values()), options(L0AdamW)
     optim["order"]["enum"] = [*ORDERS]
     decay = options(LinearDecayLR)
-    frontend = network | options(S3prlNetwork)
+    frontend = network | options(UpstreamNetwork)
     network |= options(WhisperNetwork)
     ranged = {
         "frontend_conf": frontend,

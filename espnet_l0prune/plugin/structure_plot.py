@@ -19,9 +19,15 @@ from espnet_l0prune.networks.sites import find_sites
 
 Units = Mapping[str, tuple[int, int]]  # numbers of units before and now, by kind
 WIDTH = "stream", "width"  # a block's width: its name in paths, and in pictures
-BLOCKS = r"(?:encoders|decoders|upstream\.upstream\.model\.encoder\.layers)"
+BLOCKS = (
+    r"(?:encoders|decoders|upstream\.encoder\.encoders"
+    r"|upstream\.upstream\.model\.encoder\.layers)"
+)
 BLOCK = re.compile(rf"(\w+)\.{BLOCKS}\.(?:blocks\.)?(\d+)\.(\w+)$")
-CONVOLUTIONS = r"(?:embed\.conv\.\d+|encoders\.conv1|.*\.conv_layers\.\d+\.0)"
+CONVOLUTIONS = (
+    r"(?:(?:.*\.)?embed\.conv\.\d+|encoders\.conv1"
+    r"|.*\.conv_layers\.\d+\.0|.*\.layers\.\d+\.conv)"
+)
 CONVOLUTION = re.compile(rf"(\w+)\.{CONVOLUTIONS}$")
 Cell = tuple[float, str]  # the share that is left, and its label
 

@@ -11,6 +11,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_l0prune.core.plan import structure_of
+from espnet_l0prune.networks.espnet_ssl import masks_of
 from espnet_l0prune.networks.sites import find_sites, layers_of
 from espnet_l0prune.networks.speakers import reordered
 from espnet_l0prune.networks.transducer import chunks_fixed
@@ -186,9 +187,20 @@ class Teacher:
     def _augmented_as(self, student: Trace) -> Iterator[None]:
         """Augment what the teacher hears by itself as the student did, frame by frame."""
         owner, switch = augmenting(self.model)
+        frontend, switches = self.model.frontend, [switch]
+        masks = {k: m for k, m in masks_of(frontend).items() if k in student.masks}
         own, owner.specaug = owner.specaug, student.augmentation
-        switch.training = True  # of this module alone: the others stay as they are
+        if masks:
+            switches += [frontend, frontend.upstream]
+            again = {k: student.masks[k].by(mask) for k, mask in masks.items()}
+            frontend.upstream.util_modules.update(again)
+        for module in switches:
+            module.training = True  # of it alone: those in it stay as they are
         try:
             yield
         finally:
-            owner.specaug, switch.training = own, False
+            for module in switches:
+                module.training = False
+            owner.specaug = own
+            if masks:
+                frontend.upstream.util_modules.update(masks)

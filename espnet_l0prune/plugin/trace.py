@@ -1,9 +1,11 @@
 """A trace holds what a model's parts take and return in a forward."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
+from typing import Any
 
 import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from espnet_l0prune.networks.block import Block
 from espnet_l0prune.networks.blocks import block_of
+from espnet_l0prune.networks.espnet_ssl import masks_of
 from espnet_l0prune.networks.s3prl import upstream_of
 from espnet_l0prune.networks.sites import layers_of
 from espnet_l0prune.networks.speakers import hears_speakers, one_after_another
@@ -25,10 +28,12 @@ class Trace:
 
     Attributes:
         augmentation: the SpecAugment that took part, if one did, and repeats what it drew
+        masks: the same of what hides states within a front end, by the module's name
         ctc_args, ctc_out: by the head's name; V is the size of a head's vocabulary
     """
 
     augmentation: "Again | None" = None
+    masks: dict[str, "Again"] = field(default_factory=dict)
     # of a self-supervised front end, (batch, time, size) each, time, and (batch,)
     frontend_blocks: dict[int, Tensor] = field(default_factory=dict)
     frontend_frames: int = 0
@@ -83,7 +88,7 @@ class Again(nn.Module):
     """An `Again` augments as another module did, with the same random numbers.
 
     Args:
-        module: the other module, ESPnet's SpecAug, which is about to be called
+        module: the other module, ESPnet's SpecAug or Masking, which is about to be called
         device: where it is called
     """
 
@@ -96,8 +101,19 @@ class Again(nn.Module):
             *map(torch.cuda.get_rng_state, self.devices),
         ]
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (batch, time, size) and their lengths (batch,), augmented."""
+    def by(self, module: nn.Module) -> "Again":
+        """Return the same with another module's weights: SpecAug has none."""
+        other = copy.copy(self)
+        other.modules_before = [module]
+        return other
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
+        """Return what the module makes of features (batch, time, size), augmented.
+
+        Args:
+            features: the features
+            lengths: their lengths (batch,), or where there is padding, (batch, time)
+        """
         (module,) = self.modules_before
         with torch.random.fork_rng(self.devices):
             torch.set_rng_state(self.states[0])
@@ -119,6 +135,9 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
 
     def on_augmentation(module, args):
         trace.augmentation = Again(module, args[0].device)
+
+    def on_mask(name, module, args):
+        trace.masks[name] = Again(module, args[0].device)
 
     def on_encoder(_, args, output):
         trace.encoder_args = args
@@ -172,18 +191,24 @@ def record(model: AbsESPnetModel, with_frontend: bool = False) -> Iterator[Trace
         trace.frontend_frames = output[0].size(1)
 
     def on_frontend(_, args, output):
-        trace.frontend_lengths = output[1].clamp(max=trace.frontend_frames)
+        trace.frontend_lengths = output[1]
+        if upstream is not None:
+            trace.frontend_lengths = output[1].clamp(max=trace.frontend_frames)
 
     def on_frontend_block(i, _, args, output):
-        trace.frontend_blocks[i] = Block.stream(output).transpose(0, 1)
+        hidden = Block.stream(output)
+        trace.frontend_blocks[i] = hidden if upstream is None else hidden.transpose(0, 1)
 
     hooks = [model.encoder.register_forward_hook(on_encoder)]
-    upstream = upstream_of(model.frontend) if with_frontend else None
-    if upstream is not None:
-        hooks.append(upstream.encoder.register_forward_hook(on_upstream))
+    upstream = upstream_of(model.frontend)  # of s3prl's, whose blocks have time first
+    if with_frontend and layers_of(model.frontend):
+        if upstream is not None:
+            hooks.append(upstream.encoder.register_forward_hook(on_upstream))
         hooks.append(model.frontend.register_forward_hook(on_frontend))
         for i, block in enumerate(layers_of(model.frontend)):
             hooks.append(block.register_forward_hook(partial(on_frontend_block, i)))
+    for name, module in masks_of(model.frontend).items():
+        hooks.append(module.register_forward_pre_hook(partial(on_mask, name)))
     specaug = augmenting(model)[0].specaug
     if isinstance(specaug, nn.Module):
         hooks.append(specaug.register_forward_pre_hook(on_augmentation))

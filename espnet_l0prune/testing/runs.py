@@ -1,5 +1,7 @@
 """ESPnet's own training command runs on a little data, in this process."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import soundfile
 import torch
@@ -68,13 +70,26 @@ def make_audio(folder, samples: int = 8000) -> dict[str, list]:
         folder: the folder to write into
         samples: length of each utterance, at 16 kHz
     """
-    rng = np.random.default_rng(0)
-    lines: dict[str, list[str]] = {"wav.scp": [], "text": [], "shape": []}
+    rng, utterances = np.random.default_rng(0), {}
     for i in range(8):
-        soundfile.write(folder / f"{i}.wav", rng.standard_normal(samples) * 0.1, 16_000)
-        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
-        lines["text"].append(f"u{i} {''.join(rng.choice(list('ABCDEFGH'), 3))}")
-        lines["shape"].append(f"u{i} {samples}")
+        wave = rng.standard_normal(samples) * 0.1
+        utterances[f"u{i}"] = wave, "".join(rng.choice(list("ABCDEFGH"), 3))
+    return write_audio(folder, utterances)
+
+
+def write_audio(folder, utterances: Mapping[str, tuple]) -> dict[str, list]:
+    """Write audio and texts, and return the options of ESPnet's command for them.
+
+    Args:
+        folder: the folder to write into
+        utterances: samples in [-1, 1] at 16 kHz, (samples,), and the text, by name
+    """
+    lines: dict[str, list[str]] = {"wav.scp": [], "text": [], "shape": []}
+    for name, (wave, text) in utterances.items():
+        soundfile.write(folder / f"{name}.wav", wave, 16_000)
+        lines["wav.scp"].append(f"{name} {folder}/{name}.wav")
+        lines["text"].append(f"{name} {text}")
+        lines["shape"].append(f"{name} {len(wave)}")
     for name, entries in lines.items():
         (folder / name).write_text("\n".join(entries) + "\n")
     options: dict[str, list] = {}
@@ -94,6 +109,16 @@ def train_on_noise(folder, **changes) -> None:
         folder: the folder that the audio is written into
         changes: options that differ from CONFIG's, or that it lacks
     """
+    train_dense(folder, **make_audio(folder), **changes)
+
+
+def train_dense(folder, **changes) -> None:
+    """Train a stock model of ESPnet's, for an epoch unless it is changed.
+
+    Args:
+        folder: the folder, in which the experiment will be `dense`
+        changes: options that differ from CONFIG's, or that it lacks, as those of the data
+    """
     config = {k: v for k, v in CONFIG.items() if not k.startswith("sparsity")}
     config |= {
         "model": "espnet",
@@ -103,7 +128,6 @@ def train_on_noise(folder, **changes) -> None:
         "best_model_criterion": [["valid", "acc", "max"]],
         "output_dir": str(folder / "dense"),
     }
-    config |= make_audio(folder)
     file = folder / "dense.yaml"
     file.write_text(yaml.safe_dump(config | changes))
     ASRTask.main(cmd=["--config", str(file)])

@@ -118,3 +118,22 @@ def test_norms_of_few_survivors(closed):
         rows = rows / (rows.square().mean(1, keepdim=True) + norm.eps).sqrt()
         expected[:, kept] = rows * norm.weight[kept] + norm.bias[kept]
     torch.testing.assert_close(norm(x), expected)
+
+
+def test_a_norm_whose_units_are_not_last():
+    """As of channels in (batch, channels, time)."""
+
+    class Transposed(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+    plain, first, x = (
+        nn.LayerNorm(4).double(),
+        Transposed(4).double(),
+        torch.randn(2, 4, 5),
+    )
+    first.load_state_dict(plain.state_dict())
+    x, gate = x.double(), soft(9.0, -9.0, 9.0, 9.0)
+    SurvivorNorm([gate]).attach_(plain)
+    SurvivorNorm([gate], dim=1).attach_(first)
+    torch.testing.assert_close(first(x), plain(x.transpose(1, 2)).transpose(1, 2))

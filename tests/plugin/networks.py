@@ -20,6 +20,7 @@ from espnet_l0prune.plugin.network import (
     L0ContextualBlockTransformerEncoder,
     L0EBranchformerCTCEncoder,
     L0EBranchformerEncoder,
+    L0ESPnetSSLFrontend,
     L0MultiConvConformerEncoder,
     L0MultiSpeakerTransformerEncoder,
     L0S3prlFrontend,
@@ -29,6 +30,7 @@ from espnet_l0prune.plugin.network import (
     L0WhisperDecoder,
     L0WhisperEncoder,
 )
+from espnet_l0prune.testing import espnet_ssl
 from espnet_l0prune.testing.models import disturb_
 from espnet_l0prune.testing.s3prl import LARGE, RELATIVE
 
@@ -70,6 +72,7 @@ KINDS = {
     "hubert": L0S3prlFrontend,
     "wav2vec2": L0S3prlFrontend,
     "wavlm": L0S3prlFrontend,
+    "espnet_ssl": L0ESPnetSSLFrontend,
     "transducer_conformer": L0TransducerEncoder,
     "transducer_branchformer": L0TransducerEncoder,
     "transducer_ebranchformer": L0TransducerEncoder,
@@ -92,6 +95,10 @@ BLOCKS_OF_FRAMES = [  # the first is longer than any utterance here, the second 
     {"block_size": 8, "hop_size": 3, "look_ahead": 2},
     {"block_size": 4, "hop_size": 4, "look_ahead": 0, "ctx_pos_enc": False},
 ]
+SSL_OPTIONS = (
+    *("encoder", "positions", "normalize", "multilayer_feature", "bias", "norm_mode"),
+    *("layer_norm_cls", "normalize_audio", "normalize_output"),
+)
 WHISPER_SIZES = ("attention_heads", "output_size", "num_blocks")
 
 
@@ -126,6 +133,40 @@ def s3prl_options(
         **(RELATIVE if kind == "wavlm" else {}),
     }
     config = {"kind": kind, "model_cfg": model_cfg, "classes": [3]}
+    return {"upstream_config": config, "multilayer_feature": multilayer_feature}
+
+
+def ssl_options(
+    heads: int,
+    size: int,
+    blocks: int,
+    linear_units: int,
+    channels: int,
+    encoder: str = "e_branchformer",
+    positions: str = "conv",
+    normalize: str | None = None,
+    multilayer_feature: bool = True,
+    **extractor: object,
+) -> dict:
+    """Options of a small model that ESPnet has trained, which no file holds."""
+    sizes = {"output_size": size, "attention_heads": heads, "num_blocks": blocks}
+    encoder_conf = {**sizes, "linear_units": linear_units, "input_layer": None}
+    plain = {"pos_enc_layer_type": positions}
+    attention = "rel_selfattn" if positions == "rel_pos" else "selfattn"
+    if encoder == "e_branchformer":
+        own = espnet_ssl.CONFIG["encoder_conf"]
+        encoder_conf = {**own, **encoder_conf, **plain, "attention_layer_type": attention}
+    elif encoder == "conformer":
+        encoder_conf |= {**plain, "selfattention_layer_type": attention}
+        encoder_conf |= {"cnn_module_kernel": 3, "macaron_style": True}
+    shapes = [[channels, width, stride] for _, width, stride in espnet_ssl.SHAPES]
+    own = espnet_ssl.CONFIG["frontend_conf"]
+    config = espnet_ssl.CONFIG | {
+        "frontend_conf": {**own, "shapes": shapes, **extractor},
+        "preencoder_conf": {"output_size": size},
+        "normalize": normalize,
+        **{"encoder": encoder, "encoder_conf": encoder_conf},
+    }
     return {"upstream_config": config, "multilayer_feature": multilayer_feature}
 
 
@@ -178,6 +219,25 @@ def confs(draw, kind: str) -> dict:
             "channels": draw(st.integers(1, 9)),
             "large": draw(st.booleans()),
             "multilayer_feature": draw(st.booleans()),
+        }
+    if kind == "espnet_ssl":
+        del conf["dropout_rate"]
+        positions = draw(st.sampled_from(["conv", "abs_pos", "rel_pos"]))
+        if positions == "conv":  # in 16 groups of features
+            conf |= {"attention_heads": draw(st.sampled_from([1, 2, 8]))}
+        return conf | {
+            "output_size": 16 if positions == "conv" else 4 * heads,
+            "linear_units": draw(st.integers(1, 9)),
+            "channels": draw(st.integers(1, 9)),
+            "encoder": draw(st.sampled_from(["e_branchformer", "conformer"])),
+            "positions": positions,
+            "normalize": draw(st.sampled_from([None, "utterance_mvn"])),
+            "multilayer_feature": draw(st.booleans()),
+            "bias": draw(st.booleans()),
+            "norm_mode": draw(st.sampled_from(["layer_norm", "group_norm"])),
+            "layer_norm_cls": draw(st.sampled_from(["transposed", "dim1"])),
+            "normalize_audio": draw(st.booleans()),
+            "normalize_output": draw(st.booleans()),
         }
     if kind in TRANSDUCERS:
         del conf["dropout_rate"]
@@ -297,6 +357,10 @@ def make(kind: str, conf: dict, units, seed: int, **more):
         sizes, own = (), (*WHISPER_SIZES, "linear_units", "channels")
         named = {k: conf.pop(k) for k in ("large", "multilayer_feature") if k in conf}
         conf |= s3prl_options(kind, *map(conf.pop, own), **named)
+    if kind == "espnet_ssl":
+        sizes, own = (), (*WHISPER_SIZES, "linear_units", "channels")
+        named = {k: conf.pop(k) for k in SSL_OPTIONS if k in conf}
+        conf |= ssl_options(*map(conf.pop, own), **named)
     if kind in TRANSDUCERS:
         own = (*WHISPER_SIZES, "linear_units")
         conf = transducer_options(kind, *map(conf.pop, own), **conf)
@@ -319,7 +383,7 @@ def output(network, seed: int = 0) -> torch.Tensor:
         counts = torch.tensor([6, 4, 1])
         with exact(network):
             out, valid = network(memory, lengths, tokens, counts)[0], counts
-    elif isinstance(network, L0S3prlFrontend):
+    elif isinstance(network, (L0S3prlFrontend, L0ESPnetSSLFrontend)):
         waves, lengths = probe(STEP, LENGTHS, seed)
         with in_own_type(network):
             out, valid = network(waves.flatten(1), STEP * lengths)

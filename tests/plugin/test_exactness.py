@@ -97,6 +97,7 @@ SMALL = {
     "hubert": {"linear_units": 12, "channels": 6},
     "wav2vec2": {"linear_units": 12, "channels": 6, "large": True},
     "wavlm": {"linear_units": 12, "channels": 6},
+    "espnet_ssl": {"linear_units": 12, "channels": 6, "positions": "abs_pos"},
     "transducer_conformer": {"linear_units": 12},
     "transducer_branchformer": {"linear_units": 12},
     "transducer_ebranchformer": {"linear_units": 12},

@@ -2,16 +2,20 @@
 
 import copy
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from espnet2.asr.frontend.s3prl import S3prlFrontend
+from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask
 
 from espnet_l0prune.cli import main
@@ -25,7 +29,7 @@ from espnet_l0prune.plugin.network import L0S3prlFrontend
 from espnet_l0prune.plugin.s3prl import convolutions
 from espnet_l0prune.plugin.structure_plot import structure_figure, units_left
 from espnet_l0prune.testing.models import arguments
-from espnet_l0prune.testing.runs import train_on_noise
+from espnet_l0prune.testing.runs import train_dense, train_on_noise, write_audio
 from espnet_l0prune.testing.s3prl import KINDS, publish, save_dense
 
 PREENCODER = {
@@ -41,6 +45,18 @@ config, weights, wave = sys.argv[1:]
 speech2text = Speech2Text(config, weights, beam_size=2, ctc_weight=0.5)
 text, *_, hypothesis = speech2text(np.load(wave))[0]
 print("decoded", repr(text), float(hypothesis.score))
+"""
+DECODE_ALL = """
+import sys
+import soundfile
+from espnet2.bin.asr_inference import Speech2Text
+from espnet_model_zoo.downloader import ModelDownloader
+archive, *waves = sys.argv[1:]
+files = ModelDownloader("cache").download_and_unpack(archive)
+speech2text = Speech2Text(**files, beam_size=2, ctc_weight=0.5)
+for wave in waves:
+    text, *_, hypothesis = speech2text(soundfile.read(wave)[0])[0]
+    print(f"decoded {text}: {float(hypothesis.score):.4f}")
 """
 
 
@@ -401,6 +417,31 @@ def make_experiment(folder: Path, options: dict) -> None:
     )
 
 
+def follow(printed: str, fitted: list[str]) -> None:
+    """Run the commands that `adopt` has printed, with further options for the cut."""
+    for command in printed.split("Next:\n")[1].splitlines():
+        words = shlex.split(command)
+        if words[0] == "espnet-l0prune":
+            assert main([*words[1:], *fitted]) == 0
+        else:
+            ASRTask.main(cmd=words[3:])
+
+
+def elsewhere(home: Path, script: str, *words: object) -> str:
+    """Run a script where nothing was downloaded or cached, and return what it prints."""
+    home.mkdir()
+    clean = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        env={**clean, "HOME": str(home)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "large", "scope"),
@@ -417,13 +458,7 @@ def test_from_a_stock_experiment_to_a_text(kind, large, scope, tmp_path, capsys)
     words = ["adopt", str(dense), "--out", str(out), "--scope", scope]
     words += ["--params", "0.4", "--macs", "0.4"]
     assert main([*words, "--epochs", "8", "--finetune_epochs", "1"]) == 0
-    for command in capsys.readouterr().out.split("Next:\n")[1].splitlines():
-        words = shlex.split(command)
-        if words[0] == "espnet-l0prune":
-            fitted = ["--reconstruct", "8"] if kind == "hubert" else []
-            assert main([*words[1:], *fitted]) == 0
-        else:
-            ASRTask.main(cmd=words[3:])
+    follow(capsys.readouterr().out, ["--reconstruct", "8"] if kind == "hubert" else [])
     cut = yaml.safe_load((out / "cut/cut.json").read_text())
     assert all(0.4 <= share < 0.6 for share in cut["sparsity"].values())
     assert cut["difference"]["float64"] <= 1e-10
@@ -456,11 +491,71 @@ def test_from_a_stock_experiment_to_a_text(kind, large, scope, tmp_path, capsys)
     again, _ = load_model(*files)
     state = model.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
-    wave, home = tmp_path / "wave.npy", tmp_path / "home"
+    wave = tmp_path / "wave.npy"
     np.save(wave, 0.1 * np.random.default_rng(1).standard_normal(8000).astype("float32"))
-    home.mkdir()
-    command = [sys.executable, "-c", DECODE, *map(str, files), str(wave)]
-    clean = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
-    clean["HOME"] = str(home)
-    done = subprocess.run(command, env=clean, cwd=home, capture_output=True, text=True)
-    assert "decoded" in done.stdout, done.stderr
+    assert "decoded" in elsewhere(tmp_path / "home", DECODE, *files, wave)
+
+
+def read_mini_an4(archive: Path) -> dict[str, tuple[np.ndarray, str]]:
+    """Return the recordings that have a transcript, at 16 kHz, with it, by name."""
+    with tarfile.open(archive) as tar:
+        files = {Path(m.name).name: m for m in tar if m.isfile()}
+        lines = [
+            line
+            for name in ("an4_train.transcription", "an4_test.transcription")
+            for line in tar.extractfile(files[name]).read().decode().splitlines()
+        ]
+        found = {}
+        for line in lines:  # such as <s> YES </s> (an251-fash-b)
+            text, name = re.fullmatch(
+                r"(?:<s> )?([A-Z ]+?)(?: </s>)? \((.+)\)", line
+            ).groups()
+            wave, rate = soundfile.read(tar.extractfile(files[f"{name}.sph"]))
+            assert rate == 16_000
+            found[name] = wave, text
+    return found
+
+
+@pytest.mark.slow
+def test_real_speech_to_the_same_texts_in_another_home(mini_an4, tmp_path, capsys):
+    """What was packed says of each recording what the fine-tuned experiment says."""
+    options, utterances = publish(tmp_path), read_mini_an4(mini_an4)
+    letters = sorted({c for _, text in utterances.values() for c in text} - {" "})
+    train_dense(
+        tmp_path,
+        **write_audio(tmp_path, utterances),
+        token_list=["<blank>", "<unk>", *letters, "<space>", "<sos/eos>"],
+        input_size=None,
+        frontend="s3prl",
+        frontend_conf=options,
+        **PREENCODER,
+        encoder="conformer",
+        model_conf={"ctc_weight": 0.5, "extract_feats_in_collect_stats": False},
+        optim_conf={"lr": 0.005},
+        batch_size=2,
+        max_epoch=40,
+    )
+    dense, out, archive = (tmp_path / name for name in ("dense", "l0", "pruned.zip"))
+    words = ["adopt", str(dense), "--out", str(out), "--scope", "model"]
+    words += ["--params", "0.3", "--epochs", "12", "--finetune_epochs", "2"]
+    assert main(words) == 0
+    follow(capsys.readouterr().out, [])
+    cut = yaml.safe_load((out / "cut/cut.json").read_text())
+    assert 0.3 <= cut["sparsity"]["params"] < 0.4
+    assert cut["difference"]["float64"] <= 1e-10
+    assert main(["export", "plugin", str(out / "finetuned"), "--out", str(archive)]) == 0
+
+    config, weights = out / "finetuned/config.yaml", out / "finetuned/valid.acc.ave.pth"
+    speech2text = Speech2Text(str(config), str(weights), beam_size=2, ctc_weight=0.5)
+    said, texts = [], set()
+    for wave, _ in utterances.values():
+        text, *_, hypothesis = speech2text(wave)[0]
+        said.append(f"decoded {text}: {float(hypothesis.score):.4f}")
+        texts.add(text)
+    assert len(texts) > 3
+    for folder in (dense, out):  # nor the experiments, nor what was published
+        folder.rename(tmp_path / f"{folder.name}-elsewhere")
+    Path(options["frontend_conf"]["path_or_url"]).unlink()
+    waves = [tmp_path / f"{name}.wav" for name in utterances]
+    printed = elsewhere(tmp_path / "home", DECODE_ALL, archive, *waves)
+    assert [line for line in printed.splitlines() if "decoded" in line] == said

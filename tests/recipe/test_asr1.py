@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 ASR1 = Path(__file__).parents[2] / "egs/librispeech/asr1"
-AN4 = Path(__file__).parents[3] / "shared/data/mini_an4/downloads.tar.gz"
 ROOT = Path(os.environ.get("ESPNET_ROOT", "/nonexistent"))
 
 
@@ -35,8 +34,7 @@ def run(*command, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.skipif("ESPNET_ROOT" not in os.environ, reason="ESPNET_ROOT is not set")
-@pytest.mark.skipif(not AN4.exists(), reason="../shared/data/mini_an4 is not here")
-def test_mini_an4_from_data_to_the_packed_model(tmp_path):
+def test_mini_an4_from_data_to_the_packed_model(mini_an4, tmp_path):
     """In a tree of links to the checkout, which stays as it is."""
     scripts = ROOT / "egs2/TEMPLATE/asr1/asr.sh"
     before = hashlib.sha256(scripts.read_bytes()).hexdigest()
@@ -47,7 +45,7 @@ def test_mini_an4_from_data_to_the_packed_model(tmp_path):
     for name in ("cmd.sh", "conf", "local"):
         (recipe / name).symlink_to((ROOT / "egs2/mini_an4/asr1" / name).resolve())
     (recipe / "db.sh").symlink_to("../../TEMPLATE/asr1/db.sh")
-    (recipe / "downloads.tar.gz").symlink_to(AN4.resolve())
+    (recipe / "downloads.tar.gz").symlink_to(mini_an4.resolve())
     made = run(ASR1 / "setup.sh", tmp_path, "mini_an4", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     ours = tmp_path / "egs2/mini_an4/asr1_l0prune"

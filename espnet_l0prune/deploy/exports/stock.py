@@ -38,8 +38,8 @@ from espnet_l0prune.plugin.building import build_model, task_name
 from espnet_l0prune.plugin.model import L0Distilled
 from espnet_l0prune.plugin.models import IN_CODE, NAMES
 from espnet_l0prune.plugin.network import L0Network
-from espnet_l0prune.plugin.s3prl import S3prlNetwork
 from espnet_l0prune.plugin.transducer import TransducerNetwork
+from espnet_l0prune.plugin.upstream import UpstreamNetwork
 from espnet_l0prune.plugin.weight_names import portable
 from espnet_l0prune.plugin.whisper import WhisperNetwork
 
@@ -149,7 +149,7 @@ def _check(network: L0Network, part: str) -> None:
 
     if network.gated_sites():
         raise ValueError(f"the {part} has gates; expected a model that was cut")
-    if isinstance(network, (WhisperNetwork, S3prlNetwork)):
+    if isinstance(network, (WhisperNetwork, UpstreamNetwork)):
         raise refuse("is a published model that need not have its published sizes")
     if any(features_of(module) is not None for module in network.modules()):
         raise refuse("was cut in width")
