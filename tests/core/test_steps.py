@@ -125,6 +125,7 @@ def test_defaults_that_experiments_rely_on():
         "ramp_steps": 10000,
         "hold_steps": 10000,
         "in_epochs": False,
+        "milestones": None,
     }
     assert defaults(LinearSparsityScheduler) == schedule
     stairs = defaults(StaircaseSparsityScheduler)
@@ -192,7 +193,7 @@ def test_a_ramp_that_starts_above_0():
 
 def test_lengths_that_are_allowed():
     one = LinearSparsityScheduler(0.3, 0, 5, 5)
-    one.check_start({"params": 0.3})  # a start of the target
+    one.check_final({"params": 0.3})  # a start of the target
     assert one.targets(0, {"params": 0.3}) == {"params": 0.3}
     LinearSparsityScheduler(0.0, 0, 5, 0)
     LinearSparsityScheduler(0.0, 3.0, 0, 5)
