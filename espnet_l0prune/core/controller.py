@@ -56,7 +56,8 @@ class SparsityController:
 
     Raises:
         ValueError: targets that the units cannot reach, that contradict each other or
-            that new gates meet already, also at a milestone; several targets for a constraint that takes one
+            that new gates meet already, in the end or at a milestone; several targets for
+            a constraint that takes one
     """
 
     def __init__(

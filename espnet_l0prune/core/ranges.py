@@ -71,7 +71,7 @@ class Pair(Range):
 
 
 class Rising(Range):
-    """A `Rising` contains lists of numbers, each in the range and above the one before."""
+    """A `Rising` contains lists of numbers in the range, each above the one before."""
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, (list, tuple)) or not value:

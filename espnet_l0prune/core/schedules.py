@@ -226,7 +226,10 @@ class AbsSparsityScheduler(ABC):
             final: the sparsities to reach in the end, by cost
         """
         shares = [
-            {cost: share * (target / self.milestones[-1]) for cost, target in final.items()}
+            {
+                cost: share * (target / self.milestones[-1])
+                for cost, target in final.items()
+            }
             for share in self.milestones[:-1]
         ]
         return [*shares, dict(final)]
@@ -250,7 +253,7 @@ class AbsSparsityScheduler(ABC):
             return above
         made = update - self.ramp_begins - left * self.hold_updates
         done = made / self.ramp_updates
-        return {  # where costs rise at different paces, some pass a milestone before others
+        return {  # costs that rise at different paces meet at each milestone
             cost: min(max(self.sparsity(target, done), below[cost]), above[cost])
             for cost, target in final.items()
         }

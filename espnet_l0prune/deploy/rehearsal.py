@@ -190,7 +190,7 @@ def rehearse(adopted: Adopted, step: Step = quiet) -> Rehearsal:
 
 def fast_forward(scheduler: AbsSparsityScheduler) -> dict[str, int]:
     """Return lengths of some 25 updates in all, in the proportions of a schedule's."""
-    total = sum(scheduler.lengths)
+    total = sum(scheduler.lengths)  # without pauses at milestones
     return {
         name: math.ceil(GATED * length / total)
         for name, length in zip(LENGTHS, scheduler.lengths, strict=True)
@@ -218,8 +218,9 @@ def _train(adopted: Adopted, log: Path, batches: int, lengths: dict[str, int]) -
         **QUIET,
     }
     more = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
-    for name, length in {"in_epochs": False, **lengths}.items():
-        more += ["--sparsity_scheduler_conf", f"{name}={length}"]
+    options = {"in_epochs": False, "milestones": "null", **lengths}
+    for name, value in options.items():
+        more += ["--sparsity_scheduler_conf", f"{name}={value}"]
     _, _, module, *words = shlex.split(adopted.commands[0])
     with log.open("wb") as written:
         code = f"from {module} import main; main()"
