@@ -20,6 +20,7 @@ from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_scheduler_conf"
 LENGTHS = "warmup_steps", "ramp_steps", "hold_steps"
+ROUNDING = 1e-9  # of a sparsity
 
 
 class AbsSparsityScheduler(ABC):
@@ -149,7 +150,7 @@ class AbsSparsityScheduler(ABC):
         for share in self.milestones[:-1]:
             reached = bisect.bisect_left(
                 range(length),
-                share,
+                share - ROUNDING,
                 lo=min(earliest, length),
                 key=lambda made: self.sparsity(self.milestones[-1], made / length),
             )
