@@ -20,7 +20,8 @@ from espnet_l0prune.core.ranges import check
 
 WHERE = "sparsity_scheduler_conf"
 LENGTHS = "warmup_steps", "ramp_steps", "hold_steps"
-ROUNDING = 1e-9  # of a sparsity
+ROUNDING = 1e-9  # of a sparsity, when a ramp has reached it
+DIGITS = 12  # of a sparsity that is computed
 
 
 class AbsSparsityScheduler(ABC):
@@ -228,8 +229,8 @@ class AbsSparsityScheduler(ABC):
         """
         shares = [
             {
-                cost: share * (target / self.milestones[-1])
-                for cost, target in final.items()
+                c: round(share * (s / self.milestones[-1]), DIGITS)
+                for c, s in final.items()
             }
             for share in self.milestones[:-1]
         ]

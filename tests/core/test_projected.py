@@ -360,9 +360,9 @@ def test_after_a_milestone_the_loss_still_chooses_what_closes_next():
         if controller.update == end:
             assert controller.scheduler.milestone(end) == 0.25
             assert report["gates_undecided"] <= 0.05
-            plan = controller.plan()
-            for site, kind in controller.budget.gates:
-                assert {*range(5, 20)} <= {*plan.units(site, kind)}
+            plan = controller.plan()  # a quarter is one unit more
+            kept = [{*plan.units(*units)} for units in controller.budget.gates]
+            assert sum(len({*range(5, 20)} - units) for units in kept) <= 1
     wanted = [
         gate.is_open()[asked > 0].tolist()
         for gate, asked in zip(gates, then, strict=True)
