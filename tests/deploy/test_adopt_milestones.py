@@ -1,5 +1,6 @@
 """Several networks come from one pruning: from `adopt` to the fine-tuning of each."""
 
+import html
 import os
 import re
 import shlex
@@ -64,6 +65,14 @@ def test_from_a_dense_experiment_to_several_small_ones(tmp_path, capsys):
     called = re.findall(r"asr_train\S* .*--output_dir (\S+) --log_level", done.stderr)
     expected = ["pruned", "finetuned", "finetuned_0.2", "finetuned_0.35"]
     assert [Path(folder).name for folder in called] == expected
+
+    # and the report has a curve through them
+    page = tmp_path / "page"
+    assert main(["report", str(dense), str(out), "--out", str(page)]) == 0
+    text = (page / "index.html").read_text()
+    for cost in ("params", "macs"):
+        assert f'<figure id="validation_{cost}">' in text
+    assert "of the best epoch's validation, against parameters" in html.unescape(text)
 
 
 def test_what_is_written(tmp_path, capsys):

@@ -263,6 +263,23 @@ def test_other_milestones_are_not_resumed(data, finished):
         run(data, finished, **{**PRUNING, "sparsity_scheduler_conf": conf})
 
 
+def test_a_penalty_has_milestones_too(data, tmp_path):
+    """Its gates need not have settled; the network's exact count meets the target."""
+    conf = {"warmup_steps": 2, "ramp_steps": 30, "hold_steps": 6, "target": 0.5}
+    short, enough = ({**conf, "milestones": [share, 0.5]} for share in (0.1, 0.25))
+    with pytest.raises(ValueError, match=r"milestone 0.1 has 12 .* takes some 18"):
+        run(data, tmp_path / "short", sparsity_scheduler_conf=short, max_epoch=16)
+    out = tmp_path / "exp"
+    run(data, out, sparsity_scheduler_conf=enough, max_epoch=16)
+    for folder, target in ((out / "milestone_0.25", 0.25), (out, 0.5)):
+        cut = tmp_path / f"cut_{target}"
+        assert main(["cut", str(folder), "--out", str(cut)]) == 0
+        report = json.loads((cut / "cut.json").read_text())
+        assert 0 <= report["sparsity"]["params"] - target <= 0.03
+    config = yaml.safe_load((out / "milestone_0.25/config.yaml").read_text())
+    assert "target" not in config["sparsity_scheduler_conf"]  # where it was
+
+
 def test_they_are_whole(finished):
     for share in SHARES:
         assert is_whole(finished / f"milestone_{share}/model.pth")
