@@ -52,6 +52,10 @@ def train(folder: Path, rank: int | None) -> None:
         "encoder_conf": {**CONFIG["encoder_conf"], **PLAIN},
         "decoder_conf": {**CONFIG["decoder_conf"], **DECODER},
         "train_dtype": "float64",
+        "sparsity_scheduler_conf": {
+            **CONFIG["sparsity_scheduler_conf"],
+            "milestones": [0.15, 0.3],
+        },
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},
     }

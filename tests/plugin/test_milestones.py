@@ -267,10 +267,11 @@ def test_a_penalty_has_milestones_too(data, tmp_path):
     """Its gates need not have settled; the network's exact count meets the target."""
     conf = {"warmup_steps": 2, "ramp_steps": 30, "hold_steps": 6, "target": 0.5}
     short, enough = ({**conf, "milestones": [share, 0.5]} for share in (0.1, 0.25))
-    with pytest.raises(ValueError, match=r"milestone 0.1 has 12 .* takes some 18"):
-        run(data, tmp_path / "short", sparsity_scheduler_conf=short, max_epoch=16)
+    more = {"sparsity_scheduler": "linear", "max_epoch": 16}
+    with pytest.raises(ValueError, match=r"milestone 0\.1 has 12 .* takes some 18"):
+        run(data, tmp_path / "short", sparsity_scheduler_conf=short, **more)
     out = tmp_path / "exp"
-    run(data, out, sparsity_scheduler_conf=enough, max_epoch=16)
+    run(data, out, sparsity_scheduler_conf=enough, **more)
     for folder, target in ((out / "milestone_0.25", 0.25), (out, 0.5)):
         cut = tmp_path / f"cut_{target}"
         assert main(["cut", str(folder), "--out", str(cut)]) == 0

@@ -548,6 +548,12 @@ def test_two_processes_train_as_one(tmp_path):
         torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1, None)
     )
     assert len(first) == 3 * CONFIG["max_epoch"]
+    written = [
+        tmp_path / name / "milestone_0.15/model.pth" for name in ("alone", "together")
+    ]
+    milestones = [torch.load(path, weights_only=True) for path in written]
+    for one, two in zip(*(state.values() for state in milestones), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
     assert_same(first, second)
     for one, two in zip(first, alone, strict=True):
         assert one["update"] == two["update"]
@@ -556,4 +562,5 @@ def test_two_processes_train_as_one(tmp_path):
         for cost, multipliers in one["multipliers"].items():
             assert multipliers == pytest.approx(two["multipliers"][cost], rel=1e-4)
         for a, b in zip(one["log_alpha"], two["log_alpha"], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+            # in float32, and moved apart twice
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
