@@ -21,6 +21,7 @@ expdir=               # default: exp/NAME
 dense_exp=            # a trained experiment to prune, instead of stage 4
 train_config=         # default: conf/train_mini.yaml for mini, else conf/train_small.yaml
 prune_args=           # how to prune: options of `espnet-l0prune adopt`; default: below
+milestones=           # sparsities on the way, e.g. "0.2 0.4": cut and fine-tuned, too
 prune_config=         # your own YAML, in place of the prune.yaml that adopt writes
 finetune_config=      # your own YAML, in place of its finetune.yaml
 cut_args=             # more options of `espnet-l0prune cut`
@@ -97,6 +98,12 @@ else # channels stay a multiple of 8, which makes convolutions faster
     how=(--params 0.5 --macs 0.7 --epochs 12 --finetune_epochs 5)
     how+=(--set encoder_conf.round_to=8)
 fi
+
+read -ra shares <<<"$milestones"
+for share in "${shares[@]}"; do
+    [[ $share =~ ^0\.[0-9]*[1-9]$ ]] || die "--milestones are sparsities, not '$share'"
+done
+if [ ${#shares[@]} -gt 0 ]; then how+=(--milestones "${shares[@]}"); fi
 
 # `step STAGE DONE "INPUTS" "OUTPUTS" COMMAND ...` runs a stage of the range asked for,
 # unless the file DONE says that the same command, with the same configurations and the
@@ -280,17 +287,21 @@ fi
 step 5 "$pruned/.done" "$features $dense/$dense_model" "$pruned/latest.pth" \
     fit "$pruned" "$prune_config" --seed "$seed" \
     --init_param "$dense/$dense_model" "${teacher[@]}" "${more[@]}"
-step 6 "$expdir/.cut.done" "$pruned/latest.pth $pruned/config.yaml" \
-    "$cut/model.pth $cut/config.yaml $cut/structure.yaml" \
-    espnet-l0prune cut "$pruned" --out "$cut" --force "${cutting[@]}"
-structures=(--encoder_conf "structure=$cut/structure.yaml")
-if [ -f "$cut/decoder_structure.yaml" ]; then
-    structures+=(--decoder_conf "structure=$cut/decoder_structure.yaml")
-fi
-step 7 "$finetuned/.done" "$features $dense/$dense_model $cut/model.pth" \
-    "$finetuned/$finetuned_model" \
-    fit "$finetuned" "$finetune_config" --seed "$seed" --init_param "$cut/model.pth" \
-    "${structures[@]}" "${teacher[@]}" "${more[@]}"
+for share in "" "${shares[@]}"; do # the end, and each milestone
+    end=${share:+_$share} gated=$pruned${share:+/milestone_$share}
+    step 6 "$expdir/.cut$end.done" \
+        "$gated/$([ -z "$share" ] && echo latest || echo model).pth $gated/config.yaml" \
+        "$cut$end/model.pth $cut$end/config.yaml $cut$end/structure.yaml" \
+        espnet-l0prune cut "$gated" --out "$cut$end" --force "${cutting[@]}"
+    structures=(--encoder_conf "structure=$cut$end/structure.yaml")
+    if [ -f "$cut$end/decoder_structure.yaml" ]; then
+        structures+=(--decoder_conf "structure=$cut$end/decoder_structure.yaml")
+    fi
+    step 7 "$finetuned$end/.done" "$features $dense/$dense_model $cut$end/model.pth" \
+        "$finetuned$end/$finetuned_model" \
+        fit "$finetuned$end" "$finetune_config" --seed "$seed" \
+        --init_param "$cut$end/model.pth" "${structures[@]}" "${teacher[@]}" "${more[@]}"
+done
 small="$finetuned/$finetuned_model $finetuned/config.yaml"
 pack=(espnet-l0prune export plugin "$finetuned" --checkpoint "$finetuned_model"
     --out "$zip" --force)

@@ -28,6 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         text = f"sparsity in {cost.label}, {SHARE}"
         default = f"; {DEFAULT[name]:g} if no other is given" if name in DEFAULT else ""
         parser.add_argument(f"--{name}", type=float, help=text + default)
+    parser.add_argument(
+        "--milestones",
+        type=float,
+        nargs="+",
+        default=[],
+        help="sparsities on the way, at each of which a network is written, cut and "
+        f"fine-tuned, too: {RANGE['--milestones']}, below the (largest) target",
+    )
     add_path(
         parser,
         "--profile",
@@ -98,6 +106,7 @@ def run(args: argparse.Namespace) -> Answer:
         profile=args.profile,
         data=not args.no_data,
         settings=functools.reduce(with_settings, args.set, {}),
+        milestones=args.milestones,
         finetune_settings=functools.reduce(with_settings, args.set_finetune, {}),
     )
     with steps("adopt") as step:
@@ -116,6 +125,7 @@ def run(args: argparse.Namespace) -> Answer:
             *told,
             "Next:",
             *(f"  {line}" for line in adopted.commands),
+            *([f"All of these: sh {adopted.script}"] if adopted.script else []),
         ],
         code,
     )

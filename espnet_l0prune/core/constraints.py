@@ -118,7 +118,7 @@ class ProjectedConstraint(AbsProjection):
         for cost, value in zip(targets, found.tolist(), strict=True):
             multipliers[cost]["lambda"] = value
         if pace.left is not None:
-            settle_(row, targets, pace.left)
+            settle_(row, targets, pace.left, pace.farthest)
             project_(row, targets, torch.ones_like(moments[0]))
 
 

@@ -21,7 +21,8 @@ from espnet_l0prune.core.gate_start import start_by_importance_
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.pace import fit_to_run_, pace_of, shortage
+from espnet_l0prune.core.pace import check_milestones, fit_to_run_, pace_of, shortage
+from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.projected import undecided
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select_each
@@ -56,7 +57,8 @@ class SparsityController:
 
     Raises:
         ValueError: targets that the units cannot reach, that contradict each other or
-            that new gates meet already; several targets for a constraint that takes one
+            that new gates meet already, in the end or at a milestone; several targets for
+            a constraint that takes one
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class SparsityController:
         self.scheduler, self.constraint = scheduler, constraint
         self.optimizer = optimizer
         targets = goal.targets
-        scheduler.check_start(targets)
+        scheduler.check_final(targets)
         if constraint.one_cost and len(targets) > 1:
             raise ValueError(
                 f"target has {', '.join(targets)}, but "
@@ -80,7 +82,8 @@ class SparsityController:
                 "one cost, or another sparsity_constraint"
             )
         for part in parts.values():
-            check_targets(part, targets, constraint.equality)
+            for station in scheduler.stations(targets):
+                check_targets(part, station, constraint.equality)
         progress = optimizer.progress
         progress.settings, progress.scale = self.settings, scheduler.scale
         names = [name for name, *_ in self._expected()]
@@ -234,7 +237,9 @@ class SparsityController:
         fit_to_run_(self.scheduler, self.optimizer.progress, updates, epochs, epoch)
         if self.scheduler.in_epochs:
             self._enter_phase()
-        short = shortage(self.scheduler, self._gates(), self.optimizer)
+        gated = self.scheduler, self._gates(), self.optimizer
+        check_milestones(*gated, projects=not penalizes)
+        short = shortage(*gated)
         if penalizes and not self.update and short:
             logging.warning(short)
 
@@ -254,8 +259,9 @@ class SparsityController:
         """Warn of targets that stand, and that a projection does not meet."""
         if all(gate.is_decided() for gate in self._gates()):
             return
+        targets = self.scheduler.targets(self.update, self.goal.targets)
         for name, cost, expected, _ in self._expected():
-            remedy = unmet(self.goal.targets[cost] - float(expected))
+            remedy = unmet(targets[cost] - float(expected))
             if remedy:
                 logging.warning(f"The expected sparsity in {name} {remedy}")
 
@@ -271,6 +277,11 @@ class SparsityController:
                 "probability between 0.1 and 0.9. To fix them changes the network. "
                 f"{remedy}."
             )
+
+    def plan(self) -> Plan:
+        """Return which units stay if the gates are fixed now, at the present targets."""
+        targets = self.scheduler.targets(self.update, self.goal.targets)
+        return select_each(self.parts, targets, self.constraint.equality)
 
     def check_settings(self, before: Mapping[str, object]) -> None:
         """Raise ValueError for settings other than those at the run's beginning."""
@@ -340,9 +351,7 @@ class SparsityController:
         if moving:
             self.tell_remedies()
             self._tell_undecided()
-            equality = self.constraint.equality
-            plan = select_each(self.parts, self.goal.targets, equality)
-            decide_(self.budget.sites, plan)
+            decide_(self.budget.sites, self.plan())
         for norm in batch_norms(site.module for site in self.budget.sites):
             restart_(norm, forget=moving)
 

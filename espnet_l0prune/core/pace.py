@@ -1,10 +1,12 @@
 """Here it is said how fast gates move, and whether a run gives them time to close."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW, Progress
+from espnet_l0prune.core.projected import FARTHEST
 from espnet_l0prune.core.schedules import AbsSparsityScheduler
 
 
@@ -78,11 +80,14 @@ class Pace:
     Attributes:
         size: about how far the loss may move a log_alpha at most
         left: number of updates, this one included, in which gates are to be decided; None
-            while the targets still rise
+            while the targets rise
+        farthest: how sure of a gate one may become meanwhile, as a logit of the
+            probability that it is open
     """
 
     size: float
     left: int | None
+    farthest: float = FARTHEST
 
 
 def pace_of(
@@ -93,7 +98,9 @@ def pace_of(
 ) -> Pace:
     """Return the pace after some updates, by the length of the ramp.
 
-    Gates are decided one update before they are fixed, so that this can be seen.
+    Gates are decided one update before they are fixed, so that this can be seen. At a
+    milestone they are moved apart too, but they are to go on from there: none becomes
+    surer than a new gate is, which the ramp moves.
 
     Args:
         scheduler: the run's schedule, fitted to the run
@@ -101,17 +108,51 @@ def pace_of(
         gates: all gates that train
         optimizer: says how many updates move them
     """
-    turns = optimizer.turns
-    ramp, hold = (
-        scheduler.hold_begins - scheduler.ramp_begins,
-        scheduler.frozen_begins - scheduler.hold_begins,
-    )
-    way = QUICK * turns * max(gate.way_to_close for gate in gates)
-    left = -(-max(scheduler.frozen_begins - update, 1) // turns)
-    return Pace(
-        size=min(way / (ramp or hold), LARGEST),
-        left=left if update > scheduler.hold_begins else None,
-    )
+    gates = list(gates)
+    way = QUICK * optimizer.turns * max(gate.way_to_close for gate in gates)
+    updates = scheduler.ramp_updates or scheduler.hold_updates
+    size, ends = min(way / updates, LARGEST), scheduler.hold_ends(update)
+    if ends is None:
+        return Pace(size, left=None)
+    left = -(-max(ends - update, 1) // optimizer.turns)
+    if ends == scheduler.frozen_begins:
+        return Pace(size, left)
+    new = min(gate.open_probability for gate in gates)
+    return Pace(size, left, farthest=math.log(new / (1 - new)))
+
+
+def check_milestones(
+    scheduler: AbsSparsityScheduler,
+    gates: Iterable[HardConcrete],
+    optimizer: L0AdamW,
+    projects: bool,
+) -> None:
+    """Raise ValueError for milestones that are closer than the gates can settle.
+
+    From the end of one hold to the end of the next, a gate must have the time to close.
+
+    Args:
+        scheduler: the run's schedule, fitted to the run
+        gates: all gates that train
+        optimizer: moves the gates
+        projects: whether they are moved by a projection, and not by the optimizer
+    """
+    if len(scheduler.milestones) < 2:
+        return
+    if projects:
+        way = max(gate.way_to_close for gate in gates)
+        needed = optimizer.turns * math.ceil(way / LARGEST)
+    else:
+        needed = updates_to_close(gates, optimizer)
+    ends = [end for _, end in scheduler.pauses] + [scheduler.frozen_begins]
+    begins = scheduler.ramp_begins, *ends
+    for share, begin, end in zip(scheduler.milestones, begins, ends, strict=False):
+        if end - begin < needed:
+            raise ValueError(
+                f"sparsity_scheduler_conf: the milestone {share} has {end - begin} "
+                "updates, ramp and hold, and to close a gate takes some "
+                f"{needed}; expected longer ramp_steps or hold_steps, or fewer milestones"
+            )
 
 
 def updates_to_close(gates: Iterable[HardConcrete], optimizer: L0AdamW) -> int:

@@ -154,7 +154,9 @@ def _inverse(ways: Tensor, slopes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def settle_(row: Row, targets: Mapping[str, float], updates: int) -> None:
+def settle_(
+    row: Row, targets: Mapping[str, float], updates: int, farthest: float = FARTHEST
+) -> None:
     """Move gates apart, so that in some updates nearly all of them are decided.
 
     The distances from a point in between grow by one factor, so that in as many updates
@@ -165,13 +167,16 @@ def settle_(row: Row, targets: Mapping[str, float], updates: int) -> None:
         row: the gates
         targets: the expected sparsities, by cost
         updates: number of updates in which to do so, this one included
+        farthest: how far from the middle a gate is moved at most, in log_alpha; one that
+            is beyond stays at its distance
     """
     place = row.values + row.shift  # 0 where a gate is as likely open as closed
     low, high = float(place.min()) - FARTHEST, float(place.max()) + FARTHEST
+    limit = place.abs().clamp(farthest, FARTHEST)
     enough, goal, centre = math.log((1 - SURE) / SURE), sum(targets.values()), 0.0
 
     def excess(point: float) -> float:
-        row.set_(((place - point) * factor).clamp(-FARTHEST, FARTHEST) - row.shift)
+        row.set_(((place - point) * factor).clamp(-limit, limit) - row.shift)
         expected = row.budget.expected()
         return float(sum(expected[cost] for cost in targets)) - goal
 

@@ -9,6 +9,7 @@ made where those are known.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from espnet_l0prune.core.costs import COSTS
 
@@ -69,7 +70,24 @@ class Pair(Range):
         return {"items": items, "minItems": 2, "maxItems": 2}
 
 
+class Rising(Range):
+    """A `Rising` contains lists of numbers in the range, each above the one before."""
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (list, tuple)) or not value:
+            return False
+        inside = all(super(Rising, self).__contains__(each) for each in value)
+        return inside and all(a < b for a, b in pairwise(value))
+
+    def __str__(self) -> str:
+        return f"a list of rising numbers in {self.interval}"
+
+    def schema(self) -> dict:
+        return {"items": {"type": "number", **super().schema()}, "minItems": 1}
+
+
 SHARE = Range(0, 1, above=True, below=True)
+SHARES = Rising(0, 1, above=True, below=True)
 WEIGHT = Range(0, 1e6)
 SECONDS = Range(0, 3600, above=True)
 UPDATES = Range(0, 1e9)
@@ -112,6 +130,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "warmup_steps": UPDATES,
         "ramp_steps": UPDATES,
         "hold_steps": UPDATES,
+        "milestones": SHARES,
         "stairs": Range(1, COUNT, whole=True),
     },
     "sparsity_constraint_conf": {
@@ -128,6 +147,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "command line": {
         "--epochs": Range(1, COUNT, whole=True),
         "--finetune_epochs": Range(1, COUNT, whole=True),
+        "--milestones": SHARES,
         "--seconds": SECONDS,
         "--rounds": Range(1, COUNT, whole=True),
         "--beam_size": Range(1, COUNT, whole=True),

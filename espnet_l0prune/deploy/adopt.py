@@ -1,11 +1,8 @@
 """Adopting makes a dense experiment prunable: it writes what is to be trained next."""
 
 import argparse
-import math
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -15,11 +12,10 @@ from espnet_l0prune.core.constraints import AbsPenalty
 from espnet_l0prune.core.controller import SparsityController
 from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.files import claimed
-from espnet_l0prune.core.gates import HardConcrete, LogAlpha
+from espnet_l0prune.core.gates import LogAlpha
 from espnet_l0prune.core.optim import L0AdamW, Progress
-from espnet_l0prune.core.pace import fit_to_run_, shortage, updates_to_close
+from espnet_l0prune.core.pace import check_milestones, fit_to_run_
 from espnet_l0prune.core.ranges import check
-from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.steps import Step, quiet
 from espnet_l0prune.deploy.choice import (
     HELD,
@@ -30,11 +26,13 @@ from espnet_l0prune.deploy.choice import (
     with_settings,
     without_run,
 )
+from espnet_l0prune.deploy.commands import at, commands, script
 from espnet_l0prune.deploy.configuration import modernize, parse
 from espnet_l0prune.deploy.espnet3 import as_espnet2, as_espnet3, is_espnet3
 from espnet_l0prune.deploy.espnet3 import commands as espnet3_commands
 from espnet_l0prune.deploy.rates import is_like_adam, number_of
 from espnet_l0prune.deploy.source import load_dense, read_source
+from espnet_l0prune.deploy.timetable import pace, phases
 from espnet_l0prune.deploy.verify import outputs
 from espnet_l0prune.plugin.building import build_model, refuse_adapters, task_name
 from espnet_l0prune.plugin.counting import make_budget, make_parts
@@ -53,9 +51,6 @@ OF_A_LENGTH = (
 # Front ends with self-supervised models that stay whole
 OF_OTHERS = ("huggingface", "fused")
 
-# The command that trains a task's models, where it is not named after the task
-TRAIN = {"s2t_ctc": "espnet_l0prune.plugin.s2t_train_ctc"}
-
 
 @dataclass
 class Adopted:
@@ -66,6 +61,7 @@ class Adopted:
         reachable: the largest possible sparsities, by cost
         notes: what could not be taken over from the dense training
         espnet3: whether the files are for ESPnet3, and not for ESPnet2
+        script: a shell script that runs all commands, if there are milestones
     """
 
     prune: Path
@@ -75,6 +71,7 @@ class Adopted:
     reachable: dict[str, float]
     notes: list[str]
     espnet3: bool
+    script: Path | None = None
 
 
 def adopt(
@@ -111,6 +108,7 @@ def adopt(
         **dict(zip(("--epochs", "--finetune_epochs"), choice.epochs, strict=True)),
     }
     check("command line", {k: v for k, v in numbers.items() if v is not None})
+    _check_milestones(choice)
     with claimed(out):
         read = read_source(source, checkpoint, out / "dense", choice, step)
         return _adopt(*read, out, choice, step)
@@ -133,9 +131,13 @@ def _adopt(
     gpus, dense = _gpus(config), modernize(without_run(config, choice))
     files = {"teacher_config": str(config_file), "teacher_model_file": str(model_file)}
     ours = {**dense, "model": model}
-    finetune = {**ours, **fine_tuning(dense, choice, files, out / "cut")}
-    finetune = with_settings(finetune, choice.finetune_settings)
-    finetune["init_param"] = [str(out / "cut" / "model.pth")]
+
+    def finetuning(cut: Path) -> dict:
+        conf = {**ours, **fine_tuning(dense, choice, files, cut)}
+        conf = with_settings(conf, choice.finetune_settings)
+        return {**conf, "init_param": [str(cut / "model.pth")]}
+
+    finetune = finetuning(out / "cut")
     _as_trained(finetune, gpus)
     trained = load_dense(written, config_file, model_file, step)
     prune = {**ours, **pruning(dense, choice, units_of(trained, choice), files)}
@@ -155,23 +157,32 @@ def _adopt(
     outputs(gated)  # the cut will need them, so this must work before the training
     held = _holding(gated, args.freeze_param)
     gates, updates = [*budget.gates.values()], updates_of_an_epoch({**config, **prune})
-    phases = sum(scheduler.lengths)
+    length, milestones = scheduler.length, scheduler.milestones[:-1]
+    if milestones and espnet3:
+        raise ValueError(
+            f"milestones is {scheduler.milestones}, and the experiment is ESPnet3's, "
+            "whose pruning writes the network of its end alone; expected no milestones"
+        )
     if updates is not None:
         fit_to_run_(scheduler, Progress(), updates, args.max_epoch, epoch=0)
-    elif scheduler.in_epochs and phases >= args.max_epoch:
+    elif scheduler.in_epochs and length >= args.max_epoch:
         raise ValueError(
-            f"warmup_steps, ramp_steps and hold_steps are {phases:.3g} epochs in all; "
+            f"warmup_steps, ramp_steps and hold_steps are {length:.3g} epochs in all; "
             f"expected fewer than max_epoch, which is {args.max_epoch}, as the frozen "
             "network must be trained too"
         )
-    pace = _phases(scheduler, goal.targets, args.max_epoch, updates)
-    if isinstance(constraint, AbsPenalty):
-        pace += _pace(updates, scheduler, gates, optimizer)
+    penalizes = isinstance(constraint, AbsPenalty)
+    if updates is not None or not scheduler.in_epochs:
+        check_milestones(scheduler, gates, optimizer, projects=not penalizes)
+    told = phases(scheduler, goal.targets, args.max_epoch, updates)
+    if penalizes:
+        told += pace(updates, scheduler, gates, optimizer)
 
     if link is not None:
         link.symlink_to(model_file.resolve())
-    paths = {}
-    for kind, conf in (("prune", prune), ("finetune", finetune)):
+    paths, confs = {}, {"prune": prune, "finetune": finetune}
+    confs |= {at("finetune", m): finetuning(out / at("cut", m)) for m in milestones}
+    for kind, conf in confs.items():
         conf["freeze_param"] = [path for path in args.freeze_param if path not in held]
         paths[kind] = out / f"{kind}.yaml"
         if espnet3:
@@ -180,18 +191,36 @@ def _adopt(
         text = yaml.safe_dump(conf, sort_keys=False, allow_unicode=True)
         head = f"# By espnet-l0prune adopt, from {config_file}\n"
         paths[kind].write_text(head + text, "utf-8")
+    both = {kind: paths[kind] for kind in ("prune", "finetune")}
+    lines = (
+        espnet3_commands(written, out, **both)
+        if espnet3
+        else commands(name, gpus, out, milestones)
+    )
+    if milestones:
+        (out / "run.sh").write_text(script(lines), "utf-8")
     return Adopted(
-        **paths,
-        commands=(
-            espnet3_commands(written, out, **paths)
-            if espnet3
-            else _commands(name, gpus, out, **paths)
-        ),
+        **both,
+        commands=lines,
         parameters=round(budget.totals["params"]),
         reachable=budget.reachable(),
-        notes=[*_notes(config, prune, held), *_left_whole(prune, choice), *pace],
+        notes=[*_notes(config, prune, held), *_left_whole(prune, choice), *told],
         espnet3=espnet3,
+        script=out / "run.sh" if milestones else None,
     )
+
+
+def _check_milestones(choice: Choice) -> None:
+    """Raise ValueError for milestones that are no rising shares below the target."""
+    if not choice.milestones:
+        return
+    check("command line", {"--milestones": choice.milestones})
+    last = max(choice.target.values())
+    if choice.milestones[-1] >= last:
+        raise ValueError(
+            f"command line: --milestones is {[*choice.milestones]}; expected each to be "
+            f"below the target (the largest, if there are several), which is {last}"
+        )
 
 
 def _as_trained(config: dict, gpus: int) -> argparse.Namespace:
@@ -212,22 +241,6 @@ def _holding(model: nn.Module, frozen: Sequence[str]) -> list[str]:
 def _gpus(dense: dict) -> int:
     """Return the dense training's number of GPUs; its distributed processes wrote 1."""
     return max(int(number_of(dense, name) or 0) for name in ("dist_world_size", "ngpu"))
-
-
-def _commands(task: str, gpus: int, out: Path, prune: Path, finetune: Path) -> list[str]:
-    """Return the commands that prune, cut and fine-tune, on as many GPUs as before."""
-    train = ["python", "-m", TRAIN.get(task, f"espnet2.bin.{task}_train")]
-    if gpus:
-        train += ["--ngpu", str(gpus)]
-    if gpus > 1:
-        train += ["--multiprocessing_distributed", "true"]
-    train += ["--resume", "true", "--config"]
-    commands: tuple[list[object], ...] = (
-        [*train, prune, "--output_dir", out / "pruned"],
-        ["espnet-l0prune", "cut", out / "pruned", "--out", out / "cut"],
-        [*train, finetune, "--output_dir", out / "finetuned"],
-    )
-    return [shlex.join(map(str, command)) for command in commands]
 
 
 def _notes(dense: dict, prune: dict, held: list[str]) -> list[str]:
@@ -270,77 +283,4 @@ def _left_whole(prune: dict, choice: Choice) -> list[str]:
     return [
         f"{part}: {name} is left whole, as it has no kind with gates; it counts"
         for part, name in left.items()
-    ]
-
-
-def _phases(
-    scheduler: AbsSparsityScheduler,
-    targets: Mapping[str, float],
-    epochs: int,
-    updates: int | None,
-) -> list[str]:
-    """Describe the phases of the pruning, and how the targets rise in the second.
-
-    Args:
-        scheduler: the schedule, fitted to the epochs' length if it is known
-        targets: sparsities to reach in the end, by cost
-        epochs: number of epochs
-        updates: number of updates in an epoch; None where it is not known
-    """
-    unit, total = "epochs", float(epochs)
-    lengths = [float(length) for length in scheduler.lengths]
-    if updates or not scheduler.in_epochs:
-        ends = scheduler.ramp_begins, scheduler.hold_begins, scheduler.frozen_begins
-        lengths = [float(b - a) for a, b in pairwise((0, *ends))]
-        unit, total = "updates", float(epochs * updates) if updates else math.inf
-    warmup, ramp, hold = (f"{round(length, 2):,g}" for length in lengths)
-    left = total - sum(lengths)
-    rest = f"{round(left, 2):,g} {unit}" if math.isfinite(left) else "the rest"
-    phases = (
-        f"The network is dense for {warmup} {unit}, loses units for {ramp}, keeps its "
-        f"size while the gates settle for {hold}, and is trained with fixed gates for "
-        f"{rest}."
-    )
-    if not lengths[1]:
-        return [phases]
-    quarters, digits, path = (0.25, 0.5, 0.75), 2 if unit == "epochs" else 0, []
-    times = [lengths[0] + lengths[1] * done for done in (*quarters, 1)]
-    when = _listed([f"{round(time, digits):,g}" for time in times])
-    for cost, target in targets.items():
-        shares = [*(scheduler.sparsity(target, done) for done in quarters), target]
-        rising = _listed([f"{100 * share:.3g}" for share in shares])
-        path.append(f"The target in {cost} is {rising}% after {when} {unit}.")
-    return [phases, *path]
-
-
-def _listed(words: list[str]) -> str:
-    """Return words with commas, and "and" before the last."""
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _pace(
-    updates: int | None,
-    scheduler: AbsSparsityScheduler,
-    gates: list[HardConcrete],
-    optimizer: L0AdamW,
-) -> list[str]:
-    """Return notes on the time that the gates have to close.
-
-    Args:
-        updates: number of updates in an epoch; None where it is not known
-        scheduler: the schedule, in epochs unless a setting has it in updates
-        gates: all gates
-        optimizer: moves the gates
-    """
-    if not scheduler.in_epochs:
-        short = shortage(scheduler, gates, optimizer)
-        return [short] if short else []
-    if updates:
-        short = shortage(scheduler, gates, optimizer)
-        return [f"{short} With more --epochs these are longer."] if short else []
-    needed, epochs = updates_to_close(gates, optimizer), sum(scheduler.lengths[1:])
-    return [
-        f"To close a gate takes some {needed} updates. Ramp and hold have {epochs:g} "
-        f"epochs: where one has fewer than {math.ceil(needed / epochs)} updates, give "
-        "more --epochs."
     ]

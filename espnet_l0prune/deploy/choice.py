@@ -1,6 +1,7 @@
 """Here it is chosen how to prune and fine-tune a model of a given configuration."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,15 @@ class Choice:
             as front end; or `frontend` or `decoder` alone
         units: kinds of units, as in `encoder_conf`
         epochs: number of epochs of the pruning and of the fine-tuning; None for a third
-            of the dense training's, but at least 6 and 4
+            of the dense training's, but at least 6 and 4; and for an eighth of that more
+            for each milestone
         profile: path of what `espnet-l0prune profile` wrote; a target in `time` needs it
         data: whether the configurations also name the training data
         settings: further options of the pruning, in a configuration's form, which replace
             those that are chosen for it
         finetune_settings: further options of the fine-tuning, in the same form
+        milestones: rising sparsities on the way to the target, or to the largest of
+            several, at each of which a network is written, too
     """
 
     target: Mapping[str, float] = field(default_factory=lambda: {"params": 0.5})
@@ -59,6 +63,7 @@ class Choice:
     data: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     finetune_settings: Mapping[str, Any] = field(default_factory=dict)
+    milestones: Sequence[float] = ()
 
 
 def without_run(dense: dict, choice: Choice) -> dict:
@@ -99,7 +104,13 @@ def pruning(dense: dict, choice: Choice, units: dict, files: Mapping[str, Any]) 
         units: the kinds of units, as `units_of` returns them
         files: the model's options that name its teacher
     """
-    epochs = choice.epochs[0] or max(_epochs(dense) // 3, 6)
+    parts = 24 + 3 * len(choice.milestones)  # of equal length
+    usual = max(_epochs(dense) // 3, 6)
+    epochs = choice.epochs[0] or math.ceil(usual * parts / 24)
+    milestones = {}
+    if choice.milestones:
+        final = max(choice.target.values())
+        milestones = {"milestones": [*choice.milestones, final]}
     gated = {part: {"units": kinds} for part, kinds in units.items()}
     return {
         "max_epoch": epochs,
@@ -112,9 +123,10 @@ def pruning(dense: dict, choice: Choice, units: dict, files: Mapping[str, Any]) 
         "sparsity_scheduler": "linear",
         "sparsity_scheduler_conf": {
             "in_epochs": True,
-            "warmup_steps": epochs / 24,
-            "ramp_steps": epochs * 5 / 8,
-            "hold_steps": epochs / 8,
+            "warmup_steps": epochs / parts,
+            "ramp_steps": 15 * epochs / parts,
+            "hold_steps": 3 * epochs / parts,
+            **milestones,
         },
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},

@@ -52,6 +52,12 @@ class Inspection:
     actual_sparsity: dict[str, float]
     reachable_sparsity: dict[str, float]
 
+    @property
+    def is_cut(self) -> bool:
+        """Return whether units are gone, and not only closed."""
+        units = [pair for row in self.rows for pair in row.units.values()]
+        return self.scope is None and any(now < before for before, now in units)
+
 
 def inspect_experiment(experiment: Path, checkpoint: str) -> Inspection:
     """Count units, parameters and MACs of a gated, a cut or a dense experiment.

@@ -193,7 +193,7 @@ def fast_forward(scheduler: AbsSparsityScheduler) -> dict[str, int]:
 
     A warm-up that measures importances is as long as it must be.
     """
-    total = sum(scheduler.lengths)
+    total = sum(scheduler.lengths)  # without pauses at milestones
     warmup, *others = (math.ceil(GATED * length / total) for length in scheduler.lengths)
     lengths = max(warmup, scheduler.least_warmup), *others
     return dict(zip(LENGTHS, lengths, strict=True))
@@ -220,8 +220,9 @@ def _train(adopted: Adopted, log: Path, batches: int, lengths: dict[str, int]) -
         **QUIET,
     }
     more = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
-    for name, length in {"in_epochs": False, **lengths}.items():
-        more += ["--sparsity_scheduler_conf", f"{name}={length}"]
+    options = {"in_epochs": False, "milestones": "null", **lengths}
+    for name, value in options.items():
+        more += ["--sparsity_scheduler_conf", f"{name}={value}"]
     _, _, module, *words = shlex.split(adopted.commands[0])
     with log.open("wb") as written:
         code = f"from {module} import main; main()"

@@ -284,6 +284,9 @@ def _check(trainer: lightning.Trainer, pl_module: Any, args: argparse.Namespace)
         )
     if not is_pruned(args):
         return
+    milestones = (args.sparsity_scheduler_conf or {}).get("milestones")
+    expected = "null: with ESPnet3, a run has one network, that of its end"
+    _require(not milestones, "milestones", milestones, expected)
     optimizer = type(trainer.optimizers[0])
     name = f"{optimizer.__module__}.{optimizer.__name__}"
     _require(issubclass(optimizer, L0AdamW), "optimizer: _target_", name, OPTIMIZER)

@@ -5,6 +5,7 @@ epoch begins by copying the last whole checkpoint, and resuming takes the copy w
 newer one is damaged.
 """
 
+import contextlib
 import logging
 import shutil
 from argparse import Namespace
@@ -17,6 +18,7 @@ from espnet2.train.trainer import Trainer
 
 from espnet_l0prune.core.files import is_whole, replace, save
 from espnet_l0prune.plugin.decay import fit_decays_
+from espnet_l0prune.plugin.milestones import check_batches, writing_milestones
 from espnet_l0prune.plugin.reporter import reported_types
 from espnet_l0prune.plugin.resume import check_options, forget_config, restore_config
 from espnet_l0prune.plugin.weight_names import portable
@@ -42,11 +44,12 @@ class L0Trainer(Trainer):
     ):
         """Keep the last checkpoint, fit the schedule to the run, then train.
 
-        See `SparsityController.begin_epoch` for what may be raised.
+        See `SparsityController.begin_epoch` and `check_batches` for what may be raised.
         """
         folder = Path(options.output_dir)
+        network = getattr(model, "module", model)
         # in a notebook, a model without a controller may follow a pruned one
-        controller = getattr(getattr(model, "module", model), "controller", None)
+        controller = getattr(network, "controller", None)
         done = kwargs["reporter"].get_epoch() - 1
         try:
             updates = len(iterator) // options.accum_grad
@@ -55,6 +58,7 @@ class L0Trainer(Trainer):
         fit_decays_(kwargs["schedulers"], updates, options.max_epoch - done)
         if controller is not None:
             controller.begin_epoch(updates, options.max_epoch, done)
+            check_batches(controller, iterator)
             if not controller.on_budget:
                 forget_plateaus_(kwargs["schedulers"])
         first = not distributed_option.distributed or distributed_option.dist_rank == 0
@@ -64,19 +68,23 @@ class L0Trainer(Trainer):
         # a resumed run would not have what accum_grad left over from the last epoch
         for optimizer in optimizers:
             optimizer.zero_grad()
-        invalid = super().train_one_epoch(
-            model=model,
-            iterator=iterator,
-            optimizers=optimizers,
-            options=options,
-            distributed_option=distributed_option,
-            **kwargs,
-        )
+        with contextlib.ExitStack() as within:
+            if controller is not None and first:
+                run = folder, network, controller, iterator
+                within.enter_context(writing_milestones(*run))
+            invalid = super().train_one_epoch(
+                model=model,
+                iterator=iterator,
+                optimizers=optimizers,
+                options=options,
+                distributed_option=distributed_option,
+                **kwargs,
+            )
         if controller is not None and first and options.use_matplotlib:
             from espnet_l0prune.plugin.structure_plot import plot_epoch
 
             plot_epoch(
-                getattr(model, "module", model),
+                network,
                 kwargs["reporter"].get_epoch(),
                 folder / "structure",
                 kwargs.get("summary_writer"),

@@ -134,6 +134,66 @@ def draw_losses(axes: Axes, run: Run) -> None:
     _legend(axes)
 
 
+VALIDATED = {  # figures of a validation, and how each becomes an error in percent
+    "acc": ("next-token error (%)", -100.0, 100.0),
+    "cer_ctc": ("CER of the CTC (%)", 100.0, 0.0),
+}
+AMOUNTS = {
+    "params": ("parameters of the model (M)", 1e-6),
+    "macs": ("MACs of the model (G)", 1e-9),
+}
+
+
+def best_error(run: Run, figure: str) -> float | None:
+    """Return the least error in any of a run's validations, in percent.
+
+    Args:
+        run: the run
+        figure: a key of `VALIDATED`; None is returned where no validation has it
+    """
+    _, factor, offset = VALIDATED[figure]
+    values = [epoch.valid[figure] for epoch in run.history if figure in epoch.valid]
+    return min((offset + factor * value for value in values), default=None)
+
+
+def draw_sizes(axes: Axes, runs: Sequence[Run], figure: str, cost: str) -> None:
+    """Draw the least error of each run against what its model costs.
+
+    A line leads from size to size; a star is a model that has not been cut.
+
+    Args:
+        axes: where to draw
+        runs: runs with an inspection and the figure
+        figure: a key of `VALIDATED`
+        cost: a key of `AMOUNTS`
+    """
+    label, scale = AMOUNTS[cost]
+    points = []
+    for i, run in enumerate(runs):
+        error = best_error(run, figure)
+        if run.inspection is None or error is None:
+            continue
+        amount = scale * run.inspection.amounts[cost]["model"]
+        points.append((amount, error))
+        axes.plot(
+            amount,
+            error,
+            mark(i) if run.inspection.is_cut else "*",
+            markersize=8 if run.inspection.is_cut else 14,
+            color=colour(i),
+            linestyle="none",
+            label=run.name,
+        )
+    black = axes.xaxis.label.get_color()
+    amounts, errors = zip(*sorted(points), strict=True)
+    axes.plot(amounts, errors, color=black, linewidth=0.8, zorder=0)
+    axes.set_xlim(0, 1.15 * max(amounts))
+    axes.set_ylim(0, 1.3 * max(errors) or 1)
+    axes.set_xlabel(label)
+    axes.set_ylabel(VALIDATED[figure][0])
+    _legend(axes)
+
+
 MEASURES = {
     "encoder_parameters": ("parameters of the encoder (M)", 1e-6),
     "macs": ("MACs of the encoder (G)", 1e-9),

@@ -29,6 +29,7 @@ from espnet_l0prune.report.pictures import (
     Picture,
     costs,
     losses,
+    sizes,
     sparsities,
     structures,
 )
@@ -134,6 +135,7 @@ def write_report(
             ("What is left", structures(runs), None),
             ("Sparsity", sparsities(runs), None),
             ("Losses", losses(runs), None),
+            ("Sizes", sizes(runs), None),
             ("Errors against costs", costs(results), compared(results)),
         ):
             cards = []

@@ -25,8 +25,7 @@ class Picture:
 
 def has_structure(inspection: Inspection) -> bool:
     """Return whether units were cut, or have gates."""
-    units = [pair for row in inspection.rows for pair in row.units.values()]
-    return inspection.scope is not None or any(now < before for before, now in units)
+    return inspection.scope is not None or inspection.is_cut
 
 
 def structures(runs: Sequence[Run]) -> Iterator[Picture]:
@@ -77,6 +76,32 @@ def losses(runs: Sequence[Run]) -> Iterator[Picture]:
             minutes = sum(epoch.seconds for epoch in run.history) / 60
             caption = f"{run.name}: {len(run.history)} epochs in {minutes:,.0f} minutes."
             yield Picture(figure, f"losses_{run.name}", caption)
+
+
+def sizes(runs: Sequence[Run]) -> Iterator[Picture]:
+    """Yield a picture of the errors of models of several sizes against each cost.
+
+    Those of the validation are taken, of models without gates, if one of several was cut.
+    """
+    some = [
+        run
+        for run in runs
+        if run.history and run.inspection is not None and run.inspection.scope is None
+    ]
+    cut = [run.inspection.is_cut for run in some if run.inspection is not None]
+    for figure, (label, *_) in curves.VALIDATED.items():
+        known = all(curves.best_error(run, figure) is not None for run in some)
+        if len(some) < 2 or not any(cut) or not known:
+            continue
+        for cost, (of, _) in curves.AMOUNTS.items():
+            drawn = Figure()
+            curves.draw_sizes(drawn.subplots(), some, figure, cost)
+            caption = (
+                f"{label[0].upper()}{label[1:]} of the best epoch's validation, against "
+                f"{of}; the star has not been cut."
+            )
+            yield Picture(drawn, f"validation_{cost}", caption)
+        return  # the first figure that all have
 
 
 def costs(results: Sequence[Result]) -> Iterator[Picture]:

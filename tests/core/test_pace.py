@@ -5,7 +5,13 @@ import torch
 
 from espnet_l0prune.core.gates import AdaptiveDropout, HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.pace import pace_of, shortage, updates_to_close
+from espnet_l0prune.core.pace import (
+    check_milestones,
+    pace_of,
+    shortage,
+    updates_to_close,
+)
+from espnet_l0prune.core.projected import FARTHEST
 from espnet_l0prune.core.schedules import LinearSparsityScheduler
 from espnet_l0prune.core.steps import how_long
 
@@ -61,6 +67,43 @@ def test_a_schedule_with_too_few_updates_says_what_would_do():
     assert "some 270 at gate_lr 0.02" in said
     assert "Raise gate_lr in optim_conf to 0.1, or train for longer" in said
     assert not shortage(scheduler, [gate], L0AdamW(gate.parameters(), gate_lr=0.1))
+
+
+def test_gates_settle_at_a_milestone_and_are_no_surer_than_new_ones():
+    gate = HardConcrete(3)
+    optimizer = L0AdamW(gate.parameters())
+    conf = {"warmup_steps": 1, "ramp_steps": 10, "hold_steps": 4}
+    scheduler = LinearSparsityScheduler(**conf, milestones=[0.4, 0.5])
+    found = [pace_of(scheduler, i, [gate], optimizer) for i in range(1, 20)]
+    rising = [None] * 9
+    assert [pace.left for pace in found] == [*rising, 3, 2, 1, 1, *[None] * 2, 3, 2, 1, 1]
+    new = torch.logit(torch.tensor(0.99)).item()
+    assert [pace.farthest for pace in found] == [
+        *[FARTHEST] * 9,
+        *[pytest.approx(new)] * 4,
+        *[FARTHEST] * 6,
+    ]
+
+
+def test_milestones_that_are_closer_than_the_gates_can_settle():
+    gate = HardConcrete(3)  # its log_alpha goes 5.4 until it is closed
+    conf = {"warmup_steps": 0, "hold_steps": 2, "milestones": [0.3, 0.4, 0.6]}
+    for projects, rate, ramp, short in (
+        (True, 0.02, 18, "the milestone 0.4 has 5 updates, .* takes some 6;"),
+        (True, 0.02, 24, None),
+        (False, 0.5, 48, "the milestone 0.4 has 10 updates, .* takes some 11;"),
+        (False, 0.5, 54, None),
+        (False, 0.02, 500, "the milestone 0.3 has 252 updates, .* takes some 270;"),
+    ):
+        scheduler = LinearSparsityScheduler(ramp_steps=ramp, **conf)
+        run = scheduler, [gate], L0AdamW(gate.parameters(), gate_lr=rate)
+        if short is None:
+            check_milestones(*run, projects)
+            continue
+        with pytest.raises(ValueError, match=short):
+            check_milestones(*run, projects)
+    one = LinearSparsityScheduler(ramp_steps=1, hold_steps=1, milestones=[0.3])
+    check_milestones(one, [gate], L0AdamW(gate.parameters()), projects=False)
 
 
 def test_what_there_is_to_load_and_for_how_long(tmp_path):

@@ -126,6 +126,7 @@ def test_defaults_that_experiments_rely_on():
         "hold_steps": 10000,
         "in_epochs": False,
         "gate_start": None,
+        "milestones": None,
     }
     assert defaults(LinearSparsityScheduler) == schedule
     stairs = defaults(StaircaseSparsityScheduler)
@@ -193,7 +194,7 @@ def test_a_ramp_that_starts_above_0():
 
 def test_lengths_that_are_allowed():
     one = LinearSparsityScheduler(0.3, 0, 5, 5)
-    one.check_start({"params": 0.3})  # a start of the target
+    one.check_final({"params": 0.3})  # a start of the target
     assert one.targets(0, {"params": 0.3}) == {"params": 0.3}
     LinearSparsityScheduler(0.0, 0, 5, 0)
     LinearSparsityScheduler(0.0, 3.0, 0, 5)

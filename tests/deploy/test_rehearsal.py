@@ -69,6 +69,19 @@ def test_it_says_that_the_pruning_lands_and_how_long_it_takes(dense, tmp_path):
 
 
 @pytest.mark.slow
+def test_it_has_no_milestones(dense, tmp_path):
+    """Its ramp is too short to pause. What is trained is the command of the pruning."""
+    out = tmp_path / "l0"
+    words = ["adopt", str(dense), "--out", str(out), "--params", "0.4", "--rehearse"]
+    words += ["--epochs", "14", "--finetune_epochs", "4", "--milestones", "0.2"]
+    answer = COMMANDS["adopt"].run(get_parser().parse_args(words))
+    assert answer.code == 0
+    assert (out / "finetune_0.2.yaml").exists()
+    left = {path.name for path in (out / "rehearsal").iterdir()}
+    assert left == {"config.yaml", "train.log"}
+
+
+@pytest.mark.slow
 def test_a_training_that_fails_is_told(dense, tmp_path, capsys):
     words = ["adopt", str(dense), "--out", str(tmp_path / "l0"), "--rehearse"]
     nowhere = f"{tmp_path}/none, speech, npy"

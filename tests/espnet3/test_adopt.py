@@ -88,6 +88,12 @@ def test_what_cannot_be_adopted(change, message, dense, tmp_path, capsys):
     assert not (tmp_path / "l0").exists()
 
 
+def test_milestones_are_refused(dense, tmp_path, capsys):
+    assert adopt(dense, tmp_path / "l0", "--milestones", "0.2") == 1
+    assert "milestones is [0.2, 0.4], and the experiment is" in capsys.readouterr().err
+    assert not (tmp_path / "l0").exists()
+
+
 EVIL = {"_target_": "os.system", "command": "touch evil"}
 
 

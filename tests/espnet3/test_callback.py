@@ -205,6 +205,13 @@ def test_what_is_accumulated_is_one_update(data, tmp_path):
     cut_experiment(tmp_path / "exp", tmp_path / "cut")
 
 
+def test_milestones_are_refused(data, tmp_path):
+    lengths = {"warmup_steps": 2, "ramp_steps": 4, "hold_steps": 3}
+    change = with_model(sparsity_scheduler_conf={**lengths, "milestones": [0.2, 0.4]})
+    with pytest.raises(ValueError, match=r"milestones is \[0\.2, 0\.4\]; expected mil"):
+        run(data, tmp_path / "exp", change)
+
+
 def test_an_earlier_run_is_not_overwritten(whole, data):
     before = {path.name for path in whole.iterdir()}
     config = (whole / "config.yaml").read_text("utf-8")

@@ -13,8 +13,13 @@ from espnet_l0prune.testing.runs import CONFIG, run
 
 TEACHER = {"teacher_config": "config.yaml", "teacher_model_file": "model.pth"}
 PLAIN = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0, "use_cnn_module": False}
-START = {"gate_start": "taylor", "warmup_steps": 20}
-EPOCHS = 11  # of three updates
+SCHEDULE = {
+    **CONFIG["sparsity_scheduler_conf"],
+    "gate_start": "taylor",
+    "warmup_steps": 20,
+    "milestones": [0.15, 0.3],
+}
+EPOCHS = 12  # of three updates
 DECODER = {"dropout_rate": 0.0, "positional_dropout_rate": 0.0}
 
 
@@ -58,7 +63,7 @@ def train(folder: Path, rank: int | None) -> None:
         "optim_conf": {**CONFIG["optim_conf"], "lr": 1e-5},
         "sparsity_constraint": "projected",
         "sparsity_constraint_conf": {},
-        "sparsity_scheduler_conf": {**CONFIG["sparsity_scheduler_conf"], **START},
+        "sparsity_scheduler_conf": SCHEDULE,
         "max_epoch": EPOCHS,
     }
     run(folder, out, *more, **conf)

@@ -550,6 +550,12 @@ def test_two_processes_train_as_one(tmp_path):
     assert len(first) == 3 * EPOCHS
     alike, begun = (torch.cat(first[i]["log_alpha"]).unique() for i in (18, 19))
     assert len(alike) == 1 < len(begun)  # both processes have measured the same
+    written = [
+        tmp_path / name / "milestone_0.15/model.pth" for name in ("alone", "together")
+    ]
+    milestones = [torch.load(path, weights_only=True) for path in written]
+    for one, two in zip(*(state.values() for state in milestones), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
     assert_same(first, second)
     for one, two in zip(first, alone, strict=True):
         assert one["update"] == two["update"]
@@ -558,4 +564,5 @@ def test_two_processes_train_as_one(tmp_path):
         for cost, multipliers in one["multipliers"].items():
             assert multipliers == pytest.approx(two["multipliers"][cost], rel=1e-4)
         for a, b in zip(one["log_alpha"], two["log_alpha"], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+            # in float32, and moved apart twice
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

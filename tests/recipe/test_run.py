@@ -263,6 +263,28 @@ def test_yaml_of_ones_own_in_place_of_what_adopt_writes(work, tmp_path):
     assert (tmp_path / "asr_finetuned/valid.acc.ave.pth").exists()
 
 
+def test_milestones_are_cut_and_fine_tuned_too(work, tmp_path):
+    """With the commands of the end, each in folders of its own."""
+    run(work, "--stop_stage", "4")
+    (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
+    longer = [word.replace("ramp_steps=3", "ramp_steps=12") for word in PRUNE_ARGS]
+    longer[longer.index("--epochs") + 1] = "6"
+    options = ["--dense_exp", work / "exp/asr_dense", "--expdir", tmp_path]
+    options += ["--prune_args", " ".join(longer), "--milestones", "0.15"]
+    options += ["--stage", "5", "--stop_stage", "7"]
+    run(work, *options)
+    for end, target in (("", TARGET), ("_0.15", 0.15)):
+        cut = json.loads((tmp_path / f"asr_cut{end}/cut.json").read_text())
+        assert abs(cut["sparsity"]["params"] - target) <= 0.02
+        finetuned = tmp_path / f"asr_finetuned{end}"
+        assert (finetuned / "valid.acc.ave.pth").exists()
+        conf = yaml.safe_load((finetuned / "config.yaml").read_text())
+        assert conf["init_param"] == [str(tmp_path / f"asr_cut{end}/model.pth")]
+        left = yaml.safe_load((tmp_path / f"asr_cut{end}/structure.yaml").read_text())
+        assert conf["encoder_conf"]["structure"] == left
+    assert run(work, *options).stdout.count("already done") == 6
+
+
 def test_statistics_are_of_the_features_that_are_trained_on(work):
     with np.load(work / "exp/asr_stats/train/feats_stats.npz") as stats:
         assert stats["sum"].shape == (40,)
@@ -303,6 +325,7 @@ def test_a_failed_training_names_its_log(work, broken, tmp_path):
         (["--nbpe"], "--nbpe needs a value"),
         (["--dry_run", "True"], "--dry_run is true or false, not 'True'"),
         (["--ngpu", "all"], "--ngpu is a number, not 'all'"),
+        (["--milestones", "0.2 1"], "--milestones are sparsities, not '1'"),
     ],
 )
 def test_bad_options(work, options, message):
