@@ -19,7 +19,7 @@ from espnet_l0prune.core.cutting import cut_
 from espnet_l0prune.core.distillation import LAYER_LOSSES
 from espnet_l0prune.core.freezing import decide_
 from espnet_l0prune.core.optim import L0AdamW
-from espnet_l0prune.core.schedules import AbsSparsityScheduler
+from espnet_l0prune.core.phases import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select
 from espnet_l0prune.deploy.exports import FORMS, Entry
 from espnet_l0prune.deploy.exports.form import ExportForm, Packed, same_as

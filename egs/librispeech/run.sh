@@ -234,8 +234,11 @@ fit() {
         # lengths for batch_type: folded, and asr.sh has the same
         given=(--fold_length 80000 --fold_length 150)
     else
-        given=("${tokens[@]}" --normalize global_mvn
-            --normalize_conf "stats_file=$stats/train/feats_stats.npz")
+        given=("${tokens[@]}")
+        if ! grep -q '^normalize:' "$config"; then # otherwise as in ESPnet's asr.sh
+            given+=(--normalize global_mvn
+                --normalize_conf "stats_file=$stats/train/feats_stats.npz")
+        fi
     fi
     train "$out" "$config" --resume true "${given[@]}" \
         --train_shape_file "$stats/train/speech_shape" \

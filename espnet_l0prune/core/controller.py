@@ -22,9 +22,9 @@ from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import check_milestones, fit_to_run_, pace_of, shortage
+from espnet_l0prune.core.phases import AbsSparsityScheduler
 from espnet_l0prune.core.plan import Plan
 from espnet_l0prune.core.projected import undecided
-from espnet_l0prune.core.schedules import AbsSparsityScheduler
 from espnet_l0prune.core.selection import select_each
 from espnet_l0prune.core.tracking import Tracking, unmet
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW, Progress
+from espnet_l0prune.core.phases import AbsSparsityScheduler
 from espnet_l0prune.core.projected import FARTHEST
-from espnet_l0prune.core.schedules import AbsSparsityScheduler
 
 
 def fit_to_run_(

@@ -16,9 +16,9 @@ import humanfriendly
 
 from espnet_l0prune.core.constraints import AbsProjection
 from espnet_l0prune.core.optim import progress_in
+from espnet_l0prune.core.phases import LENGTHS, AbsSparsityScheduler
 from espnet_l0prune.core.python import run_python
 from espnet_l0prune.core.reading import read_tensors, read_yaml
-from espnet_l0prune.core.schedules import LENGTHS, AbsSparsityScheduler
 from espnet_l0prune.core.steps import Step, quiet
 from espnet_l0prune.core.tracking import UNMET
 from espnet_l0prune.deploy.adopt import Adopted

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from espnet_l0prune.core.gates import HardConcrete
 from espnet_l0prune.core.optim import L0AdamW
 from espnet_l0prune.core.pace import shortage, updates_to_close
-from espnet_l0prune.core.schedules import AbsSparsityScheduler
+from espnet_l0prune.core.phases import AbsSparsityScheduler
 
 FINE = 1_000_000  # updates in an epoch whose length is not known
 

@@ -9,8 +9,9 @@ from espnet2.train.class_choices import ClassChoices
 
 from espnet_l0prune.core.constraints import CONSTRAINTS, AbsConstraint
 from espnet_l0prune.core.goal import NETWORKS, Goal
+from espnet_l0prune.core.phases import AbsSparsityScheduler
 from espnet_l0prune.core.profile import Profile
-from espnet_l0prune.core.schedules import SCHEDULERS, AbsSparsityScheduler
+from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.plugin.experiment import read_mapping
 from espnet_l0prune.plugin.signature import check_options
 

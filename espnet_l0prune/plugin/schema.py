@@ -18,8 +18,9 @@ from espnet_l0prune.core.costs import COSTS
 from espnet_l0prune.core.gates import GATES
 from espnet_l0prune.core.goal import PARTS, SCOPES, Goal
 from espnet_l0prune.core.optim import ORDERS, L0AdamW
+from espnet_l0prune.core.phases import GATE_STARTS
 from espnet_l0prune.core.ranges import RANGES, SHARE
-from espnet_l0prune.core.schedules import GATE_STARTS, SCHEDULERS
+from espnet_l0prune.core.schedules import SCHEDULERS
 from espnet_l0prune.networks.units import UNITS, WORDS
 from espnet_l0prune.plugin.decay import LinearDecayLR
 from espnet_l0prune.plugin.model import CHOICES, L0Distilled

@@ -10,7 +10,8 @@ import yaml
 
 from espnet_l0prune.cli import main
 from espnet_l0prune.cli.parser import COMMANDS, get_parser
-from espnet_l0prune.core.schedules import MEASURED, LinearSparsityScheduler
+from espnet_l0prune.core.phases import MEASURED
+from espnet_l0prune.core.schedules import LinearSparsityScheduler
 from espnet_l0prune.deploy.rehearsal import Rehearsal, fast_forward
 from espnet_l0prune.testing.experiments import save_experiment
 from espnet_l0prune.testing.runs import UTTERANCES, make_data

@@ -9,7 +9,8 @@ from torch import Tensor
 from espnet_l0prune.core.gate_start import LEAST_OPEN
 from espnet_l0prune.core.gates import SLOPE, HardConcrete, LogAlpha
 from espnet_l0prune.core.importance import loss_of, per_cost, taylor
-from espnet_l0prune.core.schedules import MEASURED, LinearSparsityScheduler
+from espnet_l0prune.core.phases import MEASURED
+from espnet_l0prune.core.schedules import LinearSparsityScheduler
 from espnet_l0prune.testing.models import budget, disturb_
 from espnet_l0prune.testing.updates import batch, train
 from tests.plugin.test_training import SCHEDULE, gates, start

@@ -299,6 +299,23 @@ def test_another_program_can_train(work, tmp_path):
     assert said.startswith(f"called with --config {work / 'train_mini.yaml'} --output")
 
 
+def test_a_configuration_may_normalize_as_it_likes(work, tmp_path):
+    (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
+    stage = ["--stage", "4", "--stop_stage", "4", "--expdir", tmp_path]
+    text = (work / "train_mini.yaml").read_text()
+    for more, expected in (
+        ("", "global_mvn"),
+        ("normalize: utterance_mvn\n", "utterance_mvn"),
+        ("normalize: null\n", None),
+    ):
+        (config := tmp_path / "train.yaml").write_text(text + more)
+        options = ["--train_config", config, "--train_program", "echo"]
+        run(work, *stage, *options, check=False)
+        words = (tmp_path / "asr_dense/train.log").read_text().splitlines()[-1].split()
+        assert ASRTask.get_parser().parse_args(words).normalize == expected
+        shutil.rmtree(tmp_path / "asr_dense")
+
+
 def test_a_failed_training_names_its_log(work, broken, tmp_path):
     (tmp_path / "asr_stats").symlink_to(work / "exp/asr_stats")
     options = ["--dense_exp", work / "exp/asr_dense", "--expdir", tmp_path]
