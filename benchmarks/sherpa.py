@@ -4,8 +4,13 @@ Both decode the same test set on one thread, by the best token of the CTC in eac
 torch with ESPnet's model, and sherpa-onnx with what `export sherpa` writes, in float and
 in int8, in a process of its own that has nothing else. Intervals are those of the
 difference from torch's WER with the same model, 95%, by a bootstrap over speakers.
+
+With --random, no experiments are read: the models are an E-Branchformer of
+LibriSpeech-100's size with 5000 tokens and random weights, and the same without half of
+its encoder's parameters and MACs, by random gates. They hear noise, and have no errors.
 """
 
+import argparse
 import json
 import re
 import subprocess
@@ -21,11 +26,14 @@ import torch
 from common import (
     RATE,
     arguments,
+    decide_gates_,
+    draw_gates_,
     errors_by_speaker,
     pair_parser,
     read_test_set,
     resident,
     save_experiment,
+    start,
     start_pair,
     table,
     write,
@@ -34,11 +42,22 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.text.build_tokenizer import build_tokenizer
 from rich.progress import track
 
+from espnet_l0prune.core.cutting import cut_
+from espnet_l0prune.core.goal import Goal
 from espnet_l0prune.deploy.card import About, load_finished
+from espnet_l0prune.deploy.cut import cut_config
 from espnet_l0prune.deploy.sherpa import export_sherpa
+from espnet_l0prune.plugin.building import note_input_
+from espnet_l0prune.plugin.counting import sites_of
 from espnet_l0prune.plugin.experiment import average_of
 from espnet_l0prune.report.bootstrap import wer_difference_interval
 
+SIZE100 = {  # of LibriSpeech-100's E-Branchformer in ESPnet
+    **{"output_size": 256, "attention_heads": 4, "num_blocks": 12, "linear_units": 1024},
+    **{"cgmlp_linear_units": 1024, "cgmlp_conv_kernel": 31, "merge_conv_kernel": 31},
+    **{"rel_pos_type": "latest", "macaron_ffn": True, "use_ffn": True},
+}
+HALF, HEARD = {"params": 0.5, "macs": 0.5}, (6, 10.0)  # utterances, seconds of each
 SMALL = {"attention_heads": 4, "linear_units": 256, "num_blocks": 1}
 RUNTIME = """
 import json, sys, time
@@ -93,24 +112,31 @@ def measure(
     name: str,
     experiment: Path,
     waves: list[np.ndarray],
-    reference: list[str],
+    reference: list[str] | None,
     speakers: list[str],
     folder: Path,
 ) -> list[dict]:
     """One row for torch, and one each for sherpa-onnx in float and in int8."""
     seconds = sum(map(len, waves)) / RATE
     texts, spent, size = by_torch(experiment, waves)
-    first, words = errors_by_speaker(reference, texts, speakers)
 
-    def row(by: str, said: list[str], spent: float, size: int, peak: int) -> dict:
-        errors, _ = errors_by_speaker(reference, said, speakers)
+    def errors_of(said: list[str]) -> dict:
+        if reference is None:
+            return {}
+        first, _ = errors_by_speaker(reference, texts, speakers)
+        errors, words = errors_by_speaker(reference, said, speakers)
         low, high = wer_difference_interval(errors, first, words)
         return {
-            "model": name,
-            "by": by,
             "WER (%)": 100 * errors.sum() / words.sum(),
             "CER (%)": 100 * jiwer.cer(reference, said),
             "difference (points)": f"[{100 * low:+.2f}, {100 * high:+.2f}]",
+        }
+
+    def row(by: str, said: list[str], spent: float, size: int, peak: int) -> dict:
+        return {
+            "model": name,
+            "by": by,
+            **errors_of(said),
             "time per second of audio (ms)": 1000 * spent / seconds,
             "size (MB)": size / 1e6,
             "peak memory (MB)": peak / 1e6,
@@ -121,10 +147,8 @@ def measure(
     np.savez(file, *waves)
     for int8 in (False, True):
         by = "sherpa-onnx, int8" if int8 else "sherpa-onnx"
-        out, checkpoint = (
-            folder / re.sub(r"\W+", "_", f"{name} {by}"),
-            average_of(experiment),
-        )
+        out = folder / re.sub(r"\W+", "_", f"{name} {by}")
+        checkpoint = average_of(experiment)
         done = export_sherpa(experiment, checkpoint, out, About(name), int8=int8)
         said, spent, loaded, peak = by_sherpa(out, done.route, file)
         size = (out / "model.onnx").stat().st_size
@@ -133,9 +157,34 @@ def measure(
     return rows
 
 
+def random_pair(folder: Path) -> dict[str, Path]:
+    """Experiments with random weights, dense and cut by random gates."""
+    experiments = {name: folder / f"random_{name}" for name in ("dense", "cut")}
+    for name, experiment in experiments.items():
+        args = arguments("librispeech100")
+        args.encoder, args.encoder_conf = "l0_e_branchformer", {**SIZE100}
+        args.encoder_conf["units"] = "default" if name == "cut" else []
+        args.normalize = "utterance_mvn"
+        model = ASRTask.build_model(args).eval()
+        note_input_(model, args)
+        if name == "cut":
+            draw_gates_(model)
+            plan = decide_gates_(model, HALF, Goal(target=HALF))
+            cut_(model, sites_of(model), plan)
+            args = argparse.Namespace(**cut_config(vars(args), model))
+        save_experiment(experiment, args, model)
+    return experiments
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = pair_parser(__doc__).parse_args(argv)
-    start_pair(args)
+    options = pair_parser(__doc__)
+    options.add_argument("--random", action="store_true", help="without experiments")
+    args = options.parse_args(argv)
+    if args.random:
+        start(args)
+        torch.set_num_threads(1)
+    else:
+        start_pair(args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         experiments = {"dense": args.dense, "cut": args.pruned}
@@ -146,6 +195,11 @@ def main(argv: list[str] | None = None) -> None:
             save_experiment(experiments["dense"], small, ASRTask.build_model(small))
             waves = [0.1 * torch.randn(RATE).numpy() for _ in range(2)]
             texts, speakers = ["noise", "more noise"], ["a", "b"]
+        elif args.random:
+            experiments, (number, seconds) = random_pair(folder), HEARD
+            samples = int(seconds * RATE)
+            waves = [0.1 * torch.randn(samples).numpy() for _ in range(number)]
+            texts, speakers = None, []
         else:
             waves, texts = read_test_set(args.data)
             speakers = [*table(args.data / "utt2spk").values()]

@@ -113,7 +113,7 @@ def test_it_needs_the_data(dense, tmp_path, capsys):
 def test_the_schedule_keeps_its_proportions(lengths, fast):
     scheduler = LinearSparsityScheduler(0.0, *lengths, in_epochs=True)
     assert list(fast_forward(scheduler).values()) == fast
-    measuring = LinearSparsityScheduler(0.0, *lengths, True, "taylor")
+    measuring = LinearSparsityScheduler(0.0, *lengths, True, gate_start="taylor")
     least = [max(fast[0], MEASURED), *fast[1:]]
     assert list(fast_forward(measuring).values()) == least
 
