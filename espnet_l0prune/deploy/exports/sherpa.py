@@ -4,7 +4,7 @@ There are two, each with its own graph. Both decode by the best token of the CTC
 frame.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -13,14 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_l0prune.deploy.exports.batches import batch_
 from espnet_l0prune.deploy.exports.divergence import (
     OTHER_FRAMES,
     distance,
     divergence,
 )
 from espnet_l0prune.deploy.exports.fbank import N_FFT, N_MELS, RATE, SHIFT, offset_from
-from espnet_l0prune.deploy.exports.graphs import FrontendGraph, Graph, shortest, whole
+from espnet_l0prune.deploy.exports.graphs import (
+    FrontendGraph,
+    Graph,
+    shortest,
+    whole,
+)
+from espnet_l0prune.deploy.exports.joining import batch_, put_before_
 from espnet_l0prune.deploy.exports.onnx import (
     FLOAT_TOLERANCE,
     INT8_TOLERANCE,
@@ -53,40 +58,68 @@ HEARD = {  # of ESPnet's options of a spectrum, those that the runtime's feature
 SHORTEST_WINDOW = 400  # samples
 
 
-class Route(Graph):
+class RecognizerGraph(Graph):
+    """This graph is the encoder with the CTC; input too short for it gains zeros."""
+
+    varying: ClassVar = {"feats": {1: "frames"}}
+    outputs, file, text = ("logp",), "model.onnx", ""
+
+    def example(self, frames: int) -> tuple[Tensor]:
+        return (torch.randn(1, frames, self.model.frontend.output_size()),)
+
+    def forward(self, feats: Tensor) -> Tensor:
+        missing = torch.sym_max(shortest(self.model.encoder) - feats.size(1), 0)
+        feats = F.pad(feats, (0, 0, 0, missing))
+        return self.model.ctc.log_softmax(encode(self.model, feats, whole(feats))[0])
+
+
+class AnyFrontendGraph(FrontendGraph):
+    """This graph is the front end; audio too short for the encoder gains zeros."""
+
+    def forward(self, speech: Tensor) -> Tensor:
+        least = self.example(shortest(self.model.encoder))[0].size(1)
+        return super().forward(
+            F.pad(speech, (0, torch.sym_max(least - speech.size(1), 0)))
+        )
+
+
+class Route(ABC):
     """A `Route` is a way in which sherpa-onnx runs a recognizer.
 
     Attributes:
         option: the option of sherpa-onnx's commands that takes the graph
         function: the function of its Python package
         differs: what is not as in ESPnet, for the user
+        model: ESPnet's model
     """
 
     option: ClassVar[str]
     function: ClassVar[str]
     differs: ClassVar[str]
-    outputs, file, text = ("logp",), "model.onnx", ""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
 
     @staticmethod
     @abstractmethod
     def why_not(model: nn.Module) -> str | None:
         """Return why a model cannot take this route, if it cannot."""
 
+    @abstractmethod
     def finish_(self, file: Path) -> None:
-        """Bring a graph of one utterance into the form that the runtime reads."""
+        """Bring the recognizer's graph into the form that the runtime reads."""
 
+    @abstractmethod
+    def example(self, frames: int) -> Tensor:
+        """Return random input of some length, as the runtime hands it over."""
+
+    @abstractmethod
+    def logp(self, x: Tensor) -> Tensor:
+        """Return what torch answers to such input, (1, frames, tokens)."""
+
+    @abstractmethod
     def run(self, graph: OnnxGraph, inputs: list[Tensor]) -> list[Tensor]:
-        """Return what the finished graph answers, (1, frames, tokens) for each input."""
-        return [graph(**{name: x})[0] for x in inputs for name in self.varying]
-
-    def recognize(self, feats: Tensor) -> Tensor:
-        """Return log-probabilities (1, frames, tokens) of features (1, T, features).
-
-        Input that is too short for the encoder is continued with zeros.
-        """
-        missing = torch.sym_max(shortest(self.model.encoder) - feats.size(1), 0)
-        feats = F.pad(feats, (0, 0, 0, missing))
-        return self.model.ctc.log_softmax(encode(self.model, feats, whole(feats))[0])
+        """Return what the finished graph answers to several inputs."""
 
 
 class WaveformRoute(Route):
@@ -101,7 +134,6 @@ class WaveformRoute(Route):
         "scales each waveform to a variance of 1, which a normalization by utterance "
         "undoes. Its timestamps are wrong, as it takes a frame for 20 ms."
     )
-    varying = FrontendGraph.varying
 
     @staticmethod
     def why_not(model: nn.Module) -> str | None:
@@ -110,29 +142,32 @@ class WaveformRoute(Route):
             return None
         return "it takes normalize: utterance_mvn, as the runtime scales each waveform"
 
-    def example(self, frames: int) -> tuple[Tensor]:
-        return FrontendGraph(self.model).example(frames)
+    def example(self, frames: int) -> Tensor:
+        return AnyFrontendGraph(self.model).example(frames)[0]
 
-    def forward(self, speech: Tensor) -> Tensor:
-        frontend = FrontendGraph(self.model)
-        least = frontend.example(shortest(self.model.encoder))[0].size(1)
-        speech = F.pad(speech, (0, torch.sym_max(least - speech.size(1), 0)))
-        return self.recognize(frontend(speech))
+    def logp(self, x: Tensor) -> Tensor:
+        return RecognizerGraph(self.model)(AnyFrontendGraph(self.model)(x))
+
+    def finish_(self, file: Path) -> None:
+        # the front end is never quantized: its powers span too many magnitudes
+        front = file.with_name(FrontendGraph.file)
+        write_graph(AnyFrontendGraph(exportable(self.model)), front)
+        check(AnyFrontendGraph(self.model), front)
+        put_before_(front, file)
+        front.unlink()
+
+    def run(self, graph: OnnxGraph, inputs: list[Tensor]) -> list[Tensor]:
+        return [graph(speech=x)[0] for x in inputs]
 
 
 class FbankRoute(Route):
-    """This route, that of Dolphin, hands over log-mel features, and normalizes them.
-
-    Args:
-        model: ESPnet's model
-    """
+    """This route, that of Dolphin, hands over log-mel features, and normalizes them."""
 
     option, function = "dolphin-model", "from_dolphin_ctc"
     differs = (
         "The features are the runtime's: with a pre-emphasis, in frames that begin 5 ms "
         "later. What this adds to each feature was measured on noise, and is taken off."
     )
-    varying: ClassVar = {"feats": {1: "frames"}}
 
     @staticmethod
     def why_not(model: nn.Module) -> str | None:
@@ -155,11 +190,11 @@ class FbankRoute(Route):
             return f"it takes normalize: global_mvn, and here is {normalize}"
         return None
 
-    def example(self, frames: int) -> tuple[Tensor]:
-        return (torch.randn(1, frames, N_MELS),)
+    def example(self, frames: int) -> Tensor:
+        return torch.randn(1, frames, N_MELS)
 
-    def forward(self, feats: Tensor) -> Tensor:
-        return self.recognize(feats)
+    def logp(self, x: Tensor) -> Tensor:
+        return RecognizerGraph(self.model)(x)
 
     def finish_(self, file: Path) -> None:
         offset, normalize = offset_from(self.model.frontend), self.model.normalize
@@ -168,7 +203,7 @@ class FbankRoute(Route):
             mean = offset + normalize.mean
         if normalize is not None and normalize.norm_vars:
             deviation = normalize.std
-        tokens = self(*self.example(shortest(self.model.encoder))).size(-1)
+        tokens = self.logp(self.example(shortest(self.model.encoder))).size(-1)
         numbers = {"mean": mean, "invstd": 1 / deviation}
         metadata = {
             name: ",".join(f"{x:.8g}" for x in values.tolist())
@@ -232,8 +267,8 @@ def write_model(route: Route, file: Path, int8: bool) -> str:
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        write_graph(type(route)(exportable(route.model)), file)
-        check(route, file)
+        write_graph(RecognizerGraph(exportable(route.model)), file)
+        check(RecognizerGraph(route.model), file)
         if int8:
             quantize(file)
         route.finish_(file)
@@ -261,6 +296,6 @@ def furthest(
         measure: `distance` or `divergence`
     """
     lengths = (shortest(route.model.encoder), *OTHER_FRAMES)
-    inputs = [route.example(frames)[0] for frames in lengths]
+    inputs = [route.example(frames) for frames in lengths]
     pairs = zip(inputs, route.run(graph, inputs), strict=True)
-    return float(torch.tensor([measure(route(x), y, True) for x, y in pairs]).max())
+    return float(torch.tensor([measure(route.logp(x), y, True) for x, y in pairs]).max())

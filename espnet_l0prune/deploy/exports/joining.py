@@ -1,13 +1,13 @@
-"""A graph for one utterance becomes one for a batch of them.
-
-Each utterance is taken out of the batch and computed by itself, so that neither padding
-nor its neighbours change anything.
-"""
+"""Graphs are joined: one after another, or one for each utterance of a batch."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_l0prune.deploy.exports.onnx import data_of
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 # The nodes that compute {logp} of {feats} are put in between
 BATCHED = """
@@ -49,6 +49,9 @@ batch (float[N,T,{features}] x, int64[N] x_length)
 def batch_(file: Path, metadata: Mapping[str, str]) -> None:
     """Replace the graph of one utterance by that of a batch, in the same place.
 
+    Each utterance is taken out of the batch and computed by itself, so that neither
+    padding nor its neighbours change anything.
+
     Args:
         file: a graph that maps `feats` (1, T, features) to `logp` (1, frames, tokens); it
             will map `x` (N, T, features) and the numbers of valid frames `x_length` (N,)
@@ -84,7 +87,29 @@ def batch_(file: Path, metadata: Mapping[str, str]) -> None:
     del loop.attribute[0].g.node[:]
     loop.attribute[0].g.node.extend([*body[:place], *one.graph.node, *body[place:]])
     onnx.helper.set_model_props(batched, dict(metadata))
+    _save(batched, file)
+
+
+def put_before_(front: Path, file: Path) -> None:
+    """Replace a graph by one that begins with another, in the same place.
+
+    Args:
+        front: a graph whose only output is the only input of the other
+        file: the other graph
+    """
+    import onnx
+
+    first, second = onnx.load(front), onnx.load(file)
+    second = onnx.compose.add_prefix(second, "then_", rename_outputs=False)
+    between = first.graph.output[0].name, second.graph.input[0].name
+    _save(onnx.compose.merge_models(first, second, io_map=[between]), file)
+
+
+def _save(model: "ModelProto", file: Path) -> None:
+    """Write a graph in place of another, with its weights in the same place."""
+    import onnx
+
     data = data_of(file)
     large = data.exists()
     data.unlink(missing_ok=True)
-    onnx.save(batched, file, save_as_external_data=large, location=data.name)
+    onnx.save(model, file, save_as_external_data=large, location=data.name)
