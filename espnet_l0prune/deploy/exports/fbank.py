@@ -1,11 +1,9 @@
 """These are the features that sherpa-onnx computes for models of the kind Dolphin.
 
-They are nearly those of ESPnet's default front end. The differences that matter are a
-pre-emphasis, and a power of another scale: in each feature, a constant. The others are
-that a frame begins half a step later, and has 500 samples.
+They are nearly those of ESPnet's default front end. They have a pre-emphasis and a window
+of 500 samples, which add about a constant to each feature; and each frame begins half a
+step later.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -57,5 +55,5 @@ def offset_from(frontend: nn.Module) -> Tensor:
     wave = AMPLITUDE * torch.randn(SECONDS * RATE, generator=generator)
     theirs, _ = frontend(wave[None], torch.tensor([len(wave)]))
     ours = fbank(wave.double(), frontend.logmel.melmat)
-    inside = slice(EDGE, math.floor(len(ours) - EDGE))
+    inside = slice(EDGE, len(ours) - EDGE)
     return (ours[inside] - theirs[0, inside].double()).mean(0).float()

@@ -166,7 +166,8 @@ class FbankRoute(Route):
     option, function = "dolphin-model", "from_dolphin_ctc"
     differs = (
         "The features are the runtime's: with a pre-emphasis, in frames that begin 5 ms "
-        "later. What this adds to each feature was measured on noise, and is taken off."
+        "later. What this adds to each feature was measured on noise, and is taken off. "
+        "Its timestamps take a frame for 40 ms."
     )
 
     @staticmethod
