@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import copy
+import importlib
 import importlib.util
 import io
 import logging
@@ -264,13 +265,13 @@ def linear_masks() -> Iterator[None]:
     What ESPnet has for graphs grows with its square, and that in 8 bytes and in frames of
     features: 29 GB for 10 minutes.
     """
-    names = make_pad_mask.__globals__
-    inner = names[TRACEABLE]
-    names[TRACEABLE] = padding_mask
+    module = importlib.import_module(make_pad_mask.__module__)
+    inner = getattr(module, TRACEABLE)
+    setattr(module, TRACEABLE, padding_mask)
     try:
         yield
     finally:
-        names[TRACEABLE] = inner
+        setattr(module, TRACEABLE, inner)
 
 
 def padding_mask(
