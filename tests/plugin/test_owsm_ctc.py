@@ -24,6 +24,7 @@ from espnet_l0prune.plugin.building import build_model
 from espnet_l0prune.plugin.experiment import load_model, read_config
 from espnet_l0prune.testing.models import disturb_
 from espnet_l0prune.testing.runs import CONFIG
+from tests.speech import read_mini_an4
 
 RATE = 16_000
 CONTEXT = {"context_len_in_secs": 0.24}  # 3 frames of the encoder
@@ -32,10 +33,11 @@ DECODE = """
 import sys
 import numpy as np
 from espnet2.bin.s2t_inference_ctc import Speech2TextGreedySearch
-config, weights, wave = sys.argv[1:]
+seconds, config, weights, *waves = sys.argv[1:]
 search = Speech2TextGreedySearch(config, weights, lang_sym="<eng>")
-search.s2t_train_args.preprocessor_conf["speech_length"] = 1.2
-print("decoded", repr(search(np.load(wave))[0][1]))
+search.s2t_train_args.preprocessor_conf["speech_length"] = float(seconds)
+for wave in waves:
+    print("decoded", repr(search(np.load(wave))[0][1]))
 """
 RUN = ("num_workers", "num_att_plot", "use_tensorboard", "use_matplotlib", "batch_type")
 # The values of OWSM-CTC v3.1 (https://huggingface.co/espnet/owsm_ctc_v3.1_1B), with 4 of
@@ -106,14 +108,19 @@ OWSM_CTC = {
 }
 
 
-def make_corpus(folder) -> dict:
-    """Noise, texts, and sentencepiece's model of these; the options that name them."""
+def noise() -> dict[str, tuple[np.ndarray, str]]:
     rng = np.random.default_rng(0)
     letters = ["".join(rng.choice(list("ABCDEFGH"), 4)) for _ in range(8)]
+    return {f"u{i}": (rng.standard_normal(RATE) * 0.1, x) for i, x in enumerate(letters)}
+
+
+def make_corpus(folder, utterances: dict[str, tuple[np.ndarray, str]]) -> dict:
+    """Audio, texts, and sentencepiece's model of these; the options that name them."""
+    texts = [text for _, text in utterances.values()]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(letters * 9),
+        sentence_iterator=iter(texts * 9),
         model_prefix=str(folder / "bpe"),
-        vocab_size=26,
+        vocab_size=11 + len(SPECIAL) + len({*"".join(texts)}),
         hard_vocab_limit=False,
         user_defined_symbols=SPECIAL,
         bos_id=-1,
@@ -124,13 +131,13 @@ def make_corpus(folder) -> dict:
     known = [pieces.id_to_piece(i) for i in range(len(pieces))]
     tokens = ["<blank>", "<unk>", *(piece for piece in known if piece != "<unk>")]
     lines = {"wav.scp": [], "text": [], "prev": [], "ctc": [], "shape": []}
-    for i, text in enumerate(letters):
-        soundfile.write(folder / f"{i}.wav", rng.standard_normal(RATE) * 0.1, RATE)
-        lines["wav.scp"].append(f"u{i} {folder}/{i}.wav")
-        lines["text"].append(f"u{i} <eng><asr>{text}")
-        lines["prev"].append(f"u{i} {letters[i - 1] if i % 2 else '<na>'}")
-        lines["ctc"].append(f"u{i} {text}")
-        lines["shape"].append(f"u{i} {RATE}")
+    for i, (name, (wave, text)) in enumerate(utterances.items()):
+        soundfile.write(folder / f"{name}.wav", wave, RATE)
+        lines["wav.scp"].append(f"{name} {folder}/{name}.wav")
+        lines["text"].append(f"{name} <eng><asr>{text}")
+        lines["prev"].append(f"{name} {texts[i - 1] if i % 2 else '<na>'}")
+        lines["ctc"].append(f"{name} {text}")
+        lines["shape"].append(f"{name} {len(wave)}")
     for name, entries in lines.items():
         (folder / name).write_text("\n".join(entries) + "\n")
     data = [
@@ -150,17 +157,21 @@ def make_corpus(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    """An experiment that ESPnet trained for an epoch."""
-    folder = tmp_path_factory.mktemp("owsm")
+    return train(tmp_path_factory.mktemp("owsm"), noise())
+
+
+def train(folder, utterances: dict[str, tuple[np.ndarray, str]], **changes):
+    """An experiment that ESPnet trained, for an epoch unless it is changed."""
     conf = {
         **{name: CONFIG[name] for name in RUN},
         **OWSM_CTC,
-        **make_corpus(folder),
+        **make_corpus(folder, utterances),
         "optim": "adamw",
         "optim_conf": {"lr": 1e-3},
         "batch_size": 4,
         "max_epoch": 1,
         "best_model_criterion": [["valid", "loss", "min"]],
+        **changes,
     }
     (folder / "dense.yaml").write_text(yaml.safe_dump(conf))
     command = ["--config", str(folder / "dense.yaml")]
@@ -262,18 +273,38 @@ def test_a_probe_of_it(dense, capsys):
         assert closed["harm"]["kls"]["ctc"] > 0
 
 
+def prune(dense, out, capsys, *more: str) -> None:
+    """Adopt an experiment, and run the commands that this prints."""
+    words = ["adopt", str(dense), "--out", str(out), "--params", "0.4", "--macs", "0.4"]
+    assert main([*words, *more]) == 0
+    printed = capsys.readouterr().out.split("Next:\n")[1].splitlines()
+    pruning, cutting, tuning = map(shlex.split, printed)
+    assert pruning[2] == tuning[2] == s2t_train_ctc.__name__
+    s2t_train_ctc.main(pruning[3:])
+    assert main(cutting[1:]) == 0
+    s2t_train_ctc.main(tuning[3:])
+
+
+def decoded_elsewhere(home, seconds: float, *files) -> str:
+    """What DECODE prints in a home where nothing was cached, or downloaded."""
+    home.mkdir()
+    clean = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE, str(seconds), *map(str, files)],
+        env={**clean, "HOME": str(home)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_whole_line_to_long_audio(dense, tmp_path, capsys):
     out = tmp_path / "l0"
-    command = ["adopt", str(dense), "--out", str(out), "--params", "0.4", "--macs", "0.4"]
-    command += ["--set", "encoder_conf.uniform=true"]  # so that plain ESPnet can say it
-    assert main([*command, "--epochs", "8", "--finetune_epochs", "2"]) == 0
-    printed = capsys.readouterr().out.split("Next:\n")[1].splitlines()
-    prune, cut, finetune = map(shlex.split, printed)
-    assert prune[2] == finetune[2] == s2t_train_ctc.__name__
-    s2t_train_ctc.main(prune[3:])
-    assert main(cut[1:]) == 0
-    s2t_train_ctc.main(finetune[3:])
+    more = ["--set", "encoder_conf.uniform=true"]  # so that plain ESPnet can say it
+    prune(dense, out, capsys, *more, "--epochs", "8", "--finetune_epochs", "2")
 
     counts = yaml.safe_load((out / "cut/structure.yaml").read_text())
     prompted = [name for name in counts if name.endswith("cross_attn")]
@@ -303,17 +334,39 @@ def test_the_whole_line_to_long_audio(dense, tmp_path, capsys):
         assert args.model == {"plugin": "l0_distill", "stock": "espnet_ctc"}[form]
         assert decoded(*files) == decoded(*trained)
         np.save(tmp_path / "short.npy", np.pad(short[0], (0, 19_200 - RATE)))
-        home = tmp_path / f"home-{form}"  # where nothing was cached, or downloaded
-        home.mkdir()
-        clean = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
-        done = subprocess.run(
-            [sys.executable, "-c", DECODE, *map(str, files), tmp_path / "short.npy"],
-            env={**clean, "HOME": str(home)},
-            cwd=home,
-            capture_output=True,
-            text=True,
-        )
-        assert f"decoded {decoded(*trained)[0][0]!r}" in done.stdout, done.stderr
+        wave = tmp_path / "short.npy"
+        printed = decoded_elsewhere(tmp_path / f"home-{form}", 1.2, *files, wave)
+        assert f"decoded {decoded(*trained)[0][0]!r}" in printed
     command = ["export", "onnx", str(out / "finetuned"), "--out", f"{out}/onnx.zip"]
     assert main(command) == 1
     assert "reads a prompt beside the features" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_real_speech_to_the_same_texts_in_another_home(mini_an4, tmp_path, capsys):
+    """What was packed says of each recording what the fine-tuned experiment says."""
+    utterances, out = read_mini_an4(mini_an4), tmp_path / "l0"
+    longest = max(len(wave) for wave, _ in utterances.values()) / RATE
+    conf = {**OWSM_CTC["preprocessor_conf"], "speech_length": longest}
+    quick = {"optim_conf": {"lr": 0.005}, "batch_size": 2, "max_epoch": 40}
+    dense = train(tmp_path, utterances, preprocessor_conf=conf, **quick)
+    prune(dense, out, capsys, "--epochs", "12", "--finetune_epochs", "2")
+    config, weights = (
+        out / "finetuned" / name for name in ("config.yaml", "valid.loss.ave.pth")
+    )
+    search = Speech2TextGreedySearch(str(config), str(weights), lang_sym="<eng>")
+    archive, said = tmp_path / "pruned.zip", []
+    command = ["export", "plugin", str(out / "finetuned"), "--out", str(archive)]
+    assert main(command) == 0
+    files = unpack_model(archive, tmp_path / "unpacked")
+    for name, (wave, _) in utterances.items():
+        silence = round(longest * RATE) - len(wave)
+        padded = np.pad(wave, (0, silence)).astype(np.float32)
+        np.save(tmp_path / f"{name}.npy", padded)
+        said.append(f"decoded {search(padded)[0][1]!r}")
+    assert len({*said}) > 3
+    for folder in (dense, out):
+        folder.rename(tmp_path / f"{folder.name}-elsewhere")
+    waves = [tmp_path / f"{name}.npy" for name in utterances]
+    printed = decoded_elsewhere(tmp_path / "home", longest, *files, *waves)
+    assert [line for line in printed.splitlines() if "decoded" in line] == said

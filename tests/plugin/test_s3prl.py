@@ -2,16 +2,13 @@
 
 import copy
 import os
-import re
 import shlex
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from espnet2.asr.frontend.s3prl import S3prlFrontend
@@ -31,6 +28,7 @@ from espnet_l0prune.plugin.structure_plot import structure_figure, units_left
 from espnet_l0prune.testing.models import arguments
 from espnet_l0prune.testing.runs import train_dense, train_on_noise, write_audio
 from espnet_l0prune.testing.s3prl import KINDS, publish, save_dense
+from tests.speech import read_mini_an4
 
 PREENCODER = {
     "preencoder": "linear",
@@ -494,26 +492,6 @@ def test_from_a_stock_experiment_to_a_text(kind, large, scope, tmp_path, capsys)
     wave = tmp_path / "wave.npy"
     np.save(wave, 0.1 * np.random.default_rng(1).standard_normal(8000).astype("float32"))
     assert "decoded" in elsewhere(tmp_path / "home", DECODE, *files, wave)
-
-
-def read_mini_an4(archive: Path) -> dict[str, tuple[np.ndarray, str]]:
-    """Return the recordings that have a transcript, at 16 kHz, with it, by name."""
-    with tarfile.open(archive) as tar:
-        files = {Path(m.name).name: m for m in tar if m.isfile()}
-        lines = [
-            line
-            for name in ("an4_train.transcription", "an4_test.transcription")
-            for line in tar.extractfile(files[name]).read().decode().splitlines()
-        ]
-        found = {}
-        for line in lines:  # such as <s> YES </s> (an251-fash-b)
-            text, name = re.fullmatch(
-                r"(?:<s> )?([A-Z ]+?)(?: </s>)? \((.+)\)", line
-            ).groups()
-            wave, rate = soundfile.read(tar.extractfile(files[f"{name}.sph"]))
-            assert rate == 16_000
-            found[name] = wave, text
-    return found
 
 
 @pytest.mark.slow
