@@ -72,9 +72,9 @@ One channel at 16 kHz. What else there may be, as tried with sherpa-onnx 2.0.1:
   and more words are wrong.
 - Two channels: the command line takes the first.
 - An empty file, 0.1 s or silence: an empty text.
-- A long file: time and memory grow with the square of the length. A Conformer with 4
-  heads took 0.3 GB for 1 minute and 4 GB for 5, and for 10 there was not enough. Split
-  long audio first, by the runtime's voice activity detector, say.
+- A file of many minutes: time and memory grow with the square of the length, and where
+  memory is short, the program ends with an error. Split long audio first, by the
+  runtime's voice activity detector, say.
 """
 
 

@@ -204,13 +204,12 @@ class FbankRoute(Route):
             mean = offset + normalize.mean
         if normalize is not None and normalize.norm_vars:
             deviation = normalize.std
-        tokens = self.logp(self.example(shortest(self.model.encoder))).size(-1)
         numbers = {"mean": mean, "invstd": 1 / deviation}
         metadata = {
             name: ",".join(f"{x:.8g}" for x in values.tolist())
             for name, values in numbers.items()
         }
-        batch_(file, {"vocab_size": str(tokens), **metadata})
+        batch_(file, {"vocab_size": str(self.model.vocab_size), **metadata})
 
     def run(self, graph: OnnxGraph, inputs: list[Tensor]) -> list[Tensor]:
         lengths = torch.tensor([x.size(1) for x in inputs])
