@@ -401,6 +401,6 @@ def test_no_part_of_a_graph_has_the_square_of_all_frames(by_fbank, tmp_path):
     write_graph(sherpa.RecognizerGraph(exportable(by_fbank[0])), tmp_path / "one.onnx")
     values = onnx.load(tmp_path / "one.onnx").graph.value_info
     sizes = [[d.dim_param for d in v.type.tensor_type.shape.dim] for v in values]
-    squares = [s for s in sizes if sum("frames" in d for d in s) > 1]
+    squares = [s for s in sizes if sum(map(bool, s)) > 1]  # other sizes have no name
     assert squares
-    assert all("//4" in d for s in squares for d in s if "frames" in d)
+    assert all("//" in d for s in squares for d in s if d)
